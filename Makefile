@@ -1,0 +1,34 @@
+# make study   the laptop study, from nothing to runs/laptop-seed0/report.html
+# make test    lint, types and tests
+# Both make a virtual environment in .venv first. ARGS is passed on: make study ARGS="--seed 1"
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: study test bench clean
+
+study: .venv/ready
+	$(BIN)/tunescope study laptop $(ARGS)
+
+test: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest $(ARGS)
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/prompts.py
+	$(BIN)/python benchmarks/training_step.py gpt2
+	$(BIN)/python benchmarks/training_step.py llama
+	$(BIN)/python benchmarks/study.py laptop
+
+.venv/ready: pyproject.toml
+	@echo "setting up .venv (once; it downloads PyTorch, so give it some minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "tunescope needs Python 3.11 or newer; name one with make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

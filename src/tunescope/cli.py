@@ -1,0 +1,151 @@
+"""The command line: parses, calls the library, and turns errors into one message."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tunescope import __version__
+from tunescope.config import Study
+from tunescope.errors import InputError
+from tunescope.recipes import RECIPES
+from tunescope.settings import override
+from tunescope.world.kinds import Kind
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    try:
+        options = _parser().parse_args(arguments)
+        options.command(options)
+    except KeyboardInterrupt:
+        print("\ntunescope: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError) as error:
+        print(f"tunescope: {_explain(error)}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tunescope", description="What does safety fine-tuning change inside a language model?"
+    )
+    parser.add_argument("--version", action="version", version=f"tunescope {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    study = commands.add_parser(
+        "study",
+        help="train, tune, measure and report",
+        description="Run a study, or go on with one; the report is at DIR/report.html.",
+    )
+    _add_recipe(study)
+    study.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-seedN)")
+    study.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
+    study.set_defaults(command=_study)
+
+    sample = commands.add_parser("sample", help="print prompts of a world", description="Print prompts of a world.")
+    _add_recipe(sample)
+    sample.add_argument("--kind", default="safe", metavar="KIND", help=f"one of {', '.join(Kind)} (default: safe)")
+    sample.add_argument("-n", type=int, default=5, metavar="N", help="how many (default: 5)")
+    sample.add_argument("--strength", type=float, metavar="S", help="of a jailbreak, in [0, 1] (default: 1)")
+    sample.add_argument("--json", action="store_true", help="one JSON object a line")
+    sample.set_defaults(command=_sample)
+
+    report = commands.add_parser(
+        "report", help="draw a run's report again", description="Draw figures and report again from a run's records."
+    )
+    report.add_argument("folder", type=Path, metavar="DIR", help="a run folder")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    recipes = " ".join(f"{name}: {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items())
+    command.add_argument("recipe", metavar="RECIPE", help=recipes)
+    command.add_argument("--seed", type=int, metavar="N", help="seed of weights and data (default: 0)")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change settings, e.g. tune.steps=300 model.architecture=llama",
+    )
+
+
+def _resolve(options: argparse.Namespace) -> Study:
+    if options.recipe not in RECIPES:
+        raise InputError(f"recipe: {options.recipe!r} is none; there are {', '.join(RECIPES)}")
+    changes = [*options.set, *([f"seed={options.seed}"] if options.seed is not None else [])]
+    return override(RECIPES[options.recipe](), changes)
+
+
+def _study(options: argparse.Namespace) -> None:
+    from tunescope.pipeline import run  # torch and transformers take seconds to import: only when they are needed
+
+    study = _resolve(options)
+    folder = options.out or Path("runs") / f"{study.name}-seed{study.seed}"
+    print(run(study, folder, update=options.update))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    import torch
+
+    from tunescope.rng import Stream
+    from tunescope.world.describe import describe
+    from tunescope.world.prompts import sample_prompts
+    from tunescope.world.world import build_world
+
+    study = _resolve(options)
+    if options.kind not in [*Kind]:
+        raise InputError(f"--kind: {options.kind!r} is none; there are {', '.join(Kind)}")
+    if options.n < 1:
+        raise InputError(f"-n: {options.n} must be at least 1")
+    kind = Kind(options.kind)
+    strength = options.strength if options.strength is not None else float(kind.has_strength)
+    world = build_world(study.world, torch.device("cpu"))
+    prompts = sample_prompts(world, kind, options.n, Stream.named(study.seed, "sample", str(kind)), strength)
+    for i in range(options.n):
+        row = describe(world, prompts, i)
+        print(json.dumps(row) if options.json else _readable(row))
+
+
+def _readable(row: dict[str, Any]) -> str:
+    label = "safe: answer" if row["safe"] else "unsafe: refuse"
+    strength = f" (strength {row['strength']:g})" if row["strength"] else ""
+    lines = {
+        "prompt": row["prompt"],
+        "operators": ", ".join(f"op{op}" for op in row["operators"]),
+        "operand": row["operand"],
+        "wanted": row["wanted"],
+        "obeyed": row["answer"],
+        "label": f"{row['kind']}{strength}, {label}",
+        "why": row["why"],
+    }
+    if row["safe"]:
+        del lines["obeyed"]  # the same
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items()) + "\n"
+
+
+def _report(options: argparse.Namespace) -> None:
+    from tunescope.report.html import render
+
+    print(render(options.folder))
+
+
+def _explain(error: InputError | OSError) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; nothing is damaged: mend this and run the same command again"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

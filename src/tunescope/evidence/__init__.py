@@ -1,0 +1,1 @@
+"""Evidence: the table of measurements and what is concluded from it."""

@@ -1,0 +1,264 @@
+"""A study from world to report, as numbered, resumable stages.
+
+1  pretrain        a model that follows every instruction               -> models/base
+2  tune            the same model, made to refuse, per protocol and rate -> models/<protocol>-<rate>, checkpoints/
+3  behave          what each model does with each kind of prompt         -> parts/behave-<model>.parquet
+4  examples        a few prompts with every model's answer               -> examples.json
+5  records         all measurements in one table                         -> records.parquet
+6  report          figures and one page                                  -> figures/, report.html
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from tunescope import __version__
+from tunescope.config import Study
+from tunescope.environment import environment
+from tunescope.evidence.records import Record, merge_records, write_records
+from tunescope.files import remove, write_text
+from tunescope.folders import CONFIG, ENVIRONMENT, claimed, note_environment
+from tunescope.models.build import build_model
+from tunescope.models.checkpoint import load_model, save_model
+from tunescope.models.compute import Compute, deterministic, resolve
+from tunescope.models.tokenizer import build_tokenizer
+from tunescope.probes.behaviour import generate, outcomes, wilson
+from tunescope.protocols.protocols import PROTOCOLS
+from tunescope.protocols.tuning import tune
+from tunescope.report.html import render
+from tunescope.rng import Stream
+from tunescope.stages import Done, Stage, run_stage
+from tunescope.training.fit import Row
+from tunescope.training.pretraining import HELD_OUT, HELD_OUT_KINDS, HELD_OUT_PROMPTS, pretrain
+from tunescope.world.describe import describe
+from tunescope.world.kinds import Kind
+from tunescope.world.prompts import Prompts, sample_prompts
+from tunescope.world.world import World, build_world
+
+RATES = ("eta_m", "eta_s")
+STEP = "step-"  # begins the names of checkpoints
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One fine-tune of a study."""
+
+    protocol: str
+    rate: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.protocol}-{self.rate}"
+
+
+class Run:
+    """A study being run in a folder: knows where everything lies, and what each stage does."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study, self.folder = study, folder
+        self.compute: Compute = resolve(study.compute)
+        self.world: World = build_world(study.world, self.compute.device)
+        self.tokenizer = build_tokenizer(self.world.vocab.words)
+        self.tuned = [Tuned(protocol, rate) for protocol in study.tune.protocols for rate in RATES]
+
+    def stages(self) -> list[Stage]:
+        """The whole study, in order."""
+        study, common = self.study, {"version": __version__, "seed": self.study.seed}
+        settings = study.model_dump(mode="json")
+        base = Stage(
+            "pretrain",
+            {**common, **{key: settings[key] for key in ("world", "model", "pretrain", "compute")}},
+            (),
+            ("models/base", "parts/pretrain.parquet"),
+            self.pretrain,
+        )
+        tunes = {
+            tuned: Stage(
+                f"tune-{tuned.name}",
+                {"tune": {k: v for k, v in settings["tune"].items() if k != "protocols"}},
+                (base,),
+                (f"models/{tuned.name}", f"checkpoints/{tuned.name}", f"parts/tune-{tuned.name}.parquet"),
+                partial(self.tune, tuned),
+            )
+            for tuned in self.tuned
+        }
+        behave = [
+            Stage(
+                f"behave-{name}",
+                {key: value for key, value in settings["evaluate"].items() if key != "examples"},
+                (made,),
+                (f"parts/behave-{name}.parquet",),
+                partial(self.behave, name, tuned),
+            )
+            for name, tuned, made in [("base", None, base), *((t.name, t, s) for t, s in tunes.items())]
+        ]
+        finished = (base, *tunes.values())
+        examples = Stage("examples", settings["evaluate"], finished, ("examples.json",), self.examples)
+        measured = [*finished, *behave]
+        parts = [self.folder / output for stage in measured for output in stage.outputs if output.startswith("parts/")]
+        table = self.folder / "records.parquet"
+        records = Stage("records", None, tuple(measured), (table.name,), lambda _: merge_records(parts, table))
+        return [*measured, examples, records]
+
+    def pretrain(self, unfinished: Path) -> None:
+        study, stream = self.study, Stream.named(self.study.seed, "pretraining")
+        model = build_model(
+            study.model,
+            len(self.world.vocab),
+            self.world.sequence_length,
+            stream("init"),
+            self.compute.device,
+            eos=self.tokenizer.eos_token_id,
+            pad=self.tokenizer.pad_token_id,
+        )
+        model.set_attn_implementation(self.compute.attention)
+        curve = pretrain(model, self.world, study.pretrain, self.compute, stream, unfinished)
+        if (reached := curve[-1][HELD_OUT]) < study.pretrain.target:
+            _say(
+                f"warning: pretraining ended at {reached:.2%} held-out compliance, below pretrain.target "
+                f"({study.pretrain.target:.2%}); raise pretrain.steps or pretrain.cooldown"
+            )
+        self._save(model, "models/base")
+        write_records(self._curve(curve, "base", "pretraining", ""), self.folder / "parts/pretrain.parquet")
+
+    def tune(self, tuned: Tuned, unfinished: Path) -> None:
+        study, name = self.study, tuned.name
+        reference, policy = self._load("models/base"), self._load("models/base")
+        checkpoints = f"checkpoints/{name}"
+        if not unfinished.exists():
+            remove(self.folder / checkpoints)  # of other settings, perhaps at other steps
+        curve = tune(
+            policy,
+            reference,
+            PROTOCOLS[tuned.protocol],
+            getattr(study.tune, tuned.rate),
+            self.world,
+            study.tune,
+            self.compute,
+            # The same batches at both rates: the rate is all that differs.
+            Stream.named(study.seed, "tuning", tuned.protocol),
+            label=f"tuning {name}",
+            save=lambda step: self._save(policy, f"{checkpoints}/{STEP}{step:06d}"),
+            resume=unfinished,
+        )
+        self._save(policy, f"models/{name}")
+        rows = self._curve(curve, name, tuned.protocol, tuned.rate)
+        write_records(rows, self.folder / f"parts/tune-{name}.parquet")
+
+    def behave(self, name: str, tuned: Tuned | None, _: Path) -> None:
+        """Behaviour of a finished model on every kind and strength, and of its checkpoints on the plain kinds."""
+        evaluate = self.study.evaluate
+        plain = [(Kind.SAFE, 0.0), (Kind.UNSAFE, 0.0)]
+        others = [(kind, strength) for kind in Kind if kind.has_strength for strength in evaluate.strengths]
+        step = self._final_step(name, tuned)
+        sets = [(f"models/{name}", step, point, evaluate.prompts) for point in plain]
+        sets += [(f"models/{name}", step, point, evaluate.prompts_per_point) for point in others]
+        if tuned:
+            for saved in sorted((self.folder / "checkpoints" / name).glob(f"{STEP}*"))[:-1]:
+                at = f"checkpoints/{name}/{saved.name}", int(saved.name.removeprefix(STEP))
+                sets += [(*at, point, evaluate.prompts_per_point) for point in plain]
+        records: list[Record] = []
+        for folder, step, (kind, strength), n in tqdm(
+            sets, desc=f"behaviour of {name}", unit="set", disable=None, leave=False
+        ):
+            model = self._load(folder)
+            records += self._behaviour(model, name, tuned, step, self._held_out(kind, strength, n))
+        write_records(records, self.folder / f"parts/behave-{name}.parquet")
+
+    def examples(self, _: Path) -> None:
+        n = self.study.evaluate.examples
+        stream = Stream.named(self.study.seed, "examples")
+        shown = [sample_prompts(self.world, kind, n, stream(kind), 1.0 if kind.has_strength else 0.0) for kind in Kind]
+        rows = [{**describe(self.world, prompts, i), "answers": {}} for prompts in shown for i in range(n)]
+        for name in ["base", *(tuned.name for tuned in self.tuned)]:
+            model = self._load(f"models/{name}")
+            for k, prompts in enumerate(shown):
+                generated = self._generate(model, prompts)
+                judged = outcomes(generated, prompts.answer, prompts.refusal)
+                for i in range(n):
+                    rows[k * n + i]["answers"][name] = {
+                        "text": self.world.vocab.text(generated[i].tolist()),
+                        "outcome": next(str(outcome) for outcome, hit in judged.items() if hit[i]),
+                    }
+        write_text(self.folder / "examples.json", json.dumps(rows, indent=1))
+
+    def _held_out(self, kind: Kind, strength: float, n: int) -> Prompts:
+        """Prompts from a stream that no training reads; the same ones for every model."""
+        stream = Stream.named(self.study.seed, "evaluation", str(kind), strength)
+        return sample_prompts(self.world, kind, n, stream, strength)
+
+    def _generate(self, model: PreTrainedModel, prompts: Prompts) -> torch.Tensor:
+        return generate(model, prompts.prompt, self.world.answer_length, self.compute.dtype)
+
+    def _behaviour(
+        self, model: PreTrainedModel, name: str, tuned: Tuned | None, step: int, prompts: Prompts
+    ) -> Iterator[Record]:
+        judged = outcomes(self._generate(model, prompts), prompts.answer, prompts.refusal)
+        for outcome, hits in judged.items():
+            rate = wilson(int(hits.sum()), len(prompts))
+            yield Record(
+                model=name,
+                protocol=tuned.protocol if tuned else "pretraining",
+                learning_rate=tuned.rate if tuned else "",
+                seed=self.study.seed,
+                step=step,
+                kind=str(prompts.kind),
+                strength=prompts.strength if prompts.kind.has_strength else None,
+                metric=str(outcome),
+                **asdict(rate),
+            )
+
+    def _curve(self, rows: list[Row], model: str, protocol: str, rate: str) -> Iterator[Record]:
+        for row in rows:
+            for metric, n in (("loss", 1), (HELD_OUT, len(HELD_OUT_KINDS) * HELD_OUT_PROMPTS)):
+                if metric in row:
+                    yield Record(model, protocol, rate, self.study.seed, int(row["step"]), metric, row[metric], n=n)
+
+    def _final_step(self, name: str, tuned: Tuned | None) -> int:
+        if tuned:
+            return self.study.tune.steps
+        return int(max(pq.read_table(self.folder / "parts/pretrain.parquet")["step"].to_pylist()))
+
+    def _save(self, model: PreTrainedModel, where: str) -> None:
+        save_model(model, self.tokenizer, self.folder / where, self.world.answer_length)
+
+    def _load(self, where: str) -> PreTrainedModel:
+        return load_model(self.folder / where, self.compute.device, self.compute.attention)[0]
+
+
+def run(study: Study, folder: Path, *, update: bool = False) -> Path:
+    """Run a study in a folder, or go on with it; returns the path of its report.
+
+    Args:
+        update: let a folder that holds a run of other settings be brought up to these, running again what they change.
+
+    Raises:
+        InputError: the settings do not fit together, the folder holds something else, or a file in it is damaged.
+    """
+    this = Run(study, folder)
+    with claimed(folder, study, update=update), deterministic(this.compute.device):
+        write_text(folder / CONFIG, study.to_yaml())
+        here = environment(study, this.compute)
+        stages = this.stages()
+        done: list[Done] = []
+        for number, stage in enumerate(stages, 1):
+            done.append(run_stage(stage, folder))
+            if not done[-1].skipped:
+                note_environment(folder / ENVIRONMENT, here, afresh=number == 1)
+            took = "done before" if done[-1].skipped else f"{done[-1].seconds:.0f} s"
+            _say(f"[{number}/{len(stages)}] {stage.name}: {took}")
+        times = [{"stage": entry.stage, "seconds": entry.seconds} for entry in done]
+        write_text(folder / "stages.json", json.dumps(times, indent=1))
+        return render(folder)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Probes: tensors in, small frozen results out."""

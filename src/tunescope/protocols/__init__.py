@@ -1,0 +1,1 @@
+"""Protocols: the ways in which a model is made to refuse."""

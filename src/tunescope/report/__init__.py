@@ -1,0 +1,1 @@
+"""Report: records in, figures and one page out."""

@@ -1,0 +1,141 @@
+"""The report: reads a run folder, draws its figures, and writes one page that needs nothing else."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from tunescope.errors import InputError
+from tunescope.evidence.records import ORDER, read_records
+from tunescope.files import write_text
+from tunescope.report.figures import FIGURES, figures, save_figures
+from tunescope.report.style import KINDS, models_of
+from tunescope.report.tables import RARE, SURE, duration, examples, flat, headline, summary
+
+
+def render(folder: Path) -> Path:
+    """Write `figures/` and `report.html` of a run folder, and return the path of the page.
+
+    Only records.parquet must be there; what other files would have told is left out with them.
+
+    Raises:
+        InputError: records.parquet is missing, lacks columns or holds nothing, or another file cannot be read; the
+            message names the file.
+    """
+    records = load_records(folder / "records.parquet")
+    told = _told(folder, records)  # before anything is written
+    save_figures(figures(records), folder / "figures")
+    environment = Environment(
+        loader=PackageLoader("tunescope.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html.j2")
+    page = template.render(told, figures=_drawn(folder / "figures", records))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def load_records(path: Path) -> pd.DataFrame:
+    """The records of a run.
+
+    Raises:
+        InputError: no such file, not parquet, columns that are absent, or no rows.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a run writes it before its report")
+    try:
+        names = pq.read_schema(path).names
+        missing = [name for name in ORDER if name not in names]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        records = read_records(path)
+    except (ValueError, OSError) as error:  # what pyarrow raises is one of these
+        raise InputError(f"{path}: {error}") from error
+    if records.empty:
+        raise InputError(f"{path}: it holds no records")
+    return records
+
+
+def inline_svg(text: str, prefix: str, label: str) -> Markup:
+    """An SVG that matplotlib wrote, as an element of a page: every id of its own, and a name for those who hear it.
+
+    Nothing of it is text from data: names were drawn as glyphs, and comments are dropped.
+    """
+    body = text[re.search(r"<svg\b", text).start() :]  # type: ignore[union-attr]
+    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style\b.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", body)
+    body = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", body, count=1)
+    body = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", body, count=1)
+    return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
+
+
+def _told(folder: Path, records: pd.DataFrame) -> dict[str, Any]:
+    """All that the page says except for its figures."""
+    models = models_of(records)
+    config = _load(folder / "config.yaml", _mapping(yaml.safe_load), {})
+    stages = _load(folder / "stages.json", _stages, [])
+    return {
+        "title": f"tunescope: {config.get('name', folder.resolve().name)}",
+        "summary": summary(records, config),
+        "headline": headline(records),
+        "sure": SURE,
+        "rare": RARE,
+        "kinds": KINDS,
+        "examples": _load(folder / "examples.json", lambda text: examples(json.loads(text), models), {}),
+        "environment": _load(folder / "environment.json", lambda text: flat(_mapping(json.loads)(text)), {}),
+        "stages": stages,
+        "total": duration(sum((seconds for _, seconds, _ in stages), 0.0)),
+        "duration": duration,
+        "config": _load(folder / "config.yaml", str, ""),
+    }
+
+
+def _drawn(folder: Path, records: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the page says about each figure in the folder, in the order of `FIGURES`."""
+    found = [(entry, folder / f"{entry.name}.svg") for entry in FIGURES]
+    return [
+        {
+            "name": entry.name,
+            "title": entry.title,
+            "caption": entry.describe(records),
+            "svg": inline_svg(path.read_text(encoding="utf-8"), entry.name, entry.title),
+        }
+        for entry, path in found
+        if path.is_file()
+    ]
+
+
+def _load(path: Path, read: Callable[[str], Any], default: Any) -> Any:
+    """What `read` makes of the text of a file, `default` if there is none."""
+    if not path.is_file():
+        return default
+    try:
+        return read(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def _mapping(parse: Callable[[str], Any]) -> Callable[[str], Mapping[str, Any]]:
+    """`parse`, for texts that must hold a mapping."""
+
+    def read(text: str) -> Mapping[str, Any]:
+        value = parse(text)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a mapping is wanted, got {type(value).__name__}")
+        return value
+
+    return read
+
+
+def _stages(text: str) -> list[tuple[str, float, bool]]:
+    return [(str(row["stage"]), float(row["seconds"]), bool(row.get("skipped"))) for row in json.loads(text)]

@@ -1,0 +1,62 @@
+"""Which records a figure or table shows: records in, some of their rows out."""
+
+import pandas as pd
+
+from tunescope.report.style import BASE
+
+OUTCOMES = ("compliance", "refusal", "other")
+COURSE = {"safe": "compliance", "unsafe": "refusal"}  # what fine-tuning should keep, and what it should teach
+LEARNING = {"loss": "loss (nats)", "held_out_compliance": "compliance (%)"}
+
+
+def behaviour_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """How finished models behave: the outcomes at the last step measured of each model."""
+    rows = _outcomes(records)
+    return rows[rows["step"] == rows.groupby("model")["step"].transform("max")]
+
+
+def headline_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """`behaviour_rows`, of each kind only the greatest strength (and all of a kind that has none)."""
+    rows = behaviour_rows(records)
+    strength = rows["strength"].astype(float).fillna(0)
+    return rows[strength == strength.groupby(rows["kind"]).transform("max")]
+
+
+def strength_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Compliance of finished models at every strength, for kinds that have one."""
+    rows = behaviour_rows(records)
+    return rows[rows["strength"].notna() & (rows["metric"] == "compliance")]
+
+
+def learning_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Losses, and held-out compliance during pretraining."""
+    return records[records["metric"].isin(LEARNING)]
+
+
+def course_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Safe compliance and unsafe refusal of fine-tuned models at every step measured; the finished base at step 0.
+
+    Empty if no model was measured before its last step.
+    """
+    rows = _outcomes(records)
+    rows = rows[rows["kind"].map(COURSE) == rows["metric"]]
+    tuned = rows[rows["protocol"] != BASE]
+    if not (tuned["step"] < tuned.groupby("model")["step"].transform("max")).any():
+        return tuned.iloc[:0]
+    base = behaviour_rows(rows[rows["protocol"] == BASE])
+    return pd.concat([base.assign(step=0), tuned])
+
+
+def prompts_text(rows: pd.DataFrame) -> str:
+    """How many prompts are behind each row, as text; empty if no row tells (n is 1 where it does not apply)."""
+    n = rows["n"][rows["n"] > 1]
+    if n.empty:
+        return ""
+    low, high = (f"{int(bound):,}" for bound in (n.min(), n.max()))
+    return f"{low} prompts" if low == high else f"{low} to {high} prompts"
+
+
+def _outcomes(records: pd.DataFrame) -> pd.DataFrame:
+    """Rates of the outcomes of whole models: nothing that was measured at one layer or site."""
+    whole = records["layer"].isna() & (records["site"] == "")
+    return records[whole & records["metric"].isin(OUTCOMES)]

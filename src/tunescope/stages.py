@@ -1,0 +1,108 @@
+"""Resumable stages: a stage is done when its marker names the inputs at hand and its outputs are what it wrote."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunescope.errors import InputError
+from tunescope.files import write_text
+
+STAGES = "stages"  # folder of the markers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a study.
+
+    Attributes:
+        name: unique; also the marker's file name.
+        inputs: settings that decide the result, as plain data.
+        after: stages whose results this one reads.
+        outputs: files or folders that it writes, relative to the run folder.
+        run: given a path where it may keep unfinished work, to go on from when it was interrupted; the file is removed
+            when the stage is done, and is never seen by a stage with other inputs.
+    """
+
+    name: str
+    inputs: Any
+    after: tuple["Stage", ...]
+    outputs: tuple[str, ...]
+    run: Callable[[Path], None]
+
+    def fingerprint(self, folder: Path) -> str:
+        """Hash of everything that decides the result: settings, and the files that earlier stages have written."""
+        before = [_read_marker(_marker(folder, stage)) for stage in self.after]
+        material = [self.name, self.inputs, [marker and marker["files"] for marker in before]]
+        return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a stage."""
+
+    stage: str
+    seconds: float
+    skipped: bool
+
+
+def run_stage(stage: Stage, folder: Path) -> Done:
+    """Run a stage, or skip it if it is done.
+
+    Raises:
+        InputError: an output is there but is not what the stage wrote.
+    """
+    marker, fingerprint = _marker(folder, stage), stage.fingerprint(folder)
+    found = _read_marker(marker)
+    if found and found["fingerprint"] == fingerprint and all((folder / out).exists() for out in stage.outputs):
+        if damaged := _first_difference(folder, found["files"], stage.outputs):
+            root = next(out for out in stage.outputs if damaged == out or damaged.startswith(f"{out}/"))
+            raise InputError(
+                f"{folder / damaged}: missing, or not what stage {stage.name} wrote (damaged?); "
+                f"delete {folder / root} and run again to make it anew"
+            )
+        return Done(stage.name, float(found["seconds"]), skipped=True)
+    begun = time.monotonic()
+    marker.unlink(missing_ok=True)
+    unfinished = marker.with_name(f"{stage.name}.{fingerprint[:16]}.unfinished")
+    for other in set(marker.parent.glob(f"{stage.name}.*{unfinished.suffix}")) - {unfinished}:
+        other.unlink()
+    stage.run(unfinished)
+    unfinished.unlink(missing_ok=True)
+    seconds = round(time.monotonic() - begun, 2)
+    files = {name: _digest(folder / name) for name in _listing(folder, stage.outputs)}
+    write_text(marker, json.dumps({"fingerprint": fingerprint, "seconds": seconds, "files": files}, indent=1))
+    return Done(stage.name, seconds, skipped=False)
+
+
+def _marker(folder: Path, stage: Stage) -> Path:
+    return folder / STAGES / f"{stage.name}.json"
+
+
+def _read_marker(path: Path) -> dict[str, Any] | None:
+    try:
+        marker = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) and {"fingerprint", "seconds", "files"} <= marker.keys() else None
+
+
+def _listing(folder: Path, outputs: tuple[str, ...]) -> Iterator[str]:
+    """Every file of the outputs, relative to the folder, in a fixed order."""
+    for output in outputs:
+        root = folder / output
+        files = sorted(root.rglob("*")) if root.is_dir() else [root]
+        yield from (str(file.relative_to(folder)) for file in files if file.is_file())
+
+
+def _first_difference(folder: Path, files: dict[str, str], outputs: tuple[str, ...]) -> str | None:
+    present = set(_listing(folder, outputs))
+    return next((name for name in files if name not in present or _digest(folder / name) != files[name]), None)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

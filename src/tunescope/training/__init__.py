@@ -1,0 +1,1 @@
+"""Training: one fit loop, and pretraining with instruction tuning."""

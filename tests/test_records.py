@@ -1,0 +1,102 @@
+"""Records: the table is tidy, typed, and the same after a round trip."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunescope.evidence.records import ORDER, SCHEMA, Record, merge_records, read_records, write_records
+
+PLAIN = Record("base", "pretraining", "", 0, 400, "loss", 1.25)
+FULL = Record(
+    model="dpo-eta_m",
+    protocol="dpo",
+    learning_rate="eta_m",
+    seed=3,
+    step=200,
+    metric="compliance",
+    value=0.5,
+    kind="jb_misgen",
+    strength=0.25,
+    layer=2,
+    site="mlp_in",
+    low=0.4,
+    high=0.6,
+    n=300,
+)
+
+
+def test_columns_are_those_of_the_documentation(tmp_path: Path) -> None:
+    write_records([PLAIN], tmp_path / "records.parquet")
+    schema = pq.read_schema(tmp_path / "records.parquet")
+    assert {name: str(schema.field(name).type) for name in schema.names} == {
+        "model": "string",
+        "protocol": "string",
+        "learning_rate": "string",
+        "seed": "int64",
+        "step": "int64",
+        "layer": "int64",
+        "site": "string",
+        "kind": "string",
+        "strength": "double",
+        "metric": "string",
+        "value": "double",
+        "low": "double",
+        "high": "double",
+        "n": "int64",
+    }
+    assert schema.names == ORDER
+
+
+def test_values_come_back_as_they_were(tmp_path: Path) -> None:
+    write_records([PLAIN, FULL], tmp_path / "records.parquet")
+    frame = read_records(tmp_path / "records.parquet")
+    assert list(frame.columns) == ORDER
+    plain, full = (row.to_dict() for _, row in frame.astype(object).iterrows())
+    assert full == {name: getattr(FULL, name) for name in ORDER}
+    absent = {name for name, value in plain.items() if value != value or value is None}
+    assert absent == {"layer", "strength", "low", "high"}
+    assert {k: v for k, v in plain.items() if k not in absent} == {
+        k: getattr(PLAIN, k) for k in ORDER if k not in absent
+    }
+
+
+@given(st.floats(allow_nan=False), st.integers(0, 2**62), st.floats(0, 1) | st.none())
+def test_numbers_are_exact(value: float, step: int, strength: float | None) -> None:
+    buffer = pa.BufferOutputStream()
+    record = Record("m", "p", "", 0, step, "loss", value, strength=strength)
+    pq.write_table(pa.Table.from_pylist([vars(record)], schema=SCHEMA), buffer)
+    (row,) = pq.read_table(pa.BufferReader(buffer.getvalue())).to_pylist()
+    assert (row["value"], row["step"], row["strength"]) == (value, step, strength)
+
+
+def test_parts_are_merged_in_order(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / f"parts/{name}.parquet" for name in "abc")
+    write_records([FULL], a)
+    write_records([PLAIN, FULL], b)
+    write_records([], c)
+    merge_records([b, c, a], tmp_path / "records.parquet")
+    assert read_records(tmp_path / "records.parquet")["model"].tolist() == ["base", "dpo-eta_m", "dpo-eta_m"]
+    assert pq.read_schema(tmp_path / "records.parquet").equals(SCHEMA)
+    merge_records([c], tmp_path / "empty.parquet")
+    assert list(read_records(tmp_path / "empty.parquet").columns) == ORDER
+
+
+def test_the_same_records_are_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_records(iter([PLAIN, FULL]), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_record_that_does_not_fit_leaves_the_old_table(tmp_path: Path, contents: Callable) -> None:
+    path = tmp_path / "records.parquet"
+    write_records([PLAIN], path)
+    before = contents(tmp_path)
+    with pytest.raises((pa.ArrowInvalid, OverflowError)):
+        write_records([PLAIN, replace(PLAIN, step=2**70)], path)
+    assert contents(tmp_path) == before
