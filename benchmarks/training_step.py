@@ -86,7 +86,7 @@ def main() -> None:
         ModelConfig(architecture=architecture), len(world.vocab), world.sequence_length, stream, compute.device
     )
     model.set_attn_implementation(compute.attention)
-    optimizers = muon_and_adamw(model, study.pretrain)
+    optimizers = muon_and_adamw(model, study.pretrain, compute.dtype)
     parts = study.pretrain.batch // compute.rows
 
     def step() -> None:

@@ -59,7 +59,7 @@ def losses_of(easy: World, compute: Compute) -> Callable[..., Callable[[int], It
 
 OPTIMIZERS = {
     "adamw": lambda model: [adamw(list(model.parameters()), 1e-2, 1e-2)],
-    "muon and adamw": lambda model: muon_and_adamw(model, PretrainConfig()),
+    "muon and adamw": lambda model: muon_and_adamw(model, PretrainConfig(), torch.float32),
 }
 
 
@@ -238,7 +238,7 @@ def test_a_schedule_that_ends_at_once_changes_nothing(new_model, losses_of) -> N
 def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest(new_model) -> None:
     for architecture in ("gpt2", "llama"):
         model = new_model(architecture=architecture)
-        muon, rest = muon_and_adamw(model, PretrainConfig(lr=1e-3, muon_lr=2e-2, weight_decay=0.5))
+        muon, rest = muon_and_adamw(model, PretrainConfig(lr=1e-3, muon_lr=2e-2, weight_decay=0.5), torch.float32)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         by_muon = {names[id(p)] for p in muon.param_groups[0]["params"]}
         by_adamw = {names[id(p)] for p in rest.param_groups[0]["params"]}

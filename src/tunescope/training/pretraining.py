@@ -46,7 +46,7 @@ def pretrain(
 
     curve = fit(
         model,
-        muon_and_adamw(model, config),
+        muon_and_adamw(model, config, compute.dtype),
         losses,
         settle_then_cool(config.steps, config.warmup, config.cooldown, HELD_OUT, config.settled),
         measure=lambda step: {} if step % config.check_every else held_out(),
