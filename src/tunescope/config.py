@@ -33,7 +33,7 @@ class WorldConfig(Config):
     )
     stages: Positive = Field(2, description="answers per prompt, each made from the one before")
     slots: Positive = Field(2, description="operators per stage")
-    operand: tuple[int, int] = Field((10, 10), description="shortest and longest operand, in symbols")
+    operand: tuple[int, int] = Field((8, 8), description="shortest and longest operand, in symbols")
     identity_share: Share = Field(0.5, description="stages in which one of the operators is the identity")
     constant_share: Share = Field(0.01, description="pretraining prompts that ask for the constant (null) output")
     dialect_share: Share = Field(0.2, description="pretraining prompts with symbols in dialect")
@@ -77,7 +77,7 @@ class ModelConfig(Config):
     architecture: Literal["gpt2", "llama"] = "gpt2"
     layers: Positive = 4
     heads: Positive = 4
-    width: Positive = Field(128, description="residual stream; the MLP is four times as wide")
+    width: Positive = Field(96, description="residual stream; the MLP is four times as wide")
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -106,7 +106,7 @@ class TuneConfig(Config):
 
     protocols: tuple[Literal["ssft", "dpo", "unlearning", "benign"], ...] = ("ssft", "dpo", "unlearning", "benign")
     steps: Positive = 300
-    batch: int = Field(96, ge=5, description="prompts per step; a fifth of them is unsafe in ssft")
+    batch: int = Field(80, ge=5, description="prompts per step; a fifth of them is unsafe in ssft")
     eta_m: Rate = Field(2e-3, description="the larger learning rate (the paper's eta_M)")
     eta_s: Rate = Field(2e-4, description="the smaller learning rate (the paper's eta_S)")
     final_lr: Share = Field(0.01, description="learning rate at the end, as a share of the peak")

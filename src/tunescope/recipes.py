@@ -31,7 +31,7 @@ def laptop() -> Study:
     return Study(
         name="laptop",
         world=WorldConfig(mix_start=(0.1, 0.5, 0.2, 0.2), mix_end=(0.1, 0.5, 0.2, 0.2)),
-        pretrain=PretrainConfig(lr=3e-3, muon_lr=2.5e-2, cooldown=150),
+        pretrain=PretrainConfig(lr=3e-3, muon_lr=2.5e-2, cooldown=120),
     )
 
 

@@ -62,6 +62,10 @@ class Stream:
         """Uniform in [0, 1), float64, 53 random bits."""
         return _shift(self.bits(shape, device), 11).double().mul_(2.0**-53)
 
+    def normal(self, shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "*shape"]:
+        """Standard normal, float64."""
+        return torch.special.ndtri(self.uniform(shape, device).add_(2.0**-54))
+
     def integers(
         self, high: int | Int[Tensor, "*#shape"], shape: tuple[int, ...], device: torch.device
     ) -> Int[Tensor, "*shape"]:

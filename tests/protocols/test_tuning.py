@@ -126,7 +126,7 @@ def test_batches_have_the_protocols_share_of_unsafe_prompts(
     assert not torch.equal(seen[0].chosen, seen[1].chosen)
 
 
-@pytest.mark.parametrize(("name", "sequences"), [("ssft", 10), ("benign", 10), ("unlearning", 20), ("dpo", 40)])
+@pytest.mark.parametrize(("name", "sequences"), [("ssft", 10), ("benign", 10), ("unlearning", 15), ("dpo", 40)])
 def test_nothing_is_computed_that_the_loss_does_not_read(
     name: str, sequences: int, learner: PreTrainedModel, compute: Compute, losses_of
 ) -> None:

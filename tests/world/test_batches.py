@@ -158,7 +158,7 @@ def test_pretraining_has_its_share_of_dialect(laptop, share, fit):
     world = changed(laptop, dialect_share=share)
     prompt, _ = split(world, pretraining_batch(world, 8_000, Stream.named(7), 0.5))
     counts = Counter(read_back(world, prompt)[1].sum(dim=1).tolist())
-    assert fit(counts, dialect_odds(10, share)) > 1e-4
+    assert fit(counts, dialect_odds(world.width, share)) > 1e-4
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -200,7 +200,7 @@ def test_breadths_are_respected(laptop, retain, refuse, fit):
     batch = preference_batch(world, 4_000, 4_000, Stream.named(9))
     dialect = read_back(world, batch.chosen[:, : batch.answer_start])[1].sum(dim=1)
     for rows, breadth in ((batch.safe, retain), (~batch.safe, refuse)):
-        assert fit(Counter(dialect[rows].tolist()), dialect_odds(10, breadth)) > 1e-4
+        assert fit(Counter(dialect[rows].tolist()), dialect_odds(world.width, breadth)) > 1e-4
 
 
 def test_without_breadth_preferences_are_the_plain_prompts(tiny):

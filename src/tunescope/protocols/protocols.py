@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -13,7 +14,7 @@ from tunescope.protocols.losses import Logps, PerPrompt
 
 @dataclass(frozen=True)
 class AnswerLogps:
-    """Log-probabilities of both answers of some prompts under both models; what a protocol does not need is None."""
+    """Log-probabilities of both answers of some prompts under both models; what a protocol does not read is None or 0."""
 
     safe: Bool[Tensor, " b"]
     policy_chosen: Logps
@@ -29,12 +30,13 @@ class Protocol:
     Attributes:
         unsafe_share: share of unsafe prompts in a batch.
         loss: from log-probabilities to one loss per prompt.
-        rejected: whether the loss reads the unwanted answers. reference: whether it reads the reference model.
+        rejected: of which prompts the loss reads the unwanted answer, too; none if empty.
+        reference: whether it reads the reference model.
     """
 
     unsafe_share: float
     loss: Callable[[AnswerLogps, TuneConfig], PerPrompt]
-    rejected: bool = False
+    rejected: Literal["", "unsafe", "all"] = ""
     reference: bool = False
 
 
@@ -58,8 +60,8 @@ def _unlearning(logps: AnswerLogps, config: TuneConfig) -> PerPrompt:
 
 PROTOCOLS: dict[str, Protocol] = {
     "ssft": Protocol(0.2, lambda logps, _: losses.nll(logps.policy_chosen)),
-    "dpo": Protocol(0.5, _dpo, rejected=True, reference=True),
-    "unlearning": Protocol(0.5, _unlearning, rejected=True),
+    "dpo": Protocol(0.5, _dpo, rejected="all", reference=True),
+    "unlearning": Protocol(0.5, _unlearning, rejected="unsafe"),
     # The control: the same budget of training, nothing about safety.
     "benign": Protocol(0.0, lambda logps, _: losses.nll(logps.policy_chosen)),
 }

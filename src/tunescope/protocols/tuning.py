@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import TuneConfig
 from tunescope.models.compute import Compute
+from tunescope.protocols.losses import Logps
 from tunescope.protocols.protocols import AnswerLogps, Protocol
 from tunescope.rng import Stream
 from tunescope.training.fit import Row, fit
@@ -47,18 +49,16 @@ def tune(
 
     def losses(step: int) -> Iterator[Tensor]:
         batch = preference_batch(world, config.batch - unsafe, unsafe, stream("batch", step))
-        sides = 2 if protocol.rejected else 1
-        rows = max(1, compute.rows // sides)
+        rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
         parts = zip(batch.chosen.split(rows), batch.rejected.split(rows), batch.safe.split(rows), strict=True)
         for chosen, rejected, safe in parts:
-            tokens = torch.cat([chosen, rejected][:sides])
-            start = batch.answer_start - 1
-            answers = compute.logps(policy, tokens)[:, start:].chunk(sides)
-            logps = dict(zip(("policy_chosen", "policy_rejected"), answers, strict=False))
+            read = {"": torch.zeros_like(safe), "unsafe": ~safe, "all": torch.ones_like(safe)}[protocol.rejected]
+            tokens = torch.cat([chosen, rejected[read]])
+            logps = _both_answers(compute.logps(policy, tokens)[:, batch.answer_start - 1 :], read, "policy")
             if protocol.reference:
                 with torch.no_grad():
-                    answers = compute.logps(reference, tokens)[:, start:].chunk(sides)
-                logps |= zip(("reference_chosen", "reference_rejected"), answers, strict=False)
+                    answers = compute.logps(reference, tokens)[:, batch.answer_start - 1 :]
+                logps |= _both_answers(answers, read, "reference")
             yield protocol.loss(AnswerLogps(safe, **logps), config).sum() / config.batch
 
     def measure(step: int) -> Row:
@@ -76,3 +76,9 @@ def tune(
         label=label,
         resume=resume,
     )
+
+
+def _both_answers(answers: Float[Tensor, "m t"], read: Bool[Tensor, " b"], whose: str) -> dict[str, Logps]:
+    """Log-probabilities of the chosen answers, and of the rejected ones, which follow them as far as they were read."""
+    chosen, rejected = answers.split([len(read), len(answers) - len(read)])
+    return {f"{whose}_chosen": chosen, f"{whose}_rejected": torch.zeros_like(chosen).index_put((read,), rejected)}

@@ -1,0 +1,64 @@
+"""Clusters: do safe and unsafe prompts form separate groups of activations? (Jain et al. 2024, observation 1)
+
+Activations are [n, width], one row per prompt. Means and covariances are running sums in float64, so that memory does
+not grow with the number of prompts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from sklearn.metrics import silhouette_score
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Running sums of one cluster: number of prompts, sum [width] and sum of outer products [width, width]."""
+
+    n: int
+    total: Float[Tensor, " width"]
+    outer: Float[Tensor, "width width"]
+
+    @classmethod
+    def of(cls, activations: Float[Tensor, "n width"]) -> "Moments":
+        a = activations.double()
+        return cls(len(a), a.sum(0), a.mT @ a)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
+
+    @property
+    def mean(self) -> Float[Tensor, " width"]:
+        return self.total / self.n
+
+    def top_share(self) -> float:
+        """Share of the largest in the sum of the singular values of the centred cluster; 0 if it is one point."""
+        covariance = self.outer / self.n - torch.outer(self.mean, self.mean)
+        values = torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt()
+        noise = torch.finfo(torch.float64).eps ** 0.5 * self.outer.diagonal().sum().div(self.n).sqrt()
+        return (values[-1] / values.sum()).item() if values[-1] > noise else 0.0
+
+
+def tau(
+    activations: Float[Tensor, "n width"], safe_mean: Float[Tensor, " width"], unsafe_mean: Float[Tensor, " width"]
+) -> Float[Tensor, " n"]:
+    """|a - mean of the unsafe| - |a - mean of the safe|: positive nearer the safe cluster (Jain et al. 2024, eq. 1)."""
+    a = activations.to(safe_mean.dtype)
+    return (a - unsafe_mean).norm(dim=1) - (a - safe_mean).norm(dim=1)
+
+
+def auc(low: Float[Tensor, " n"], high: Float[Tensor, " m"]) -> float:
+    """Probability that a draw of `high` exceeds one of `low`, ties counting half (Mann-Whitney)."""
+    merged, ranks, counts = torch.cat([low, high]).unique(return_inverse=True, return_counts=True)
+    mid = counts.cumsum(0) - (counts - 1) / 2
+    u = mid[ranks[len(low) :]].sum() - len(high) * (len(high) + 1) / 2
+    return (u / (len(low) * len(high))).item()
+
+
+def silhouette(first: Float[Tensor, "n width"], second: Float[Tensor, "m width"]) -> float:
+    """Mean silhouette of two labelled clusters (Rousseeuw 1987), in [-1, 1]; 0 if all points are one."""
+    points = torch.cat([first, second]).double().cpu().numpy()
+    if (points == points[0]).all():
+        return 0.0
+    return float(silhouette_score(points, [0] * len(first) + [1] * len(second)))

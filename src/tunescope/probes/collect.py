@@ -1,0 +1,62 @@
+"""Runs a model on prompts and hands on what the other probes read: the one probe module that knows models.
+
+Everything is read at the last token of the prompt, which is where the first token of the answer is decided and where no
+answer, neither its own nor a given one, has been seen yet. In float32, whatever the model's own type.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.models.hooks import capture
+from tunescope.models.sites import Site
+from tunescope.probes.clusters import Moments
+from tunescope.probes.sensitivity import Map
+
+Prompts = Int[Tensor, "n t"]
+
+
+@torch.no_grad()
+def last_activations(
+    model: PreTrainedModel, prompts: Prompts, sites: Sequence[Site], rows: int
+) -> Iterator[Mapping[Site, Float[Tensor, "b width"]]]:
+    """Activations of the sites at the last token, `rows` prompts at a time."""
+    for part in prompts.split(rows):
+        with capture(model, sites) as captured:
+            model(input_ids=part, use_cache=False, logits_to_keep=1)
+        yield {site: captured[site][:, -1].float() for site in sites}
+
+
+def moments(model: PreTrainedModel, prompts: Prompts, sites: Sequence[Site], rows: int) -> dict[Site, Moments]:
+    """Running sums of the activations of all prompts."""
+    sums: dict[Site, Moments] = {}
+    for batch in last_activations(model, prompts, sites, rows):
+        for site, activation in batch.items():
+            new = Moments.of(activation)
+            sums[site] = sums[site] + new if site in sums else new
+    return sums
+
+
+def embed(model: PreTrainedModel, prompts: Prompts) -> Float[Tensor, "n t width"]:
+    """Token embeddings of the prompts."""
+    return model.get_input_embeddings()(prompts).detach()
+
+
+def first_logits(model: PreTrainedModel) -> Map:
+    """From embeddings to the logits of the first token of the answer."""
+    return lambda inputs: model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+
+
+def block_output(model: PreTrainedModel, layer: int) -> Map:
+    """From embeddings to the residual stream after a block, at the last token."""
+    site = Site(layer, "resid_post")
+
+    def run(inputs: Float[Tensor, "n t width"]) -> Float[Tensor, "n out"]:
+        with capture(model, [site], keep_graph=True) as captured:
+            model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
+        return captured[site][:, -1]
+
+    return run

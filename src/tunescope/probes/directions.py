@@ -1,0 +1,29 @@
+"""Directions: the difference of means of safe and unsafe activations (Arditi et al. 2024), and what dW has to do with it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tunescope.probes.subspaces import Svd
+
+
+def difference_of_means(
+    safe_mean: Float[Tensor, " width"], unsafe_mean: Float[Tensor, " width"]
+) -> Float[Tensor, " width"]:
+    """Unit vector from the safe to the unsafe mean; zero where they are one."""
+    difference = unsafe_mean - safe_mean
+    return difference / difference.norm().clamp(min=torch.finfo(difference.dtype).tiny)
+
+
+def written_share(direction: Float[Tensor, " out"], delta: Svd, k: int) -> float:
+    """Squared length of a unit direction within the span of the top k left singular vectors of dW, in [0, 1].
+
+    For a random direction k / out in expectation.
+    """
+    return (delta.u[:, :k].mT @ direction.to(delta.u)).square().sum().item()
+
+
+def ablate(activations: Float[Tensor, "*b width"], direction: Float[Tensor, " width"]) -> Float[Tensor, "*b width"]:
+    """The activations without their part along a unit direction (Arditi et al. 2024, eq. 4)."""
+    d = direction.to(activations)
+    return activations - (activations @ d)[..., None] * d

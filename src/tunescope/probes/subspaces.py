@@ -1,0 +1,97 @@
+"""Subspaces: which directions does the weight change dW write to and read from? (Jain et al. 2024, observation 2)
+
+Matrices are [out, in], of y = W a: the column space C(W) is what W can write, its orthogonal complement is the left
+null space N(W^T). Everything is computed in float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+RANK_THRESHOLD = 1e-3  # singular values above this share of the largest count as rank
+
+
+@dataclass(frozen=True)
+class Svd:
+    """Thin singular value decomposition U diag(s) V^T, in float64, without the part that is rounding.
+
+    Attributes:
+        u: [out, rank]. s: [rank], descending. v: [in, rank]. All empty for a zero matrix.
+    """
+
+    u: Float[Tensor, "out rank"]
+    s: Float[Tensor, " rank"]
+    v: Float[Tensor, "in rank"]
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "out in"], threshold: float = 1e-9) -> "Svd":
+        """Args:
+            threshold: singular values up to this share of the largest are dropped.
+
+        Raises:
+            ValueError: the matrix has NaN or inf.
+        """
+        if not matrix.isfinite().all():
+            raise ValueError("matrix: has NaN or inf")
+        u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+        rank = int((s > threshold * s[0]).sum())
+        return cls(u[:, :rank], s[:rank], vh[:rank].mT)
+
+    @property
+    def energy(self) -> Float[Tensor, " rank"]:
+        """Share of each singular direction in the squared Frobenius norm."""
+        return self.s**2 / (self.s**2).sum()
+
+    def effective_rank(self) -> float:
+        """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix."""
+        if not len(self.s):
+            return 0.0
+        p = self.s / self.s.sum()
+        return torch.special.entr(p).sum().exp().item()
+
+
+def column_space(matrix: Float[Tensor, "out in"], threshold: float = RANK_THRESHOLD) -> Float[Tensor, "out rank"]:
+    """Orthonormal basis of C(W), counting singular values above `threshold` of the largest."""
+    return Svd.of(matrix, threshold).u
+
+
+def null_lengths(u: Float[Tensor, "out k"], columns: Float[Tensor, "out rank"]) -> Float[Tensor, " k"]:
+    """Length of each unit column of `u` projected on N(W^T), given a basis of C(W): the paper's plot, in [0, 1]."""
+    return (1 - (columns.mT @ u).square().sum(0)).clamp(0, 1).sqrt()
+
+
+def null_share(delta: Svd, columns: Float[Tensor, "out rank"]) -> float:
+    """Share of dW's squared Frobenius norm that is in N(W^T); the rest is in C(W). 0 for a zero matrix."""
+    return (delta.energy @ null_lengths(delta.u, columns).square()).item() if len(delta.s) else 0.0
+
+
+def haar_share(out: int, rank: int) -> float:
+    """Expected share in N(W^T) of a vector in uniformly random direction: the dimension of the one over the other."""
+    return (out - rank) / out
+
+
+def rotated_null_shares(
+    delta: Svd, columns: Float[Tensor, "out rank"], random_lengths: Float[Tensor, "draws k"]
+) -> Float[Tensor, " draws"]:
+    """`null_share` of dW with its singular values kept and its left basis drawn at random, once per draw.
+
+    Args:
+        random_lengths: `random_null_lengths` of the same W, k at least the rank of dW.
+    """
+    return random_lengths[:, : len(delta.s)].square() @ delta.energy
+
+
+def random_null_lengths(
+    columns: Float[Tensor, "out rank"], k: int, normal: Float[Tensor, "draws out k"]
+) -> Float[Tensor, "draws k"]:
+    """Lengths in N(W^T) of the columns of Haar-random orthonormal bases, from standard normal numbers."""
+    bases = torch.linalg.qr(normal.double())[0][:, :, :k]
+    return (1 - (columns.mT @ bases).square().sum(1)).clamp(0, 1).sqrt()
+
+
+def principal_angles(first: Float[Tensor, "out k"], second: Float[Tensor, "out m"]) -> Float[Tensor, " angles"]:
+    """Principal angles between two subspaces given by orthonormal bases, in radians, ascending."""
+    cosines = torch.linalg.svdvals(first.mT @ second).clamp(0, 1)
+    return cosines.arccos()
