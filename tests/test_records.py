@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunescope.evidence.records import ORDER, SCHEMA, Record, merge_records, read_records, write_records
+from tunescope.evidence.records import ORDER, SCHEMA, Record, merge_tables, read_records, write_records
 
 PLAIN = Record("base", "pretraining", "", 0, 400, "loss", 1.25)
 FULL = Record(
@@ -80,10 +80,10 @@ def test_parts_are_merged_in_order(tmp_path: Path) -> None:
     write_records([FULL], a)
     write_records([PLAIN, FULL], b)
     write_records([], c)
-    merge_records([b, c, a], tmp_path / "records.parquet")
+    merge_tables([b, c, a], tmp_path / "records.parquet")
     assert read_records(tmp_path / "records.parquet")["model"].tolist() == ["base", "dpo-eta_m", "dpo-eta_m"]
     assert pq.read_schema(tmp_path / "records.parquet").equals(SCHEMA)
-    merge_records([c], tmp_path / "empty.parquet")
+    merge_tables([c], tmp_path / "empty.parquet")
     assert list(read_records(tmp_path / "empty.parquet").columns) == ORDER
 
 

@@ -140,6 +140,21 @@ class EvaluateConfig(Config):
         return self
 
 
+class ProbeConfig(Config):
+    """What is looked at inside the models."""
+
+    prompts: int = Field(1000, ge=2, description="prompts per kind that are scored")
+    fit_prompts: int = Field(1000, ge=2, description="other safe and unsafe prompts, of each, that give class means")
+    course_prompts: int = Field(200, ge=2, description="the same, both, for models saved during fine-tuning")
+    few_prompts: int = Field(
+        200, ge=2, description="at most so many per kind where each costs much: silhouette, directional ablation"
+    )
+    jacobian_prompts: Positive = Field(32, description="prompts per kind whose Jacobians are looked at")
+    jacobian_steps: Positive = Field(10, description="power iterations")
+    draws: int = Field(200, ge=20, description="random draws of a control that has a distribution")
+    rows: Positive = Field(256, description="prompts per forward pass")
+
+
 class ComputeConfig(Config):
     """Where and how it runs."""
 
@@ -159,6 +174,7 @@ class Study(Config):
     pretrain: PretrainConfig = PretrainConfig()
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    probe: ProbeConfig = ProbeConfig()
     compute: ComputeConfig = ComputeConfig()
 
     def to_yaml(self) -> str:

@@ -3,9 +3,10 @@
 1  pretrain        a model that follows every instruction               -> models/base
 2  tune            the same model, made to refuse, per protocol and rate -> models/<protocol>-<rate>, checkpoints/
 3  behave          what each model does with each kind of prompt         -> parts/behave-<model>.parquet
-4  examples        a few prompts with every model's answer               -> examples.json
-5  records         all measurements in one table                         -> records.parquet
-6  report          figures and one page                                  -> figures/, report.html
+4  probe           what changed inside each model, and the controls      -> parts/probe-*, scores-<model>.parquet
+5  examples        a few prompts with every model's answer               -> examples.json
+6  records         all measurements in two tables                        -> records.parquet, scores.parquet
+7  report          verdicts on the claims, figures and one page          -> verdicts.json, figures/, report.html
 """
 
 import json
@@ -23,9 +24,11 @@ from transformers import PreTrainedModel
 from tunescope import __version__
 from tunescope.config import Study
 from tunescope.environment import environment
-from tunescope.evidence.records import Record, merge_records, write_records
+from tunescope.evidence.records import SCORES_SCHEMA, Record, Subject, merge_tables, write_records, write_scores
 from tunescope.files import remove, write_text
 from tunescope.folders import CONFIG, ENVIRONMENT, claimed, note_environment
+from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample
+from tunescope.measure.inside import look_inside
 from tunescope.models.build import build_model
 from tunescope.models.checkpoint import load_model, save_model
 from tunescope.models.compute import Compute, deterministic, resolve
@@ -40,7 +43,7 @@ from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, HELD_OUT_KINDS, HELD_OUT_PROMPTS, pretrain
 from tunescope.world.describe import describe
 from tunescope.world.kinds import Kind
-from tunescope.world.prompts import Prompts, sample_prompts
+from tunescope.world.prompts import Prompts, refusals, sample_prompts
 from tunescope.world.world import World, build_world
 
 RATES = ("eta_m", "eta_s")
@@ -100,13 +103,23 @@ class Run:
             )
             for name, tuned, made in [("base", None, base), *((t.name, t, s) for t, s in tunes.items())]
         ]
+        probe = [
+            Stage(
+                f"probe-{name}",
+                {"probe": settings["probe"], "jailbreaks at": max(study.evaluate.strengths)},
+                (base, *made),
+                (f"parts/probe-{name}.parquet", f"parts/scores-{name}.parquet"),
+                partial(self.probe, name, tuned),
+            )
+            for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
+        ]
         finished = (base, *tunes.values())
         examples = Stage("examples", settings["evaluate"], finished, ("examples.json",), self.examples)
-        measured = [*finished, *behave]
-        parts = [self.folder / output for stage in measured for output in stage.outputs if output.startswith("parts/")]
-        table = self.folder / "records.parquet"
-        records = Stage("records", None, tuple(measured), (table.name,), lambda _: merge_records(parts, table))
-        return [*measured, examples, records]
+        measured = [*finished, *behave, *probe]
+        tables = Stage(
+            "records", None, tuple(measured), ("records.parquet", "scores.parquet"), partial(self.join, measured)
+        )
+        return [*measured, examples, tables]
 
     def pretrain(self, unfinished: Path) -> None:
         study, stream = self.study, Stream.named(self.study.seed, "pretraining")
@@ -162,16 +175,41 @@ class Run:
         sets = [(f"models/{name}", step, point, evaluate.prompts) for point in plain]
         sets += [(f"models/{name}", step, point, evaluate.prompts_per_point) for point in others]
         if tuned:
-            for saved in sorted((self.folder / "checkpoints" / name).glob(f"{STEP}*"))[:-1]:
-                at = f"checkpoints/{name}/{saved.name}", int(saved.name.removeprefix(STEP))
-                sets += [(*at, point, evaluate.prompts_per_point) for point in plain]
+            sets += [(*at, point, evaluate.prompts_per_point) for at in self._saved(name) for point in plain]
         records: list[Record] = []
         for folder, step, (kind, strength), n in tqdm(
             sets, desc=f"behaviour of {name}", unit="set", disable=None, leave=False
         ):
             model = self._load(folder)
-            records += self._behaviour(model, name, tuned, step, self._held_out(kind, strength, n))
+            records += self._behaviour(model, self._subject(name, tuned, step), self._held_out(kind, strength, n))
         write_records(records, self.folder / f"parts/behave-{name}.parquet")
+
+    def probe(self, name: str, tuned: Tuned | None, _: Path) -> None:
+        """All probes of a finished model, and of the models saved on the way to it, which have records alone."""
+        config, base = self.study.probe, self._load("models/base")
+        sample = self._sample()
+        saved = self._saved(name) if tuned else []
+        steps = [
+            *((at, sample.first(config.course_prompts)) for at in saved),
+            ((f"models/{name}", self._final_step(name, tuned)), sample),
+        ]
+        found: list[Findings] = []
+        for (folder, step), prompts in tqdm(steps, desc=f"probes of {name}", unit="model", disable=None, leave=False):
+            stream = Stream.named(self.study.seed, "probes")
+            subject = self._subject(name, tuned, step)
+            found.append(
+                look_inside(
+                    subject, self._load(folder), base if tuned else None, prompts, config, self._refused, stream
+                )
+            )
+        write_records((r for f in found for r in f.records), self.folder / f"parts/probe-{name}.parquet")
+        write_scores(found[-1].scores, self.folder / f"parts/scores-{name}.parquet")
+
+    def join(self, measured: list[Stage], _: Path) -> None:
+        parts = [self.folder / out for stage in measured for out in stage.outputs if out.startswith("parts/")]
+        scores = [part for part in parts if part.name.startswith("scores-")]
+        merge_tables([part for part in parts if part not in scores], self.folder / "records.parquet")
+        merge_tables(scores, self.folder / "scores.parquet", SCORES_SCHEMA)
 
     def examples(self, _: Path) -> None:
         n = self.study.evaluate.examples
@@ -190,6 +228,22 @@ class Run:
                     }
         write_text(self.folder / "examples.json", json.dumps(rows, indent=1))
 
+    def _saved(self, name: str) -> list[tuple[str, int]]:
+        """Folder and step of the models saved on the way to a finished one, which is not among them."""
+        saved = sorted((self.folder / "checkpoints" / name).glob(f"{STEP}*"))[:-1]
+        return [(f"checkpoints/{name}/{at.name}", int(at.name.removeprefix(STEP))) for at in saved]
+
+    def _sample(self) -> Sample:
+        """Prompts for the probes, which nothing else reads; jailbreaks at their greatest strength."""
+        config, stream = self.study.probe, Stream.named(self.study.seed, "probe prompts")
+        worst = max(self.study.evaluate.strengths)
+
+        def draw(use: str, kind: Kind, n: int) -> torch.Tensor:
+            return sample_prompts(self.world, kind, n, stream(use, kind), worst if kind.has_strength else 0.0).prompt
+
+        fit = {kind: draw("fit", Kind(kind), config.fit_prompts) for kind in (SAFE, UNSAFE)}
+        return Sample(fit, {str(kind): draw("score", kind, config.prompts) for kind in Kind})
+
     def _held_out(self, kind: Kind, strength: float, n: int) -> Prompts:
         """Prompts from a stream that no training reads; the same ones for every model."""
         stream = Stream.named(self.study.seed, "evaluation", str(kind), strength)
@@ -198,23 +252,20 @@ class Run:
     def _generate(self, model: PreTrainedModel, prompts: Prompts) -> torch.Tensor:
         return generate(model, prompts.prompt, self.world.answer_length, self.compute.dtype)
 
-    def _behaviour(
-        self, model: PreTrainedModel, name: str, tuned: Tuned | None, step: int, prompts: Prompts
-    ) -> Iterator[Record]:
+    def _refused(self, model: PreTrainedModel, prompt: torch.Tensor) -> torch.Tensor:
+        generated = generate(model, prompt, self.world.answer_length, torch.float32)
+        return (generated == refusals(self.world, len(prompt))).all(dim=1)
+
+    def _behaviour(self, model: PreTrainedModel, subject: Subject, prompts: Prompts) -> Iterator[Record]:
         judged = outcomes(self._generate(model, prompts), prompts.answer, prompts.refusal)
+        strength = prompts.strength if prompts.kind.has_strength else None
         for outcome, hits in judged.items():
             rate = wilson(int(hits.sum()), len(prompts))
-            yield Record(
-                model=name,
-                protocol=tuned.protocol if tuned else "pretraining",
-                learning_rate=tuned.rate if tuned else "",
-                seed=self.study.seed,
-                step=step,
-                kind=str(prompts.kind),
-                strength=prompts.strength if prompts.kind.has_strength else None,
-                metric=str(outcome),
-                **asdict(rate),
-            )
+            yield subject.record(str(outcome), kind=str(prompts.kind), strength=strength, **asdict(rate))
+
+    def _subject(self, name: str, tuned: Tuned | None, step: int) -> Subject:
+        protocol, rate = (tuned.protocol, tuned.rate) if tuned else ("pretraining", "")
+        return Subject(name, protocol, rate, self.study.seed, step)
 
     def _curve(self, rows: list[Row], model: str, protocol: str, rate: str) -> Iterator[Record]:
         for row in rows:

@@ -48,12 +48,18 @@ def tau(
     return (a - unsafe_mean).norm(dim=1) - (a - safe_mean).norm(dim=1)
 
 
-def auc(low: Float[Tensor, " n"], high: Float[Tensor, " m"]) -> float:
-    """Probability that a draw of `high` exceeds one of `low`, ties counting half (Mann-Whitney)."""
-    merged, ranks, counts = torch.cat([low, high]).unique(return_inverse=True, return_counts=True)
-    mid = counts.cumsum(0) - (counts - 1) / 2
-    u = mid[ranks[len(low) :]].sum() - len(high) * (len(high) + 1) / 2
-    return (u / (len(low) * len(high))).item()
+def auc(low: Float[Tensor, " n"], high: Float[Tensor, " m"]) -> tuple[float, float]:
+    """Probability that a draw of `high` exceeds one of `low`, ties counting half, and its standard error.
+
+    The error is that of DeLong et al. 1988; it needs two draws of each.
+    """
+    order = low.sort().values
+    above = torch.searchsorted(order, high, side="left") + torch.searchsorted(order, high, side="right")
+    order = high.sort().values
+    below = torch.searchsorted(order, low, side="left") + torch.searchsorted(order, low, side="right")
+    of_high, of_low = above.double() / (2 * len(low)), 1 - below.double() / (2 * len(high))
+    error = (of_high.var() / len(high) + of_low.var() / len(low)).sqrt()
+    return of_high.mean().item(), error.item()
 
 
 def silhouette(first: Float[Tensor, "n width"], second: Float[Tensor, "m width"]) -> float:

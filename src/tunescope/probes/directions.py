@@ -1,10 +1,12 @@
-"""Directions: the difference of means of safe and unsafe activations (Arditi et al. 2024), and what dW has to do with it."""
+"""Directions: the difference of means of safe and unsafe activations (Arditi et al. 2024), and dW along it."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tunescope.probes.subspaces import Svd
+
+TOP = 8  # singular vectors of dW that a direction is compared with
 
 
 def difference_of_means(
@@ -21,9 +23,3 @@ def written_share(direction: Float[Tensor, " out"], delta: Svd, k: int) -> float
     For a random direction k / out in expectation.
     """
     return (delta.u[:, :k].mT @ direction.to(delta.u)).square().sum().item()
-
-
-def ablate(activations: Float[Tensor, "*b width"], direction: Float[Tensor, " width"]) -> Float[Tensor, "*b width"]:
-    """The activations without their part along a unit direction (Arditi et al. 2024, eq. 4)."""
-    d = direction.to(activations)
-    return activations - (activations @ d)[..., None] * d

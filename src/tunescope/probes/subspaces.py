@@ -72,23 +72,27 @@ def haar_share(out: int, rank: int) -> float:
     return (out - rank) / out
 
 
-def rotated_null_shares(
-    delta: Svd, columns: Float[Tensor, "out rank"], random_lengths: Float[Tensor, "draws k"]
-) -> Float[Tensor, " draws"]:
+def random_null_lengths(normal: Float[Tensor, "draws out k"], rank: int) -> Float[Tensor, "draws k"]:
+    """`null_lengths` of the columns of Haar-random orthonormal bases against any C(W) of the given rank.
+
+    Args:
+        normal: standard normal numbers; their Gram-Schmidt bases (by Cholesky) are Haar-distributed.
+    """
+    if rank >= normal.shape[1]:
+        return normal.new_zeros(len(normal), normal.shape[2])
+    lower = torch.linalg.cholesky(normal.mT @ normal)
+    # Where C(W) lies does not matter: take it to be the first coordinates.
+    inside = torch.linalg.solve_triangular(lower, normal[:, :rank].mT, upper=False)
+    return (1 - inside.square().sum(2)).clamp(0, 1).sqrt()
+
+
+def rotated_null_shares(delta: Svd, lengths: Float[Tensor, "draws k"]) -> Float[Tensor, " draws"]:
     """`null_share` of dW with its singular values kept and its left basis drawn at random, once per draw.
 
     Args:
-        random_lengths: `random_null_lengths` of the same W, k at least the rank of dW.
+        lengths: `random_null_lengths`, with k at least the rank of dW.
     """
-    return random_lengths[:, : len(delta.s)].square() @ delta.energy
-
-
-def random_null_lengths(
-    columns: Float[Tensor, "out rank"], k: int, normal: Float[Tensor, "draws out k"]
-) -> Float[Tensor, "draws k"]:
-    """Lengths in N(W^T) of the columns of Haar-random orthonormal bases, from standard normal numbers."""
-    bases = torch.linalg.qr(normal.double())[0][:, :, :k]
-    return (1 - (columns.mT @ bases).square().sum(1)).clamp(0, 1).sqrt()
+    return lengths[:, : len(delta.s)].square() @ delta.energy
 
 
 def principal_angles(first: Float[Tensor, "out k"], second: Float[Tensor, "out m"]) -> Float[Tensor, " angles"]:

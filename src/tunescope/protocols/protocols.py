@@ -14,7 +14,7 @@ from tunescope.protocols.losses import Logps, PerPrompt
 
 @dataclass(frozen=True)
 class AnswerLogps:
-    """Log-probabilities of both answers of some prompts under both models; what a protocol does not read is None or 0."""
+    """Log-probabilities of both answers of some prompts under both models; None or 0 where a protocol reads none."""
 
     safe: Bool[Tensor, " b"]
     policy_chosen: Logps

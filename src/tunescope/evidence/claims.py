@@ -1,0 +1,167 @@
+"""The claims: what the literature says safety fine-tuning does, each with the control that it has to beat."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PAPER = "Jain et al. 2024"
+TENTH = math.log(1.1)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim, as a contrast between a safety-tuned model and its control.
+
+    Attributes:
+        statement: what is claimed. source: by whom.
+        metric: of the scores (docs/metrics.md), at the last layer where it has layers.
+        weights: weight of each kind's mean; the claimed direction is positive. Empty for what is no matter of prompts.
+        control: `benign`, the fine-tune on safe prompts at the same rate and steps, or `rotated`, draws of dW in
+            random directions. It must be beaten.
+        before: whether the uncontrolled number, the one that a paper without controls reports, is the change from the
+            base model; otherwise it is the model's own.
+        smallest: smallest effect of interest, in the units of the metric.
+        unit: `ratio` where the metric is a logarithm, else what it counts.
+        found: what a positive contrast means, in words that finish "x ...".
+        figure: name of the figure that shows it.
+    """
+
+    name: str
+    statement: str
+    source: str
+    metric: str
+    control: str
+    smallest: float
+    unit: str
+    found: str
+    figure: str
+    weights: Mapping[str, float] = field(default_factory=dict)
+    before: bool = False
+
+
+UNSAFE_MORE = {"unsafe": 1.0, "safe": -1.0}
+SAFE_MORE = {"safe": 1.0, "unsafe": -1.0}
+
+CLAIMS = (
+    Claim(
+        "1 clusters",
+        "Safety fine-tuning separates the activations of safe and unsafe prompts.",
+        f"{PAPER}, observation 1",
+        "scaled_tau",
+        "benign",
+        0.5,
+        "within-class sd",
+        "the gap between the clusters, beyond benign fine-tuning",
+        "clusters",
+        SAFE_MORE,
+    ),
+    Claim(
+        "2a null space, against chance",
+        "dW writes into the left null space of W_in more than into its column space.",
+        f"{PAPER}, observation 2",
+        "null_share",
+        "rotated",
+        0.02,
+        "share of energy",
+        "the share of dW in the null space, beyond the same dW in random directions",
+        "null_space",
+    ),
+    Claim(
+        "2b null space, against benign",
+        "Safety fine-tuning writes into the left null space of W_in more than other fine-tuning does.",
+        f"{PAPER}, observation 2",
+        "null_share",
+        "benign",
+        0.02,
+        "share of energy",
+        "the share of dW in the null space, beyond that of benign fine-tuning",
+        "null_space",
+    ),
+    Claim(
+        "3a specialisation: |dW a|",
+        "dW acts more strongly on unsafe prompts than on safe ones.",
+        f"{PAPER}, observation 3",
+        "log_gain",
+        "benign",
+        TENTH,
+        "ratio",
+        "unsafe to safe |dW a| / |a|, as a multiple of the same under benign fine-tuning",
+        "specialisation",
+        UNSAFE_MORE,
+    ),
+    Claim(
+        "3b specialisation: row space",
+        "Unsafe prompts lie more in the row space of dW than safe ones.",
+        f"{PAPER}, observation 3",
+        "log_row_projection",
+        "benign",
+        TENTH,
+        "ratio",
+        "unsafe to safe projection on the row space, as a multiple of the same under benign fine-tuning",
+        "specialisation",
+        UNSAFE_MORE,
+    ),
+    Claim(
+        "3c specialisation on the base's activations",
+        "dW would single out unsafe prompts in the activations of the model before fine-tuning, too.",
+        "tunescope: what 3a implies if dW alone does the work",
+        "log_gain_of_base_input",
+        "benign",
+        TENTH,
+        "ratio",
+        "unsafe to safe |dW a| / |a| with a of the base model, as a multiple of the same under benign fine-tuning",
+        "specialisation",
+        UNSAFE_MORE,
+    ),
+    Claim(
+        "4a sensitivity falls on unsafe",
+        "The top logit becomes less sensitive to the input on unsafe prompts.",
+        f"{PAPER}, observation 4",
+        "log_sensitivity",
+        "benign",
+        TENTH,
+        "ratio",
+        "how many times lower the sensitivity on unsafe prompts is than after benign fine-tuning",
+        "sensitivity",
+        {"unsafe": -1.0},
+        before=True,
+    ),
+    Claim(
+        "4b sensitivity rises on safe",
+        "The top logit becomes more sensitive to the input on safe prompts.",
+        f"{PAPER}, observation 4",
+        "log_sensitivity",
+        "benign",
+        TENTH,
+        "ratio",
+        "how many times higher the sensitivity on safe prompts is than after benign fine-tuning",
+        "sensitivity",
+        {"safe": 1.0},
+        before=True,
+    ),
+    Claim(
+        "4c sensitivity parts safe and unsafe",
+        "Safe prompts become more sensitive than unsafe ones.",
+        f"{PAPER}, observation 4",
+        "log_sensitivity",
+        "benign",
+        TENTH,
+        "ratio",
+        "safe to unsafe sensitivity, as a multiple of the same under benign fine-tuning",
+        "sensitivity",
+        SAFE_MORE,
+        before=True,
+    ),
+    Claim(
+        "5 one direction",
+        "Refusal is mediated by one direction: without it, unsafe prompts are answered or spoilt, not refused.",
+        "Arditi et al. 2024",
+        "refusal_lost_without_direction",
+        "refusal_lost_without_random",
+        0.1,
+        "share of prompts",
+        "unsafe prompts that are no longer refused without the direction, beyond those without a random one",
+        "direction",
+        {"unsafe": 1.0},
+    ),
+)

@@ -1,0 +1,111 @@
+"""Contrasts: how much larger an effect is in a safety-tuned model than in its control, with interval and p-value.
+
+Three designs, one for each thing that varies: prompts (one seed), seeds (several), draws of a random control.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+RESAMPLES = 1999
+CONFIDENCE = 0.95
+
+ByKind = Mapping[str, Float[np.ndarray, " n"]]
+Weights = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An effect beyond its control.
+
+    Attributes:
+        low, high: 95 % interval; None where nothing that varies was seen more than once.
+        p: one-sided, of no effect or one in the other direction; None likewise.
+        over: what the interval speaks of: `prompts`, `seeds` or `draws`. n: how many of them.
+    """
+
+    estimate: float
+    low: float | None
+    high: float | None
+    p: float | None
+    over: str
+    n: int
+
+
+def weighted(values: ByKind, weights: Weights) -> float:
+    """Sum over kinds of weight times mean: {"unsafe": 1, "safe": -1} is by how much unsafe prompts score higher."""
+    return float(sum(weight * values[kind].mean() for kind, weight in weights.items()))
+
+
+def over_prompts(differences: ByKind, weights: Weights, rng: np.random.Generator) -> Contrast:
+    """From each prompt's score less its score in the control: bootstrap within each kind, and sign flips.
+
+    Flipping the sign of a prompt's difference exchanges the model and its control, which without an effect are alike.
+    """
+    kinds = [differences[kind] for kind in weights]
+    estimate = weighted(differences, weights)
+    if all(np.ptp(values) == 0 for values in kinds):
+        low = high = estimate
+    else:
+        means = [_bootstrap_means(values, rng) for values in kinds]
+        resampled = sum(weight * mean for weight, mean in zip(weights.values(), means, strict=True))
+        low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    p = _sign_flip(
+        np.concatenate([weights[kind] * differences[kind] / len(differences[kind]) for kind in weights]), rng
+    )
+    return Contrast(estimate, float(low), float(high), p, "prompts", sum(map(len, kinds)))
+
+
+def over_seeds(per_seed: Sequence[Contrast], rng: np.random.Generator) -> Contrast:
+    """From the contrast of each seed: Student's interval of their mean, and p by sign flips of whole seeds or prompts.
+
+    A bootstrap of a handful of seeds would be too narrow. Where each seed has a p-value of its own they are combined
+    (Fisher), else seeds are flipped.
+    """
+    estimates = np.array([c.estimate for c in per_seed])
+    n, mean = len(estimates), float(estimates.mean())
+    if n == 1:
+        return per_seed[0]
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * estimates.std(ddof=1) / n**0.5)
+    known = [c.p for c in per_seed if c.p is not None]
+    p = float(stats.combine_pvalues(known).pvalue) if len(known) == n else _sign_flip(estimates, rng)
+    return Contrast(mean, mean - half, mean + half, p, "seeds", n)
+
+
+def over_draws(observed: float, draws: Float[np.ndarray, " n"]) -> Contrast:
+    """From random draws of a control: how far the observed value is from them, and how many reach it."""
+    beyond = observed - draws
+    low, high = np.quantile(beyond, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    p = (1 + int((draws >= observed).sum())) / (1 + len(draws))
+    return Contrast(float(beyond.mean()), float(low), float(high), p, "draws", len(draws))
+
+
+def once(difference: float) -> Contrast:
+    """A difference of two numbers of which there is one each: no interval can be had."""
+    return Contrast(difference, None, None, None, "seeds", 1)
+
+
+def _bootstrap_means(values: Float[np.ndarray, " n"], rng: np.random.Generator) -> Float[np.ndarray, " resamples"]:
+    result = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=100, rng=rng, vectorized=True
+    )
+    return np.asarray(result.bootstrap_distribution)
+
+
+def _sign_flip(values: Float[np.ndarray, " n"], rng: np.random.Generator) -> float:
+    if not values.any():
+        return 1.0
+    test = stats.permutation_test(
+        (values,),
+        np.sum,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        batch=100,
+        alternative="greater",
+        rng=rng,
+        vectorized=True,
+    )
+    return float(test.pvalue)

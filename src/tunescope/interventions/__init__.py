@@ -1,0 +1,1 @@
+"""Interventions: a model with something changed inside, as a context manager."""

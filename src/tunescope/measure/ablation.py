@@ -1,0 +1,62 @@
+"""Is refusal mediated by one direction? Takes out the difference of means and counts what is still refused."""
+
+from collections.abc import Callable
+
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.interventions.directions import without_direction
+from tunescope.measure.activations import Classes
+from tunescope.measure.findings import UNSAFE, Findings, Sample
+from tunescope.models.sites import Site, layer_count
+from tunescope.probes.behaviour import wilson
+from tunescope.probes.collect import Prompts
+from tunescope.probes.controls import haar
+from tunescope.probes.directions import difference_of_means
+from tunescope.rng import Stream
+
+Refused = Callable[[PreTrainedModel, Prompts], Bool[Tensor, " n"]]
+
+
+def measure_ablation(
+    found: Findings,
+    model: PreTrainedModel,
+    classes: Classes,
+    sample: Sample,
+    refused: Refused,
+    few: int,
+    stream: Stream,
+) -> None:
+    """Refusal of unsafe prompts without the difference of means of the layer where that lowers it most.
+
+    The layer is chosen on the fit prompts and the result measured on others, so that the choice does not flatter it.
+    """
+    layers = range(layer_count(model))
+    means = {layer: difference_of_means(*classes.means(Site(layer, "resid_post"))) for layer in layers}
+
+    def ablated(direction: Tensor, prompts: Prompts) -> Bool[Tensor, " n"]:
+        with without_direction(model, direction):
+            return refused(model, prompts)
+
+    choosing, prompts = sample.fit[UNSAFE][:few], sample.score[UNSAFE][:few]
+    left = [int(ablated(means[layer], choosing).sum()) for layer in layers]
+    chosen = left.index(min(left))
+    width = len(means[chosen])
+    random = haar(width, 1, stream("random direction"), means[chosen].device)[:, 0]
+    before = refused(model, prompts).double()
+    for name, control, direction in (("direction", "", means[chosen]), ("random", "haar", random)):
+        after = ablated(direction, prompts).double()
+        rate = wilson(int(after.sum()), len(after))
+        found.value(
+            "refusal_without_direction",
+            rate.value,
+            low=rate.low,
+            high=rate.high,
+            n=rate.n,
+            kind=UNSAFE,
+            layer=chosen,
+            site="resid_post",
+            control=control,
+        )
+        found.score(f"refusal_lost_without_{name}", before - after, kind=UNSAFE, layer=chosen)

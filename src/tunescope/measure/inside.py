@@ -1,0 +1,64 @@
+"""Every probe of one model."""
+
+import torch
+from transformers import PreTrainedModel
+
+from tunescope.config import ProbeConfig
+from tunescope.evidence.records import Subject
+from tunescope.measure.ablation import Refused, measure_ablation
+from tunescope.measure.activations import fit_classes, measure_activations, measure_classes
+from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample, logarithm
+from tunescope.measure.weights import changes_of, measure_weights
+from tunescope.models.sites import layer_count
+from tunescope.probes import sensitivity
+from tunescope.probes.collect import block_output, embed, first_logits
+from tunescope.rng import Stream
+
+
+def look_inside(
+    subject: Subject,
+    model: PreTrainedModel,
+    base: PreTrainedModel | None,
+    sample: Sample,
+    config: ProbeConfig,
+    refused: Refused,
+    stream: Stream,
+) -> Findings:
+    """All that the probes say of a model; its parameters are frozen.
+
+    Args:
+        base: the model that it was fine-tuned from; None if it is the base itself, which has no change to look at.
+        refused: tells which prompts a model refuses.
+        stream: of the controls and of whatever else is random.
+
+    Raises:
+        ValueError: a weight is not finite, or the two models differ in shape.
+    """
+    found = Findings(subject)
+    model.requires_grad_(False)
+    classes = fit_classes(model, sample, config, stream)
+    changes = changes_of(base, model, stream) if base else []
+    measure_activations(found, model, base, classes, changes, sample, config)
+    measure_classes(found, model, classes, changes, sample, config.few_prompts)
+    measure_sensitivity(found, model, sample, config, stream)
+    measure_ablation(found, model, classes, sample, refused, config.few_prompts, stream)
+    if base:
+        measure_weights(found, base, model, config, stream)
+    return found
+
+
+def measure_sensitivity(
+    found: Findings, model: PreTrainedModel, sample: Sample, config: ProbeConfig, stream: Stream
+) -> None:
+    """Observation 4."""
+    logits = first_logits(model)
+    for kind, prompts in sample.score.items():
+        parts = [sensitivity.top_logit_gradient(logits, embed(model, part)) for part in prompts.split(config.rows)]
+        found.mean("sensitivity", torch.cat(parts), kind=kind)
+        found.score("log_sensitivity", logarithm(torch.cat(parts)), kind=kind)
+    for kind in (SAFE, UNSAFE):
+        inputs = embed(model, sample.score[kind][: config.jacobian_prompts])
+        start = stream("power iteration").normal(tuple(inputs.shape), inputs.device)
+        for layer in range(layer_count(model)):
+            norms = sensitivity.jacobian_norm(block_output(model, layer), inputs, start, config.jacobian_steps)
+            found.mean("jacobian_norm", norms, kind=kind, layer=layer, site="resid_post")
