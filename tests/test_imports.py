@@ -19,6 +19,7 @@ LAYERS = (
     "probes",
     "interventions",
     "evidence",
+    "measure",
     "report",
     "recipes settings stages environment folders",
     "pipeline compare",

@@ -4,13 +4,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunescope.evidence.records import ORDER, SCHEMA, Record, merge_tables, read_records, write_records
+from tunescope.evidence.records import (
+    ORDER,
+    SCHEMA,
+    SCORES_SCHEMA,
+    Record,
+    Scores,
+    Subject,
+    merge_tables,
+    read_records,
+    read_scores,
+    write_records,
+    write_scores,
+)
 
 PLAIN = Record("base", "pretraining", "", 0, 400, "loss", 1.25)
 FULL = Record(
@@ -45,6 +58,7 @@ def test_columns_are_those_of_the_documentation(tmp_path: Path) -> None:
         "kind": "string",
         "strength": "double",
         "metric": "string",
+        "control": "string",
         "value": "double",
         "low": "double",
         "high": "double",
@@ -99,4 +113,59 @@ def test_a_record_that_does_not_fit_leaves_the_old_table(tmp_path: Path, content
     before = contents(tmp_path)
     with pytest.raises((pa.ArrowInvalid, OverflowError)):
         write_records([PLAIN, replace(PLAIN, step=2**70)], path)
+    assert contents(tmp_path) == before
+
+
+BASE = Scores(Subject("base", "pretraining", "", 0, 400), "log_sensitivity", np.array([0.1, -2.5]), kind="safe")
+TUNED = Subject("dpo-eta_m", "dpo", "eta_m", 2**40, 200)
+DRAWS = Scores(TUNED, "null_share", np.array([0.7, 1e-300, 1 / 3]), control="rotated")
+LENGTHS = Scores(TUNED, "null_length", np.array([1.0]), layer=3)
+TEXTS = ["model", "protocol", "learning_rate", "kind", "metric", "control"]
+
+
+def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
+    write_scores(iter([BASE, DRAWS, LENGTHS]), tmp_path / "scores.parquet")
+    frame = read_scores(tmp_path / "scores.parquet")
+    assert list(frame.columns) == SCORES_SCHEMA.names
+    assert frame["value"].tolist() == [0.1, -2.5, 0.7, 1e-300, 1 / 3, 1.0]
+    assert frame["index"].tolist() == [0, 1, 0, 1, 2, 0]
+    assert frame["layer"].fillna(-1).tolist() == [-1, -1, -1, -1, -1, 3]
+    assert frame["seed"].tolist() == [0] * 2 + [2**40] * 4
+    assert [str(frame[name].dtype) for name in TEXTS] == ["category"] * len(TEXTS)
+    assert frame.loc[0, TEXTS].tolist() == ["base", "pretraining", "", "safe", "log_sensitivity", ""]
+    assert frame.loc[2, TEXTS].tolist() == ["dpo-eta_m", "dpo", "eta_m", "", "null_share", "rotated"]
+
+
+def test_scores_are_of_their_schema_even_without_any(tmp_path: Path) -> None:
+    empty = Scores(TUNED, "null_length", np.array([]), layer=0)
+    for name, scores in (("some", [BASE, LENGTHS]), ("none", []), ("empty", [empty])):
+        write_scores(scores, tmp_path / name)
+        assert pq.read_schema(tmp_path / name).equals(SCORES_SCHEMA)
+        assert len(read_scores(tmp_path / name)) == sum(len(s.values) for s in scores)
+
+
+@given(st.lists(st.floats(allow_nan=False), max_size=9))
+def test_scores_are_exact(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
+    path = tmp_path_factory.mktemp("exact") / "scores.parquet"
+    write_scores([replace(BASE, values=np.array(values, float))], path)
+    assert read_scores(path)["value"].tolist() == values
+
+
+def test_parts_of_scores_are_merged_in_order(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / f"parts/{name}.parquet" for name in "abc")
+    for part, scores in ((a, [BASE]), (b, [DRAWS, LENGTHS]), (c, [])):
+        write_scores(scores, part)
+    merge_tables([b, c, a], tmp_path / "scores.parquet", SCORES_SCHEMA)
+    write_scores([DRAWS, LENGTHS, BASE], tmp_path / "at_once.parquet")
+    merged, at_once = (pq.read_table(tmp_path / name) for name in ("scores.parquet", "at_once.parquet"))
+    assert merged.equals(at_once)
+    assert merged.schema.equals(SCORES_SCHEMA)
+
+
+def test_scores_that_cannot_be_written_leave_the_old_table(tmp_path: Path, contents: Callable) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores([BASE], path)
+    before = contents(tmp_path)
+    with pytest.raises((pa.ArrowInvalid, OverflowError)):
+        write_scores([BASE, replace(BASE, subject=replace(BASE.subject, step=2**70))], path)
     assert contents(tmp_path) == before

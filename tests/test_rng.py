@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kstest
+from scipy.stats import kstest, norm
 
 from tunescope.rng import Stream
 from tunescope.world.batches import preference_batch, pretraining_batch
@@ -121,6 +121,39 @@ def test_streams_of_consecutive_batches_are_independent(fit):
     first = [int(stream("batch", i).integers(8, (1,), CPU)) for i in range(4_000)]
     pairs = Counter(zip(first[0::2], first[1::2], strict=True))
     assert fit(pairs, {(a, b): 1 / 64 for a in range(8) for b in range(8)}) > 1e-4
+
+
+def test_normal_is_normal():
+    values = Stream.named(0, "normal").normal((50_000,), CPU)
+    assert values.dtype == torch.float64
+    assert abs(values.mean().item()) < 4 / 50_000**0.5
+    assert abs(values.var().item() - 1) < 4 * (2 / 50_000) ** 0.5
+    assert kstest(values.numpy(), "norm").pvalue > 1e-4
+    assert abs(torch.corrcoef(values.view(2, -1))[0, 1].item()) < 4 / 25_000**0.5
+
+
+@given(KEYS)
+def test_normal_is_the_quantile_of_the_uniform(key):
+    stream = Stream(key)
+    assert norm.cdf(stream.normal((20,), CPU).numpy()) == pytest.approx(stream.uniform((20,), CPU).numpy(), abs=1e-12)
+
+
+@given(KEYS, st.integers(1, 9), st.integers(1, 9))
+def test_normal_is_the_same_whatever_came_before(key, some, more):
+    stream = Stream(key)
+    first = stream.normal((some,), CPU)
+    stream("other").normal((3,), CPU)
+    torch.randn(3)
+    again = stream.normal((some + more,), CPU)
+    assert torch.equal(again[:some], first)
+    assert torch.equal(stream.normal((1, some), CPU)[0], first)
+
+
+# Keys whose first 64 bits are all zero and all one: SplitMix64 read backwards.
+@pytest.mark.parametrize(("key", "uniform"), [(7046029254386353131, 0.0), (3558559446808474027, 1 - 2**-53)])
+def test_normal_is_finite_at_the_ends(key, uniform):
+    assert Stream(key).uniform((1,), CPU).item() == uniform
+    assert 8 < abs(Stream(key).normal((1,), CPU).item()) < 9
 
 
 def test_choose_is_uniform_among_the_options(fit):

@@ -46,12 +46,18 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a study, or go on with one; the report is at DIR/report.html.",
     )
     _add_recipe(study)
-    study.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-seedN)")
+    study.add_argument(
+        "--seed", type=int, nargs="+", metavar="N", help="seed of weights and data (default: 0); several run in turn"
+    )
+    study.add_argument(
+        "--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-seedN; of several seeds runs/RECIPE)"
+    )
     study.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
     study.set_defaults(command=_study)
 
     sample = commands.add_parser("sample", help="print prompts of a world", description="Print prompts of a world.")
     _add_recipe(sample)
+    sample.add_argument("--seed", type=int, metavar="N", help="which prompts (default: 0)")
     sample.add_argument("--kind", default="safe", metavar="KIND", help=f"one of {', '.join(Kind)} (default: safe)")
     sample.add_argument("-n", type=int, default=5, metavar="N", help="how many (default: 5)")
     sample.add_argument("--strength", type=float, metavar="S", help="of a jailbreak, in [0, 1] (default: 1)")
@@ -59,9 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(command=_sample)
 
     report = commands.add_parser(
-        "report", help="draw a run's report again", description="Draw figures and report again from a run's records."
+        "report",
+        help="judge and draw again",
+        description="Verdicts, figures and report again, from the records of a run, or of several seeds together.",
     )
-    report.add_argument("folder", type=Path, metavar="DIR", help="a run folder")
+    report.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="a run folder; several: seeds of one study"
+    )
+    report.add_argument("--out", type=Path, metavar="DIR", help="where the report on several goes")
     report.set_defaults(command=_report)
     return parser
 
@@ -69,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     recipes = " ".join(f"{name}: {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items())
     command.add_argument("recipe", metavar="RECIPE", help=recipes)
-    command.add_argument("--seed", type=int, metavar="N", help="seed of weights and data (default: 0)")
     command.add_argument(
         "--set",
         nargs="+",
@@ -83,16 +93,22 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 def _resolve(options: argparse.Namespace) -> Study:
     if options.recipe not in RECIPES:
         raise InputError(f"recipe: {options.recipe!r} is none; there are {', '.join(RECIPES)}")
-    changes = [*options.set, *([f"seed={options.seed}"] if options.seed is not None else [])]
-    return override(RECIPES[options.recipe](), changes)
+    return override(RECIPES[options.recipe](), options.set)
 
 
 def _study(options: argparse.Namespace) -> None:
-    from tunescope.pipeline import run  # torch and transformers take seconds to import: only when they are needed
-
     study = _resolve(options)
-    folder = options.out or Path("runs") / f"{study.name}-seed{study.seed}"
-    print(run(study, folder, update=options.update))
+    seeds = list(dict.fromkeys(options.seed or [study.seed]))
+    studies = [override(study, [f"seed={seed}"]) for seed in seeds]
+    several = len(seeds) > 1
+    folder = options.out or Path("runs") / (study.name if several else f"{study.name}-seed{seeds[0]}")
+
+    from tunescope import pipeline  # torch and transformers take seconds to import: only when they are needed
+
+    if several:
+        print(pipeline.run_seeds(studies, folder, update=options.update))
+    else:
+        print(pipeline.run(studies[0], folder, update=options.update))
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -103,7 +119,7 @@ def _sample(options: argparse.Namespace) -> None:
     from tunescope.world.prompts import sample_prompts
     from tunescope.world.world import build_world
 
-    study = _resolve(options)
+    study = override(_resolve(options), [f"seed={options.seed}"] if options.seed is not None else [])
     if options.kind not in [*Kind]:
         raise InputError(f"--kind: {options.kind!r} is none; there are {', '.join(Kind)}")
     if options.n < 1:
@@ -135,9 +151,16 @@ def _readable(row: dict[str, Any]) -> str:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from tunescope.report.html import render
+    several = len(options.folders) > 1
+    if several != (options.out is not None):
+        raise InputError("--out: says where the report on several run folders goes; give both, or one folder alone")
 
-    print(render(options.folder))
+    from tunescope.report.html import render
+    from tunescope.report.together import gather
+
+    if several:
+        gather(options.folders, options.out)
+    print(render(options.out if several else options.folders[0]))
 
 
 def _explain(error: InputError | OSError) -> str:

@@ -11,7 +11,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,10 @@ from transformers import PreTrainedModel
 from tunescope import __version__
 from tunescope.config import Study
 from tunescope.environment import environment
+from tunescope.errors import InputError
 from tunescope.evidence.records import SCORES_SCHEMA, Record, Subject, merge_tables, write_records, write_scores
 from tunescope.files import remove, write_text
-from tunescope.folders import CONFIG, ENVIRONMENT, claimed, note_environment
+from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample
 from tunescope.measure.inside import look_inside
 from tunescope.models.build import build_model
@@ -37,8 +38,9 @@ from tunescope.probes.behaviour import generate, outcomes, wilson
 from tunescope.protocols.protocols import PROTOCOLS
 from tunescope.protocols.tuning import tune
 from tunescope.report.html import render
+from tunescope.report.together import gather
 from tunescope.rng import Stream
-from tunescope.stages import Done, Stage, run_stage
+from tunescope.stages import STAGES, Done, Stage, run_stage
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, HELD_OUT_KINDS, HELD_OUT_PROMPTS, pretrain
 from tunescope.world.describe import describe
@@ -309,6 +311,24 @@ def run(study: Study, folder: Path, *, update: bool = False) -> Path:
         times = [{"stage": entry.stage, "seconds": entry.seconds} for entry in done]
         write_text(folder / "stages.json", json.dumps(times, indent=1))
         return render(folder)
+
+
+def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False) -> Path:
+    """Run a study of each seed in a folder of its own below `folder`; returns the path of the report on all of them.
+
+    Raises:
+        InputError: as `run`; or the folder holds something else.
+    """
+    if (folder / CONFIG).exists() and (folder / STAGES).exists():
+        raise InputError(f"{folder}: holds the run of one seed; choose another --out for several")
+    folders = [folder / f"seed-{study.seed}" for study in studies]
+    for study, place in zip(studies, folders, strict=True):
+        check(place, study, update)  # all of them, before the first one takes its time
+    for study, place in zip(studies, folders, strict=True):
+        _say(f"seed {study.seed}: {place}")
+        run(study, place, update=update)
+    gather(folders, folder)
+    return render(folder)
 
 
 def _say(line: str) -> None:

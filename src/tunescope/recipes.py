@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
-from tunescope.config import ComputeConfig, EvaluateConfig, ModelConfig, PretrainConfig, Study, TuneConfig, WorldConfig
+from tunescope.config import (
+    ComputeConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PretrainConfig,
+    ProbeConfig,
+    Study,
+    TuneConfig,
+    WorldConfig,
+)
 
 
 def tiny() -> Study:
@@ -23,6 +32,15 @@ def tiny() -> Study:
         pretrain=PretrainConfig(steps=400, batch=128, lr=4e-3, muon_lr=3e-2, cooldown=40, check_every=20),
         tune=TuneConfig(steps=200, batch=96, warmup=10, checkpoints=2),
         evaluate=EvaluateConfig(prompts=100, prompts_per_point=50, strengths=(0.0, 0.5, 1.0)),
+        probe=ProbeConfig(
+            prompts=200,
+            fit_prompts=200,
+            course_prompts=50,
+            few_prompts=50,
+            jacobian_prompts=8,
+            jacobian_steps=5,
+            draws=50,
+        ),
     )
 
 

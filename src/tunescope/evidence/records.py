@@ -117,12 +117,12 @@ def write_scores(scores: Iterable[Scores], path: Path) -> None:
     """Write scores as one parquet file, a row per value and its `index` within its block, atomically."""
     blocks = []
     for block in scores:
+        n = len(block.values)
         about = {**asdict(block.subject), "metric": block.metric, "kind": block.kind, "control": block.control}
-        columns = {name: pa.repeat(pa.scalar(value), len(block.values)) for name, value in about.items()}
-        layer = pa.repeat(pa.scalar(block.layer, pa.int64()), len(block.values))
-        index = pa.array(np.arange(len(block.values)))
-        values = pa.array(block.values, pa.float64())
-        blocks.append(pa.table({**columns, "layer": layer, "index": index, "value": values}).cast(SCORES_SCHEMA))
+        columns = {name: pa.repeat(pa.scalar(value), n) for name, value in about.items()}
+        columns["layer"] = pa.repeat(pa.scalar(block.layer, pa.int64()), n)
+        columns |= {"index": pa.array(np.arange(n)), "value": pa.array(block.values, pa.float64())}
+        blocks.append(pa.table(columns).select(_TESTED).cast(SCORES_SCHEMA))
     with atomic_path(path) as temporary:
         pq.write_table(pa.concat_tables([SCORES_SCHEMA.empty_table(), *blocks]), temporary)
 

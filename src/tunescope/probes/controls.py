@@ -4,7 +4,7 @@ The other controls are models: the base itself, and the benign fine-tune of the 
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tunescope.probes.subspaces import Svd
@@ -30,6 +30,6 @@ def haar(size: int, k: int, stream: Stream, device: torch.device) -> Float[Tenso
     return q * r.diagonal().sign()  # without the signs, QR's own convention would bias the columns
 
 
-def shuffled(n: int, stream: Stream, device: torch.device) -> Float[Tensor, " {n}"]:
+def shuffled(n: int, stream: Stream, device: torch.device) -> Int[Tensor, " {n}"]:
     """A random order of n prompts, by which labels are dealt out anew."""
     return stream.uniform((n,), device).argsort()

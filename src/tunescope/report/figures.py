@@ -12,14 +12,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tunescope.errors import InputError
 from tunescope.files import atomic_path
+from tunescope.report import mechanism
 from tunescope.report.draw import BAR, curves, model_legend, new_figure, outcome_bar, percent_axis, row_places
 from tunescope.report.select import (
     COURSE,
     LEARNING,
     course_rows,
+    final_rows,
     headline_rows,
+    inside_rows,
     learning_rows,
     prompts_text,
     strength_rows,
@@ -205,6 +207,66 @@ FIGURES = (
         "ones, right) against the step; every curve begins at the base model (star). Bands: 95 % Wilson intervals.",
     ),
     Drawing(
+        "clusters",
+        "Observation 1: clusters",
+        mechanism.clusters,
+        lambda records: final_rows(inside_rows(records, "tau")),
+        "τ of the activations after the MLP's non-linearity, at the last token of the prompt: positive nearer the mean "
+        "of the safe prompts, negative nearer that of the unsafe ones. Mean and standard deviation over prompts. In "
+        "grey, on the same axes: benign fine-tuning at the same rate.",
+        "point",
+    ),
+    Drawing(
+        "separation",
+        "Observation 1, without units",
+        mechanism.separation,
+        lambda records: final_rows(inside_rows(records, "tau_auc")),
+        "How often a safe prompt has a greater τ than an unsafe one (0.5: chance), by layer, with 95 % intervals. "
+        "Dotted: class means from shuffled labels, one line per model.",
+    ),
+    Drawing(
+        "null_space",
+        "Observation 2: null space",
+        mechanism.null_space,
+        lambda records: inside_rows(records, "null_share").query("control == ''"),
+        "Share of the squared norm of dW that lies in the left null space of the base model's W_in, by layer. The "
+        "space is most of all directions: dW with its singular values kept and its directions drawn at random (dotted, "
+        "with the central 95 % of draws) has the share that its dimension alone gives.",
+    ),
+    Drawing(
+        "specialisation",
+        "Observation 3: specialisation",
+        mechanism.specialisation,
+        lambda records: final_rows(inside_rows(records, "gain_ratio")),
+        "How much more dW does with unsafe prompts than with safe ones (1: the same), by layer, with 95 % intervals; "
+        "right: with the activations of the model before fine-tuning. Dotted: dW in random directions, per model.",
+    ),
+    Drawing(
+        "sensitivity",
+        "Observation 4: sensitivity",
+        mechanism.sensitivity,
+        lambda records: final_rows(inside_rows(records, "sensitivity")),
+        "Norm of the gradient of the first answer token's largest logit with respect to all input embeddings: mean, "
+        "with its 95 % interval.",
+        "point",
+    ),
+    Drawing(
+        "direction",
+        "One direction",
+        mechanism.direction,
+        lambda records: final_rows(inside_rows(records, "refusal_without_direction")),
+        "Unsafe prompts that are refused by the intact model, by the model whose residual stream has lost the "
+        "difference of the safe and unsafe means, and by one that has lost a random direction. 95 % Wilson intervals.",
+        "point",
+    ),
+    Drawing(
+        "mechanism_course",
+        "Inside, over the course of fine-tuning",
+        mechanism.course,
+        mechanism.course_of_mechanism,
+        "The four observations at every model saved during fine-tuning.",
+    ),
+    Drawing(
         "learning",
         "Learning curves",
         learning_curves,
@@ -217,13 +279,7 @@ FIGURES = (
 
 
 def figures(records: pd.DataFrame) -> dict[str, Figure]:
-    """Every figure that the records hold something for, by name, in the order of the report.
-
-    Raises:
-        InputError: the records are of more than one seed.
-    """
-    if records["seed"].nunique() > 1:
-        raise InputError(f"records: the figures show one seed, got {sorted(map(int, records['seed'].unique()))}")
+    """Every figure that the records hold something for, by name, in the order of the report."""
     with style():
         return {entry.name: entry.draw(records) for entry in FIGURES if len(entry.rows(records))}
 

@@ -1,4 +1,4 @@
-"""The report: reads a run folder, draws its figures, and writes one page that needs nothing else."""
+"""The report: reads a run folder, judges the claims, draws the figures, and writes one page that needs nothing else."""
 
 import json
 import re
@@ -13,25 +13,33 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tunescope.errors import InputError
-from tunescope.evidence.records import ORDER, read_records
+from tunescope.evidence.pool import pool
+from tunescope.evidence.records import ORDER, read_records, read_scores
+from tunescope.evidence.verdicts import Verdict, as_data, judge
 from tunescope.files import write_text
 from tunescope.report.figures import FIGURES, figures, save_figures
 from tunescope.report.style import KINDS, models_of
 from tunescope.report.tables import RARE, SURE, duration, examples, flat, headline, summary
+from tunescope.report.verdicts import GLYPHS, verdict_table
 
 
 def render(folder: Path) -> Path:
-    """Write `figures/` and `report.html` of a run folder, and return the path of the page.
+    """Write `verdicts.json`, `figures/` and `report.html` of a run folder, and return the path of the page.
 
-    Only records.parquet must be there; what other files would have told is left out with them.
+    Only records.parquet must be there; what other files would have told is left out with them. Records of several
+    seeds are pooled: figures and tables then show means over seeds with intervals over them.
 
     Raises:
         InputError: records.parquet is missing, lacks columns or holds nothing, or another file cannot be read; the
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    told = _told(folder, records)  # before anything is written
-    save_figures(figures(records), folder / "figures")
+    verdicts = _judged(folder / "scores.parquet")
+    pooled = pool(records)
+    told = _told(folder, records, pooled, verdicts)  # before anything is written
+    if verdicts:
+        write_text(folder / "verdicts.json", json.dumps(as_data(verdicts), indent=1))
+    save_figures(figures(pooled), folder / "figures")
     environment = Environment(
         loader=PackageLoader("tunescope.report"),
         autoescape=True,
@@ -40,7 +48,7 @@ def render(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    page = template.render(told, figures=_drawn(folder / "figures", records))
+    page = template.render(told, figures=_drawn(folder / "figures", pooled))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -79,7 +87,17 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-def _told(folder: Path, records: pd.DataFrame) -> dict[str, Any]:
+def _judged(path: Path) -> list[Verdict]:
+    """Verdicts from the scores; none without them."""
+    if not path.is_file():
+        return []
+    try:
+        return judge(read_scores(path))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, verdicts: list[Verdict]) -> dict[str, Any]:
     """All that the page says except for its figures."""
     models = models_of(records)
     config = _load(folder / "config.yaml", _mapping(yaml.safe_load), {})
@@ -87,7 +105,10 @@ def _told(folder: Path, records: pd.DataFrame) -> dict[str, Any]:
     return {
         "title": f"tunescope: {config.get('name', folder.resolve().name)}",
         "summary": summary(records, config),
-        "headline": headline(records),
+        "verdicts": verdict_table(verdicts, models),
+        "glyphs": {str(outcome).lower(): glyph for outcome, glyph in GLYPHS.items()},
+        "headline": headline(pooled),
+        "pooled": records["seed"].nunique() > 1,
         "sure": SURE,
         "rare": RARE,
         "kinds": KINDS,

@@ -11,8 +11,7 @@ LEARNING = {"loss": "loss (nats)", "held_out_compliance": "compliance (%)"}
 
 def behaviour_rows(records: pd.DataFrame) -> pd.DataFrame:
     """How finished models behave: the outcomes at the last step measured of each model."""
-    rows = _outcomes(records)
-    return rows[rows["step"] == rows.groupby("model")["step"].transform("max")]
+    return final_rows(_outcomes(records))
 
 
 def headline_rows(records: pd.DataFrame) -> pd.DataFrame:
@@ -26,6 +25,16 @@ def strength_rows(records: pd.DataFrame) -> pd.DataFrame:
     """Compliance of finished models at every strength, for kinds that have one."""
     rows = behaviour_rows(records)
     return rows[rows["strength"].notna() & (rows["metric"] == "compliance")]
+
+
+def inside_rows(records: pd.DataFrame, *metrics: str) -> pd.DataFrame:
+    """What the probes found of these metrics."""
+    return records[records["metric"].isin(metrics)]
+
+
+def final_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each model the rows at its last step."""
+    return rows[rows["step"] == rows.groupby("model")["step"].transform("max")]
 
 
 def learning_rows(records: pd.DataFrame) -> pd.DataFrame:

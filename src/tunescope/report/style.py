@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.colors import to_rgb
 
 BASE = "pretraining"  # the protocol of the base model
+BENIGN = "benign"  # the protocol that is the control
 NEUTRAL = "#595959"  # what belongs to no model: legends, guides
 WIDTH = 7.0  # inches, a text width in print
 Outcome = Literal["compliance", "refusal"]
@@ -22,6 +23,7 @@ PROTOCOLS = {
     "unlearning": ("unlearning", "#009E73"),
     "benign": ("benign", "#999999"),
 }
+CLASSES = {"safe": ("#009E73", "o"), "unsafe": ("#D55E00", "^")}  # as in the paper: green and red
 SPARE = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # for protocols that are not named above
 RATES = {"": ("", "-"), "eta_m": ("ηₘ", "-"), "eta_s": ("ηₛ", (0, (3.5, 1.5)))}
 

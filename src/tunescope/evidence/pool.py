@@ -1,0 +1,32 @@
+"""Several seeds as one: means over seeds, with intervals that say how far another seed may be."""
+
+import pandas as pd
+from scipy import stats
+
+from tunescope.evidence.records import ORDER
+
+CURVES = ("loss", "held_out_compliance")  # measured along training, at steps of their own
+RATES = ("compliance", "refusal", "other")
+VALUES = ("seed", "value", "low", "high", "n")
+
+
+def pool(records: pd.DataFrame) -> pd.DataFrame:
+    """One row per measurement: the mean over seeds, its 95 % Student interval over them, and all prompts together.
+
+    Records of one seed are returned as they are. The base models, which seeds train for different numbers of steps,
+    are put at the step of the longest. `seed` is the first of them.
+    """
+    if records["seed"].nunique() < 2:
+        return records
+    at_end = (records["protocol"] == "pretraining") & ~records["metric"].isin(CURVES)
+    rows = records.assign(step=records["step"].mask(at_end, records.loc[at_end, "step"].max()))
+    keys = [name for name in ORDER if name not in VALUES]
+    groups = rows.groupby(keys, dropna=False, sort=False)
+    out = groups.agg(seed=("seed", "min"), value=("value", "mean"), n=("n", "sum"))
+    error, seeds = groups["value"].sem(), groups["value"].size()
+    half = stats.t.ppf(0.975, (seeds - 1).clip(lower=1)) * error
+    out["low"], out["high"] = out["value"] - half, out["value"] + half
+    out = out.reset_index()
+    rates = out["metric"].isin(RATES) | out["metric"].str.endswith("_auc")
+    out.loc[rates, ["low", "high"]] = out.loc[rates, ["low", "high"]].clip(0, 1)
+    return out[ORDER]

@@ -1,0 +1,173 @@
+"""Contrasts: right by hand, uniform p-values without an effect, intervals that hold the truth as often as they say."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from tunescope.evidence import contrasts
+from tunescope.evidence.contrasts import Contrast, once, over_draws, over_prompts, over_seeds, weighted
+
+WEIGHTS = {"unsafe": 1.0, "safe": -1.0}
+REPEATS = 200
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrasts, "RESAMPLES", 199)
+
+
+def rng(scope: int = 0) -> np.random.Generator:
+    return np.random.default_rng(scope)
+
+
+def plausible(hits: int, p: float, n: int = REPEATS) -> bool:
+    """Whether so many of n is nothing out of the ordinary, where each has this probability."""
+    return bool(stats.binom.ppf(0.001, n, p) <= hits <= stats.binom.ppf(0.999, n, p))
+
+
+def noise(scope: int, sizes: tuple[int, ...], effect: float = 0.0) -> list[dict[str, np.ndarray]]:
+    """Differences of 40 unsafe and 30 safe prompts, once for every size of noise: the effect is of the unsafe."""
+    draws = rng(scope)
+    return [{"unsafe": s * draws.normal(size=40) + effect, "safe": s * draws.normal(size=30)} for s in sizes]
+
+
+def test_weighted_by_hand() -> None:
+    values = {"unsafe": np.array([1.0, 3.0]), "safe": np.array([0.5]), "other": np.array([9.0])}
+    assert weighted(values, WEIGHTS) == 1.5
+    assert weighted(values, {"unsafe": -1.0}) == -2.0
+
+
+def test_over_prompts_by_hand() -> None:
+    """Of the eight ways to give three differences of one their signs, one has as large a sum."""
+    found = over_prompts({"unsafe": np.ones(3)}, {"unsafe": 1.0}, rng())
+    assert found == Contrast(1.0, 1.0, 1.0, 1 / 8, "prompts", 3)
+    found = over_prompts({"unsafe": np.ones(3)}, {"unsafe": -1.0}, rng())
+    assert found == Contrast(-1.0, -1.0, -1.0, 1.0, "prompts", 3)
+
+
+def test_over_prompts_leaves_out_kinds_without_weight() -> None:
+    (values,) = noise(0, (1,))
+    assert over_prompts({**values, "other": np.array([math.pi])}, WEIGHTS, rng()) == over_prompts(
+        values, WEIGHTS, rng()
+    )
+
+
+def test_no_difference_is_no_effect() -> None:
+    found = over_prompts({"unsafe": np.zeros(20), "safe": np.zeros(10)}, WEIGHTS, rng())
+    assert found == Contrast(0.0, 0.0, 0.0, 1.0, "prompts", 30)
+
+
+def test_the_interval_of_one_kind_is_that_of_a_mean() -> None:
+    values = rng(5).normal(2, 3, size=400)
+    found = over_prompts({"unsafe": values}, {"unsafe": 1.0}, rng())
+    half = 1.96 * values.std() / 20
+    assert found.estimate == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+
+
+def test_the_interval_of_two_kinds_has_the_noise_of_both() -> None:
+    values = {"unsafe": 3 * rng(1).normal(size=300), "safe": 4 * rng(2).normal(size=300)}
+    found = over_prompts(values, WEIGHTS, rng())
+    half = 1.96 * (sum(v.var() for v in values.values()) / 300) ** 0.5
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.1)
+    assert found.low < found.estimate < found.high
+
+
+@pytest.mark.usefixtures("few")
+def test_without_an_effect_p_is_uniform_and_the_interval_holds_zero() -> None:
+    found = [over_prompts(noise(i, (1,))[0], WEIGHTS, rng(i)) for i in range(REPEATS)]
+    p = np.array([c.p for c in found])
+    assert plausible(int((p < 0.05).sum()), 0.05)
+    assert plausible(int((p > 0.95).sum()), 0.05)
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+    assert plausible(sum(c.low <= 0 <= c.high for c in found), 0.95)
+    assert plausible(sum(c.low > 0 for c in found), 0.03)
+
+
+@pytest.mark.usefixtures("few")
+def test_with_an_effect_the_interval_holds_it_and_p_finds_it() -> None:
+    effect = 1.5
+    found = [over_prompts(noise(i, (1,), effect)[0], WEIGHTS, rng(i)) for i in range(REPEATS)]
+    assert plausible(sum(c.low <= effect <= c.high for c in found), 0.95)
+    assert all(c.p < 0.05 for c in found)
+    assert np.mean([c.estimate for c in found]) == pytest.approx(effect, abs=0.06)
+
+
+@pytest.mark.usefixtures("few")
+def test_over_seeds_without_an_effect() -> None:
+    found = []
+    for i in range(REPEATS):
+        seeds = [over_prompts(values, WEIGHTS, rng(i)) for values in noise(i, (1, 1, 1))]
+        found.append(over_seeds(seeds, rng(i)))
+    assert plausible(sum(c.p < 0.05 for c in found), 0.05)
+    assert plausible(sum(c.low <= 0 <= c.high for c in found), 0.95)
+    assert {(c.over, c.n) for c in found} == {("seeds", 3)}
+
+
+def test_over_seeds_by_hand() -> None:
+    """Student's interval with two degrees of freedom, Fisher's p with six."""
+    seeds = [Contrast(e, e - 1, e + 1, p, "prompts", 50) for e, p in ((1.0, 0.1), (2.0, 0.2), (3.0, 0.5))]
+    found = over_seeds(seeds, rng())
+    assert found.estimate == pytest.approx(2.0)
+    assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert found.p == pytest.approx(stats.chi2.sf(-2 * math.log(0.1 * 0.2 * 0.5), 6))
+    assert (found.over, found.n) == ("seeds", 3)
+
+
+def test_seeds_without_a_p_of_their_own_are_flipped() -> None:
+    assert over_seeds([once(e) for e in (1.0, 2.0, 3.0)], rng()).p == pytest.approx(1 / 8)
+    assert over_seeds([once(e) for e in (-1.0, -2.0, 3.0)], rng()).p == pytest.approx(5 / 8)
+    assert over_seeds([once(0.0), once(0.0)], rng()) == Contrast(0.0, 0.0, 0.0, 1.0, "seeds", 2)
+
+
+@pytest.mark.parametrize("one", [once(0.3), Contrast(0.3, 0.1, 0.5, 0.02, "prompts", 9)])
+def test_one_seed_is_what_it_was(one: Contrast) -> None:
+    assert over_seeds([one], rng()) == one
+
+
+def test_once_has_no_interval() -> None:
+    assert once(0.25) == Contrast(0.25, None, None, None, "seeds", 1)
+
+
+def test_over_draws_by_hand() -> None:
+    draws = np.arange(39) / 10  # 0 .. 3.8, whose 2.5 % and 97.5 % quantiles are 0.095 and 3.705
+    found = over_draws(3.6, draws)
+    assert found.estimate == pytest.approx(3.6 - 1.9)
+    assert (found.low, found.high) == pytest.approx((3.6 - 3.705, 3.6 - 0.095))
+    assert (found.p, found.over, found.n) == (4 / 40, "draws", 39)  # reached by 3.6, 3.7 and 3.8
+    assert over_draws(9.0, draws).p == 1 / 40
+    assert over_draws(-1.0, draws).p == 1.0
+
+
+def test_over_draws_of_one_more_draw_has_uniform_p() -> None:
+    found = [over_draws(float(v[0]), v[1:]) for v in rng(3).normal(size=(REPEATS, 100))]
+    p = np.array([c.p for c in found])
+    assert plausible(int((p <= 0.05).sum()), 0.05)
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+    assert plausible(sum(c.low > 0 for c in found), 0.03)
+
+
+@given(st.floats(-2, 2), st.floats(0.1, 3))
+def test_more_noise_is_a_wider_interval_about_the_same_estimate(effect: float, scale: float) -> None:
+    shape = np.concatenate([np.full(10, -1.0), np.full(10, 1.0)])
+    narrow, wide = (over_prompts({"unsafe": effect + s * shape}, {"unsafe": 1.0}, rng()) for s in (scale, 3 * scale))
+    assert narrow.estimate == pytest.approx(wide.estimate, abs=1e-9) == pytest.approx(effect, abs=1e-9)
+    assert wide.high - wide.low == pytest.approx(3 * (narrow.high - narrow.low))
+
+
+def test_the_same_generator_gives_the_same_numbers() -> None:
+    (values,) = noise(0, (1,))
+    assert over_prompts(values, WEIGHTS, rng(1)) == over_prompts(values, WEIGHTS, rng(1))
+    assert over_prompts(values, WEIGHTS, rng(1)) != over_prompts(values, WEIGHTS, rng(2))
+
+
+@pytest.mark.parametrize("other", [1.0, 2.0])
+def test_one_prompt_of_a_kind_has_no_spread_to_resample(other: float) -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        over_prompts({"unsafe": np.array([1.0]), "safe": np.array([1.0, other, 3.0])}, WEIGHTS, rng())
+    with pytest.raises(ValueError, match="two or more"):
+        over_prompts({"unsafe": np.array([1.0])}, {"unsafe": 1.0}, rng())

@@ -1,0 +1,253 @@
+"""Looking inside: every number is finite, whatever the model; planted changes are seen; bad models are refused."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.config import ModelConfig, ProbeConfig
+from tunescope.evidence.records import Record, Subject
+from tunescope.measure.findings import Findings, Sample
+from tunescope.measure.inside import look_inside
+from tunescope.models.build import build_model
+from tunescope.models.sites import Site, weight, weight_names
+from tunescope.probes.collect import last_activations
+from tunescope.rng import Stream
+
+CPU = torch.device("cpu")
+ROOT = Stream.named(0, "inside")
+SUBJECT = Subject("ssft-eta_m", "ssft", "eta_m", 0, 9)
+CONFIG = ProbeConfig(few_prompts=4, jacobian_prompts=2, jacobian_steps=2, draws=20, rows=3)
+LAST = Site(1, "mlp_in")
+
+
+def build(architecture: str, scope: object = 0, layers: int = 2, width: int = 16) -> PreTrainedModel:
+    config = ModelConfig(architecture=architecture, layers=layers, heads=2, width=width)
+    model = build_model(config, 20, 8, ROOT("model", scope), CPU).eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():  # as initialised, the blocks change next to nothing
+        for parameter in model.parameters():
+            parameter.mul_(5)
+    return model
+
+
+def prompts(use: str, kind: str) -> Tensor:
+    """Safe prompts are of the lower ten tokens, all others of the upper ten."""
+    return ROOT(use, kind).integers(10, (6, 5), CPU) + 10 * (kind != "safe")
+
+
+SAMPLE = Sample(
+    {kind: prompts("fit", kind) for kind in ("safe", "unsafe")},
+    {kind: prompts("score", kind) for kind in ("safe", "unsafe", "jb_misgen")},
+)
+
+
+@torch.no_grad()
+def refused(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Of an untrained model: some are, some are not."""
+    return model(tokens, use_cache=False).logits[:, -1].argmax(1) % 2 == 0
+
+
+def look(
+    model: PreTrainedModel, base: PreTrainedModel | None, config: ProbeConfig = CONFIG, sample: Sample = SAMPLE
+) -> Findings:
+    return look_inside(SUBJECT, model, base, sample, config, refused, Stream.named(0, "probes"))
+
+
+def changed(base: PreTrainedModel, name: str, layer: int, delta: Tensor) -> PreTrainedModel:
+    model = deepcopy(base)
+    weight(model, layer, name).add_(delta.to(torch.float32))
+    return model
+
+
+def place(r: Record) -> tuple:
+    return r.metric, r.kind, r.layer, r.site, r.control
+
+
+def numbers(found: Findings) -> dict[tuple, float]:
+    """Every number in it by where it stands."""
+    out = {(*place(r), end): getattr(r, end) for r in found.records for end in ("value", "low", "high", "n")}
+    for s in found.scores:
+        out |= {(s.metric, s.kind, s.layer, s.control, i): v for i, v in enumerate(s.values.tolist())}
+    return {key: value for key, value in out.items() if value is not None}
+
+
+def assert_sound(found: Findings) -> None:
+    bad = {key: value for key, value in numbers(found).items() if not math.isfinite(value)}
+    assert not bad
+    assert len({place(r) for r in found.records}) == len(found.records)
+    for r in found.records:
+        assert (r.low is None) == (r.high is None)
+        assert r.low is None or r.low - 1e-9 <= r.value <= r.high + 1e-9, r
+
+
+def value(found: Findings, metric: str, **where: object) -> float:
+    (record,) = (r for r in found.records if r.metric == metric and all(getattr(r, k) == v for k, v in where.items()))
+    return record.value
+
+
+def scores(found: Findings, metric: str, kind: str = "", control: str = "", layer: int | None = None) -> np.ndarray:
+    (values,) = (
+        s.values for s in found.scores if (s.metric, s.kind, s.control, s.layer) == (metric, kind, control, layer)
+    )
+    return values
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def base(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """Shared by all tests: not to be changed."""
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def tuned(base: PreTrainedModel) -> PreTrainedModel:
+    """Every parameter has changed a little."""
+    model = deepcopy(base)
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.add_(0.05 * ROOT("change", i).normal(tuple(parameter.shape), CPU))
+    return model
+
+
+@pytest.fixture(scope="module")
+def found(base: PreTrainedModel, tuned: PreTrainedModel) -> Findings:
+    return look(tuned, base)
+
+
+def test_every_number_of_a_tuned_model_is_finite(found: Findings, base: PreTrainedModel) -> None:
+    assert_sound(found)
+    sites = {r.site for r in found.records if r.metric == "effective_rank"}
+    assert sites == set(weight_names(base))
+    assert {r.layer for r in found.records if r.metric == "gain"} == {0, 1}
+    assert {s.kind for s in found.scores if s.metric == "log_gain_of_base_input"} == set(SAMPLE.score)
+
+
+def test_every_number_of_the_base_is_finite_and_none_is_of_a_change(base: PreTrainedModel) -> None:
+    found = look(base, None)
+    assert_sound(found)
+    metrics = {r.metric for r in found.records} | {s.metric for s in found.scores}
+    assert {"tau", "tau_auc", "silhouette", "sensitivity", "jacobian_norm", "scaled_tau"} <= metrics
+    assert not {m for m in metrics if m.startswith(("gain", "log_gain", "null", "row", "effective", "direction"))}
+
+
+def test_a_model_equal_to_its_base_changes_nothing(base: PreTrainedModel) -> None:
+    found = look(deepcopy(base), base)
+    assert_sound(found)
+    for kind in SAMPLE.score:
+        assert value(found, "gain", kind=kind, layer=1, control="") == 0
+        assert set(scores(found, "log_gain", kind, layer=1)) == {math.log(1e-12)}
+    for metric in ("gain", "row_projection", "gain_of_base_input"):
+        assert value(found, f"{metric}_auc", layer=1, control="") == 0.5
+        assert value(found, f"{metric}_ratio", layer=1, control="") == 1
+    for metric in ("relative_norm", "effective_rank", "principal_angle"):
+        assert {r.value for r in found.records if r.metric == metric} == {0}
+    assert scores(found, "null_share").tolist() == [0]
+    assert set(scores(found, "null_share", control="rotated")) == {0}
+
+
+def test_nothing_depends_on_how_many_prompts_go_through_at_once(
+    found: Findings, tuned: PreTrainedModel, base: PreTrainedModel
+) -> None:
+    expected = numbers(found)
+    for rows in (1, 100):
+        other = numbers(look(tuned, base, CONFIG.model_copy(update={"rows": rows})))
+        assert other.keys() == expected.keys()
+        for key, number in other.items():
+            assert number == pytest.approx(expected[key], rel=2e-3, abs=2e-4), key
+
+
+def test_looking_twice_gives_the_same_and_leaves_the_models_alone(
+    found: Findings, tuned: PreTrainedModel, base: PreTrainedModel
+) -> None:
+    before = [p.clone() for model in (tuned, base) for p in model.parameters()]
+    assert numbers(look(tuned, base)) == numbers(found)
+    after = [p for model in (tuned, base) for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_change_planted_in_the_null_space_is_found_there(base: PreTrainedModel) -> None:
+    w = weight(base, 1, "W_in").double()
+    outside = torch.linalg.svd(w).U[:, w.shape[1] :]
+    inside, v = torch.linalg.svd(w).U[:, :3], torch.linalg.qr(ROOT("v").normal((16, 3), CPU)).Q
+    u = 0.6**0.5 * inside + 0.4**0.5 * outside[:, :3]
+    found = look(changed(base, "W_in", 1, u @ v.mT), base)
+    about = {"layer": 1, "site": "W_in"}
+    assert value(found, "null_share", **about, control="") == pytest.approx(0.4, abs=1e-4)
+    assert value(found, "null_share", **about, control="haar") == (len(w) - 16) / len(w)
+    assert value(found, "relative_norm", **about) == pytest.approx(3**0.5 / w.norm().item(), rel=1e-4)
+    assert scores(found, "null_length", layer=1)[:3].tolist() == pytest.approx([0.4**0.5] * 3, abs=1e-4)
+    assert value(found, "relative_norm", layer=0, site="W_in") == 0
+    assert_sound(found)
+
+
+def test_a_change_that_reads_only_unsafe_activations_is_seen_to(base: PreTrainedModel) -> None:
+    safe, unsafe = (
+        next(last_activations(base, SAMPLE.score[kind], [LAST], 99))[LAST].double() for kind in ("safe", "unsafe")
+    )
+    spared = torch.linalg.svd(safe, full_matrices=False).Vh
+    read = unsafe[0] - spared.mT @ (spared @ unsafe[0])
+    read /= read.norm()
+    write = ROOT("write").normal((64,), CPU)
+    write *= 2 / write.norm()
+    found = look(changed(base, "W_in", 1, torch.outer(write, read)), base)
+    expected = 2 * (unsafe @ read).abs() / unsafe.norm(dim=1)
+    about = {"layer": 1, "control": ""}
+    assert value(found, "gain", kind="safe", **about) < 1e-5
+    assert value(found, "gain", kind="unsafe", **about) == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert value(found, "gain_auc", **about) == value(found, "gain_of_base_input_auc", **about) == 1
+    assert value(found, "gain_ratio", **about) > 1e3
+    assert value(found, "gain_auc", layer=1, control="rotated") < 1
+    assert value(found, "effective_rank", layer=1, site="W_in") == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["W_in", "W_O", "W_out"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("which", ["tuned", "base"])
+def test_a_weight_that_is_not_finite_is_refused(base: PreTrainedModel, name: str, bad: float, which: str) -> None:
+    delta = torch.zeros(weight(base, 0, name).shape)
+    delta[1, 1] = bad
+    broken = changed(base, name, 0, delta)
+    pair = (broken, base) if which == "tuned" else (base, broken)
+    with pytest.raises(ValueError, match=f"{name} of layer 0: has NaN or inf"):
+        look(*pair)
+
+
+def test_a_base_that_is_not_finite_is_refused(base: PreTrainedModel) -> None:
+    delta = torch.zeros(weight(base, 0, "W_in").shape)
+    delta[1, 1] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        look(changed(base, "W_in", 0, delta), None)
+
+
+@pytest.mark.parametrize("other", [{"width": 8}, {"layers": 1}, {"layers": 3}], ids=str)
+def test_models_of_unequal_shape_are_refused(base: PreTrainedModel, other: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="layer"):
+        look(base, build(base.config.model_type, **other))
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+def test_prompts_that_are_all_alike_have_no_clusters(base: PreTrainedModel, tuned: PreTrainedModel) -> None:
+    same = torch.full((4, 5), 7)
+    alike = Sample(dict.fromkeys(SAMPLE.fit, same), dict.fromkeys(SAMPLE.score, same))
+    found = look(tuned, base, sample=alike)
+    assert_sound(found)
+    assert value(found, "silhouette", layer=1) == 0
+    assert value(found, "tau_auc", layer=1, control="") == 0.5
+    assert value(found, "top_singular_share", layer=1, kind="safe") == 0
+
+
+def test_the_sample_can_be_cut(base: PreTrainedModel, look_at: Callable[[Sample], Findings]) -> None:
+    found = look_at(SAMPLE.first(3))
+    assert {len(p) for p in (*SAMPLE.first(3).fit.values(), *SAMPLE.first(3).score.values())} == {3}
+    assert {r.n for r in found.records if r.metric == "tau"} == {3}
+    assert_sound(found)
+
+
+@pytest.fixture
+def look_at(base: PreTrainedModel, tuned: PreTrainedModel) -> Callable[[Sample], Findings]:
+    return lambda sample: look(tuned, base, sample=sample)

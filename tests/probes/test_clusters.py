@@ -1,0 +1,163 @@
+"""Clusters: planted distances, overlaps and shapes come back, and the scores are those of their definitions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from tunescope.probes.clusters import Moments, auc, silhouette, tau
+from tunescope.rng import Stream
+
+CPU = torch.device("cpu")
+FEW = st.lists(st.integers(0, 5), min_size=2, max_size=12)  # few values, many ties
+
+
+def draw(*shape: int, scope: object = 0) -> Tensor:
+    return Stream.named(0, "clusters", scope).normal(shape, CPU)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 99))
+def test_moments_are_the_direct_sums_whatever_the_batches(sizes: list[int], scope: int) -> None:
+    a = draw(sum(sizes), 4, scope=scope)
+    first, *others = (Moments.of(part) for part in a.split(sizes))
+    sums = sum(others, first)
+    assert sums.n == len(a)
+    torch.testing.assert_close(sums.total, a.sum(0))
+    torch.testing.assert_close(sums.outer, torch.einsum("ni,nj->ij", a, a))
+    torch.testing.assert_close(sums.mean, a.mean(0))
+
+
+def test_moments_of_half_precision_are_summed_in_double() -> None:
+    a = torch.tensor([[2048.0], [1.0], [1.0]], dtype=torch.float16)  # where 2048 + 1 is 2048
+    sums = Moments.of(a[:1]) + Moments.of(a[1:2]) + Moments.of(a[2:])
+    assert sums.total.tolist() == [2050.0]
+    assert sums.outer.tolist() == [[2048.0**2 + 2]]
+
+
+def test_top_share_by_hand() -> None:
+    """Centred singular values in the proportion 3 to 1, anywhere in space."""
+    points = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    for offset in (0.0, 7.0):
+        assert Moments.of(points + offset).top_share() == pytest.approx(0.75)
+
+
+def test_top_share_is_that_of_the_singular_values_of_the_centred_cluster() -> None:
+    a = draw(30, 5) * torch.tensor([5.0, 3.0, 2.0, 1.0, 0.5]) + 4
+    s = torch.linalg.svdvals(a - a.mean(0))
+    assert Moments.of(a).top_share() == pytest.approx((s[0] / s.sum()).item())
+
+
+def test_top_share_of_a_line_is_one_and_of_a_point_zero() -> None:
+    line = torch.linspace(-1, 1, 9)[:, None] * torch.tensor([1.0, 2.0, -1.0]) + 1
+    assert Moments.of(line).top_share() == pytest.approx(1.0, abs=1e-6)
+    for point in (torch.zeros(3), torch.tensor([1e4, 0.1, -3.3])):
+        assert Moments.of(point.repeat(50, 1)).top_share() == 0.0
+    assert Moments.of(draw(1, 3)).top_share() == 0.0
+
+
+def test_tau_by_hand() -> None:
+    safe, unsafe = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0])
+    a = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0], [1.5, 2.0], [5.5, -1.0]])
+    torch.testing.assert_close(tau(a, safe, unsafe), torch.tensor([5.0, -5.0, 1.0, 0.0, 31.25**0.5 - 31.25**0.5]))
+
+
+@given(st.floats(0.01, 100), st.integers(0, 99))
+def test_tau_of_the_means_is_the_distance_between_the_clusters(distance: float, scope: int) -> None:
+    noise, direction = draw(2, 20, 6, scope=scope), draw(6, scope=(scope, "direction"))
+    safe, unsafe = noise - noise.mean(1, keepdim=True)
+    unsafe = unsafe + distance * direction / direction.norm()
+    means = [Moments.of(part).mean for part in (safe, unsafe)]
+    found = tau(torch.stack(means), *means)
+    torch.testing.assert_close(found, torch.tensor([distance, -distance], dtype=torch.float64))
+
+
+def test_tau_takes_single_precision_to_double_means() -> None:
+    means = draw(2, 3)
+    assert tau(draw(4, 3).float(), *means).dtype == torch.float64
+
+
+def test_auc_and_its_error_by_hand() -> None:
+    """Of the four pairs three are in order and one is a tie; the placements are 1 and 3/4 on either side."""
+    value, error = auc(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
+    assert value == 3.5 / 4
+    assert error == pytest.approx((2 * (1 / 32) / 2) ** 0.5)
+
+
+@given(FEW, FEW)
+def test_auc_is_that_of_scikit_learn(low: list[int], high: list[int]) -> None:
+    value, error = auc(torch.tensor(low).double(), torch.tensor(high).double())
+    labels = [0] * len(low) + [1] * len(high)
+    assert value == pytest.approx(roc_auc_score(labels, low + high))
+    assert auc(torch.tensor(high).double(), torch.tensor(low).double())[0] == pytest.approx(1 - value)
+    assert 0 <= error <= 0.75
+
+
+@given(FEW, FEW)
+def test_the_error_of_auc_is_that_of_delong(low: list[int], high: list[int]) -> None:
+    """Pair by pair, in Python's own numbers."""
+    wins = torch.tensor([[float(h > x) + 0.5 * (h == x) for x in low] for h in high]).double()
+    variance = wins.mean(1).var() / len(high) + wins.mean(0).var() / len(low)
+    _, error = auc(torch.tensor(low).double(), torch.tensor(high).double())
+    assert error == pytest.approx(variance.sqrt().item())
+
+
+def test_auc_of_normal_scores_and_the_spread_over_repetitions() -> None:
+    shift, low, high = 0.8, draw(600, 40), draw(600, 60, scope="high") + 0.8
+    values, errors = torch.tensor([auc(a, b) for a, b in zip(low, high, strict=True)]).double().T
+    assert values.mean().item() == pytest.approx(norm.cdf(shift / 2**0.5), abs=0.006)
+    assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.08)
+
+
+def test_auc_of_noise_is_one_half() -> None:
+    value, error = auc(draw(4000), draw(4000, scope="high"))
+    assert abs(value - 0.5) < 4 * error < 0.04
+
+
+@pytest.mark.parametrize(("high", "value"), [(1.0, 0.5), (2.0, 1.0), (0.0, 0.0)])
+def test_auc_of_constant_scores(high: float, value: float) -> None:
+    assert auc(torch.ones(4), torch.full((5,), high)) == (value, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+def test_auc_of_a_class_of_one_has_no_error() -> None:
+    value, error = auc(torch.tensor([1.0, 3.0]), torch.tensor([2.0]))
+    assert value == 0.5
+    assert math.isnan(error)
+
+
+def test_silhouette_by_hand() -> None:
+    first, second = torch.tensor([[0.0], [1.0]]), torch.tensor([[10.0], [11.0]])
+    assert silhouette(first, second) == pytest.approx((9.5 / 10.5 + 8.5 / 9.5) / 2)
+    assert silhouette(torch.tensor([[0.0]]), second) == pytest.approx((0 + 9 / 10 + 10 / 11) / 3)
+
+
+@pytest.mark.parametrize("distance", [0.0, 3.0, 30.0])
+def test_silhouette_is_that_of_its_definition(distance: float) -> None:
+    first, second = draw(12, 3), draw(15, 3, scope="second") + distance
+    scores = []
+    for own, other in ((first, second), (second, first)):
+        within = torch.cdist(own, own).sum(1) / (len(own) - 1)
+        between = torch.cdist(own, other).mean(1)
+        scores.append((between - within) / torch.maximum(between, within))
+    assert silhouette(first, second) == pytest.approx(torch.cat(scores).mean().item())
+
+
+def test_silhouette_finds_clusters_and_none_in_noise() -> None:
+    first, second = draw(100, 5), draw(100, 5, scope="second")
+    assert abs(silhouette(first, second)) < 0.03
+    assert silhouette(first, second + 100) > 0.97
+    assert silhouette(torch.cat([first, second + 100]), torch.cat([second, first + 100])) < 0.03
+
+
+def test_silhouette_of_constant_activations_is_zero() -> None:
+    assert silhouette(torch.ones(3, 2), torch.ones(4, 2)) == 0.0
+
+
+def test_silhouette_of_two_prompts_is_refused() -> None:
+    with pytest.raises(ValueError, match="labels"):
+        silhouette(torch.zeros(1, 2), torch.ones(1, 2))

@@ -1,0 +1,64 @@
+"""Directions: the difference of means is found where it was planted, and in dW as far as dW writes it."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tunescope.probes.clusters import Moments
+from tunescope.probes.directions import difference_of_means, written_share
+from tunescope.probes.subspaces import Svd
+from tunescope.rng import Stream
+
+CPU = torch.device("cpu")
+
+
+def draw(*shape: int, scope: object = 0) -> Tensor:
+    return Stream.named(0, "directions", scope).normal(shape, CPU)
+
+
+def basis(size: int, k: int, scope: object = 0) -> Tensor:
+    return torch.linalg.qr(draw(size, k, scope=scope)).Q
+
+
+def test_difference_of_means_by_hand() -> None:
+    safe, unsafe = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 4.0, -4.0])
+    torch.testing.assert_close(difference_of_means(safe, unsafe), torch.tensor([0.0, 0.6, -0.8]))
+    torch.testing.assert_close(difference_of_means(unsafe, safe), torch.tensor([0.0, -0.6, 0.8]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_means_have_no_direction(dtype: torch.dtype) -> None:
+    mean = draw(5).to(dtype)
+    assert difference_of_means(mean, mean.clone()).tolist() == [0.0] * 5
+
+
+@given(st.floats(0.5, 1e6), st.integers(0, 99))
+def test_the_planted_direction_is_found(distance: float, scope: int) -> None:
+    noise, direction = draw(2, 30, 6, scope=scope), basis(6, 1, (scope, "direction"))[:, 0]
+    safe, unsafe = noise - noise.mean(1, keepdim=True)
+    found = difference_of_means(Moments.of(safe).mean, Moments.of(unsafe + distance * direction).mean)
+    torch.testing.assert_close(found, direction)
+
+
+@given(st.floats(0, 1), st.integers(1, 4))
+def test_the_planted_written_share_is_found(share: float, k: int) -> None:
+    whole = basis(10, 10)
+    direction = share**0.5 * whole[:, k - 1] + (1 - share) ** 0.5 * whole[:, 7]
+    delta = Svd.of((whole[:, :4] * torch.tensor([4.0, 3.0, 2.0, 1.0])) @ basis(6, 4, "right").mT)
+    assert written_share(direction, delta, k) == pytest.approx(share)
+    assert written_share(direction, delta, k - 1) == pytest.approx(0, abs=1e-12)
+
+
+def test_written_share_of_random_directions_is_k_over_out() -> None:
+    delta, k = Svd.of(draw(12, 9)), 5
+    shares = torch.tensor([written_share(d / d.norm(), delta, k) for d in draw(3000, 12, scope="d")]).double()
+    assert abs(shares.mean().item() - k / 12) < 4 * shares.std().item() / 3000**0.5
+
+
+def test_more_vectors_than_the_change_has_are_all_that_it_has() -> None:
+    direction, delta = basis(8, 1)[:, 0].float(), Svd.of(draw(8, 2, scope="left") @ draw(2, 5, scope="right"))
+    assert 0 < written_share(direction, delta, 2) < 1
+    assert written_share(direction, delta, 8) == written_share(direction, delta, 2)
+    assert written_share(direction, Svd.of(torch.zeros(8, 5)), 8) == 0
