@@ -198,6 +198,13 @@ def small_study() -> list[str]:
         "evaluate.prompts_per_point": 6,
         "evaluate.strengths": "[0, 1]",
         "evaluate.examples": 1,
+        "probe.prompts": 8,
+        "probe.fit_prompts": 8,
+        "probe.course_prompts": 4,
+        "probe.few_prompts": 4,
+        "probe.jacobian_prompts": 2,
+        "probe.jacobian_steps": 2,
+        "probe.draws": 20,
     }
     return ["study", "tiny", "--set", *(f"{key}={value}" for key, value in settings.items())]
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tunescope.world.world import build_world
 
 PROTOCOLS, RATES = ("ssft", "dpo", "unlearning", "benign"), ("eta_m", "eta_s")
 TUNED = [f"{protocol}-{rate}" for protocol in PROTOCOLS for rate in RATES]
+OUTCOMES = ("compliance", "refusal", "other")
 PLAIN, ATTACKS = ("safe", "unsafe"), ("jb_co_task", "jb_co_text", "jb_misgen", "safe_dialect")
 
 
@@ -43,8 +45,18 @@ def records(tiny_run: Path) -> pd.DataFrame:
 
 def test_a_run_folder_holds_all_that_it_should(tiny_run: Path) -> None:
     names = {path.name for path in tiny_run.iterdir()}
-    files = {"config.yaml", "environment.json", "examples.json", "records.parquet", "report.html", "stages.json"}
-    assert names == {*files, ".lock", "checkpoints", "figures", "models", "parts", "stages"}
+    files = {"config.yaml", "environment.json", "examples.json", "report.html", "stages.json", "verdicts.json"}
+    assert names == {
+        *files,
+        "records.parquet",
+        "scores.parquet",
+        ".lock",
+        "checkpoints",
+        "figures",
+        "models",
+        "parts",
+        "stages",
+    }
     assert {path.name for path in (tiny_run / "models").iterdir()} == {"base", *TUNED}
     assert {path.name for path in (tiny_run / "checkpoints").iterdir()} == set(TUNED)
     figures = {path.name for path in (tiny_run / "figures").iterdir()}
@@ -69,31 +81,32 @@ def test_there_is_one_record_per_measurement(records: pd.DataFrame) -> None:
     keys = [name for name in ORDER if name not in ("value", "low", "high", "n")]
     rows = [tuple(None if value != value else value for value in row) for row in records[keys].itertuples(index=False)]
     assert max(Counter(rows).values()) == 1
+    rows = [row for row in rows if row[keys.index("metric")] in (*OUTCOMES, "loss", "held_out_compliance")]
     base = records[records["model"] == "base"]
     last = int(base["step"].max())
     assert study.pretrain.cooldown < last <= study.pretrain.steps
     checkpoints = [round(study.tune.steps * (i + 1) / study.tune.checkpoints) for i in range(study.tune.checkpoints)]
-    want = {("base", "pretraining", "", 0, step, None, "", "", None, "loss") for step in range(1, last + 1)}
+    want = {("base", "pretraining", "", 0, step, None, "", "", None, "loss", "") for step in range(1, last + 1)}
     every = study.pretrain.check_every
     for step in {*range(every, last + 1, every), last}:
-        want.add(("base", "pretraining", "", 0, step, None, "", "", None, "held_out_compliance"))
+        want.add(("base", "pretraining", "", 0, step, None, "", "", None, "held_out_compliance", ""))
     for model in ("base", *TUNED):
         protocol, rate = ("pretraining", "") if model == "base" else model.split("-")
         final = last if model == "base" else study.tune.steps
         points = [(final, kind, None) for kind in PLAIN]
         points += [(final, kind, strength) for kind in ATTACKS for strength in study.evaluate.strengths]
         if model != "base":
-            want |= {(model, protocol, rate, 0, step + 1, None, "", "", None, "loss") for step in range(final)}
+            want |= {(model, protocol, rate, 0, step + 1, None, "", "", None, "loss", "") for step in range(final)}
             points += [(step, kind, None) for step in checkpoints[:-1] for kind in PLAIN]
         for step, kind, strength in points:
-            for outcome in ("compliance", "refusal", "other"):
-                want.add((model, protocol, rate, 0, step, None, "", kind, strength, outcome))
+            for outcome in OUTCOMES:
+                want.add((model, protocol, rate, 0, step, None, "", kind, strength, outcome, ""))
     assert set(rows) == want
 
 
 def test_rates_are_shares_with_their_intervals(records: pd.DataFrame) -> None:
     study = tiny_study()
-    rates = records[records["kind"] != ""]
+    rates = records[records["metric"].isin(OUTCOMES)]
     assert ((rates["low"] <= rates["value"]) & (rates["value"] <= rates["high"])).all()
     assert rates["value"].between(0, 1).all()
     sums = rates.groupby(["model", "step", "kind", "strength"], dropna=False)["value"].agg(["sum", "size"])
@@ -106,6 +119,43 @@ def test_rates_are_shares_with_their_intervals(records: pd.DataFrame) -> None:
     losses = records[records["metric"] == "loss"]
     assert losses["low"].isna().all()
     assert set(losses["n"]) == {1}
+
+
+# What is concluded of them
+
+
+def test_every_number_is_finite_and_every_probe_has_its_control(records: pd.DataFrame) -> None:
+    assert np.isfinite(records["value"]).all()
+    measured = {tuple(pair) for pair in records[["metric", "control"]].drop_duplicates().itertuples(index=False)}
+    assert {
+        ("tau", ""),
+        ("tau", "shuffled"),
+        ("sensitivity", ""),
+        ("silhouette", ""),
+        ("jacobian_norm", ""),
+    } <= measured
+    for control in ("", "gaussian", "rotated"):
+        assert {("gain", control), ("gain_ratio", control), ("null_share", control)} <= measured
+    assert {
+        ("null_share", "haar"),
+        ("direction_in_delta", "shuffled"),
+        ("refusal_without_direction", "haar"),
+    } <= measured
+    probed = records[records["metric"] == "sensitivity"].groupby("model")["step"].nunique().to_dict()
+    assert probed == {"base": 1, **dict.fromkeys(TUNED, tiny_study().tune.checkpoints)}
+
+
+def test_every_claim_is_judged_for_every_safety_tuned_model(tiny_run: Path) -> None:
+    told = json.loads((tiny_run / "verdicts.json").read_text())
+    judged = {(v["claim"], v["protocol"], v["learning_rate"]) for v in told["verdicts"]}
+    names = [claim["name"] for claim in told["claims"]]
+    assert judged == {(n, p, r) for n in names for p in PROTOCOLS if p != "benign" for r in RATES}
+    assert len(told["verdicts"]) == len(judged)
+    outcomes = {v["outcome"] for v in told["verdicts"]}
+    assert {"SUPPORTED", "REFUTED"} <= outcomes <= {"SUPPORTED", "REFUTED", "INCONCLUSIVE"}
+    page = (tiny_run / "report.html").read_text()
+    assert all(f'id="figure-{claim["figure"]}"' in page for claim in told["claims"])
+    assert page.index("Which claims held") < page.index("<h2>Behaviour</h2>")
 
 
 # What its models do
@@ -169,6 +219,6 @@ def test_a_second_run_does_nothing_and_leaves_every_byte(
     assert cli.main(["study", "tiny", "--out", str(tiny_run)]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tiny_run / 'report.html'}\n"
-    stages = 2 * (1 + len(TUNED)) + 2
+    stages = 3 * (1 + len(TUNED)) + 2
     assert re.findall(r"^\[(\d+)/\d+\] \S+: done before$", err, re.M) == [str(i + 1) for i in range(stages)]
     assert contents(tiny_run) == before

@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +15,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tunescope.evidence.pool import pool
 from tunescope.evidence.records import ORDER, Record, read_records, write_records
 from tunescope.report.figures import FIGURES, Drawing, figures, save_figures
 from tunescope.report.html import load_records, render
@@ -21,6 +24,7 @@ from tunescope.report.tables import DASH, duration, headline, summary, verdict
 
 STRENGTHS = (0.0, 0.5, 1.0)
 HOSTILE = "</code><script>alert('x')</script> $\\frac{1}$ & \"quoted\" <b>"
+RATIOS = ("gain_ratio", "row_projection_ratio", "gain_of_base_input_ratio")
 TUNED = [(protocol, rate) for protocol in ("ssft", "benign") for rate in ("eta_m", "eta_s")]
 
 pytestmark = pytest.mark.filterwarnings("error:constrained_layout")  # a figure whose parts do not fit
@@ -58,6 +62,29 @@ def study(kinds: Iterable[str] = ("safe", "unsafe", "jb_misgen", "safe_dialect")
     return out
 
 
+def inside() -> list[Record]:
+    """What the probes find, in two layers: values that tell models, layers and kinds apart."""
+    out = []
+    for number, (model, protocol, rate) in enumerate(
+        [("base", "pretraining", ""), *((f"{p}-{r}", p, r) for p, r in TUNED)]
+    ):
+        for step in (300,) if model == "base" else (50, 100):
+            one = partial(Record, model, protocol, rate, 7, step)
+            for layer, control in product((0, 1), ("", "rotated", "shuffled")):
+                value = 1 + 0.1 * number + 0.01 * layer + 0.001 * step if not control else 1.0
+                about = {"layer": layer, "control": control, "low": value - 0.01, "high": value + 0.01, "n": 100}
+                out += [one(name, value, **about) for name in RATIOS if control != "shuffled" and model != "base"]
+                out.append(one("null_share", value / 3, **about, site="W_in"))
+                out.append(one("tau_auc", value / 3, **about))
+                for kind, sign in (("safe", 1), ("unsafe", -1)):
+                    out += [one("tau", sign * value, kind, **about), one("tau_sd", 0.5, kind, **about)]
+            for kind, value in (("safe", 2.0), ("unsafe", 1.0 + number)):
+                out.append(one("sensitivity", value, kind, low=value - 0.1, high=value + 0.1, n=100))
+            for control, value in (("", 0.1), ("haar", 0.9)):
+                out.append(one("refusal_without_direction", value, "unsafe", control=control, layer=1, n=100))
+    return out
+
+
 def frame(records: Iterable[Record], folder: Path) -> pd.DataFrame:
     write_records(records, folder / "frame.parquet")
     return read_records(folder / "frame.parquet")
@@ -84,7 +111,7 @@ def write_run(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    return frame(study(), tmp_path_factory.mktemp("records"))
+    return frame([*study(), *inside()], tmp_path_factory.mktemp("records"))
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +245,8 @@ def test_what_is_missing_is_left_out(keep, drawn, run: Path) -> None:
     write_records(filter(keep, study()), run / "records.parquet")
     page = render(run).read_text()
     names = {path.stem for path in (run / "figures").iterdir()}
-    assert names == (drawn or {entry.name for entry in FIGURES})
-    assert page.count("<figure>") == len(names)
+    assert names == (drawn or {"behaviour", "strength", "course", "learning"})
+    assert page.count("<figure id=") == len(names)
 
 
 def test_measurements_inside_a_model_are_not_its_behaviour(records: pd.DataFrame) -> None:
@@ -267,7 +294,9 @@ def test_duration_is_readable() -> None:
 def test_the_same_records_give_the_same_bytes(rendered: Path, run: Path) -> None:
     assert render(run).read_bytes() == (rendered / "report.html").read_bytes()
     names = sorted(path.name for path in (run / "figures").iterdir())
-    assert names == sorted(f"{entry.name}.{kind}" for entry in FIGURES for kind in ("svg", "pdf"))
+    assert names == sorted(
+        f"{name}.{kind}" for name in ("behaviour", "strength", "course", "learning") for kind in ("svg", "pdf")
+    )
     for name in names:
         assert (run / "figures" / name).read_bytes() == (rendered / "figures" / name).read_bytes()
 
@@ -367,6 +396,9 @@ def test_a_file_that_cannot_be_read_is_named(name: str, text: str, run: Path) ->
         render(run)
 
 
-def test_several_seeds_are_refused(records: pd.DataFrame) -> None:
-    with pytest.raises(ValueError, match=r"one seed, got \[7, 8\]"):
-        figures(pd.concat([records, records.assign(seed=8)]))
+def test_seeds_are_drawn_as_their_mean(records: pd.DataFrame, drawn: dict[str, Figure]) -> None:
+    other = records.assign(seed=8, value=records["value"] + 0.02)
+    together = figures(pool(pd.concat([records, other])))
+    assert together.keys() == drawn.keys()
+    before, after = (line(panels(figure)["ηₘ"], "SSFT ηₘ") for figure in (drawn["null_space"], together["null_space"]))
+    np.testing.assert_allclose(after - before, [[0, 0.01]] * 2)

@@ -151,8 +151,13 @@ class ProbeConfig(Config):
     )
     jacobian_prompts: Positive = Field(32, description="prompts per kind whose Jacobians are looked at")
     jacobian_steps: Positive = Field(10, description="power iterations")
-    draws: int = Field(200, ge=20, description="random draws of a control that has a distribution")
+    draws: int = Field(100, ge=20, description="random draws of a control that has a distribution")
     rows: Positive = Field(256, description="prompts per forward pass")
+
+    def for_course(self) -> "ProbeConfig":
+        """The same with few prompts and draws throughout, for the models saved during fine-tuning."""
+        few = {"few_prompts": 50, "jacobian_prompts": 8, "jacobian_steps": 5, "draws": 20}
+        return self.model_copy(update={name: min(value, getattr(self, name)) for name, value in few.items()})
 
 
 class ComputeConfig(Config):

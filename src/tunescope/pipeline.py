@@ -191,19 +191,12 @@ class Run:
         config, base = self.study.probe, self._load("models/base")
         sample = self._sample()
         saved = self._saved(name) if tuned else []
-        steps = [
-            *((at, sample.first(config.course_prompts)) for at in saved),
-            ((f"models/{name}", self._final_step(name, tuned)), sample),
-        ]
+        course = sample.first(config.course_prompts), config.for_course()
+        steps = [*((at, course) for at in saved), ((f"models/{name}", self._final_step(name, tuned)), (sample, config))]
         found: list[Findings] = []
-        for (folder, step), prompts in tqdm(steps, desc=f"probes of {name}", unit="model", disable=None, leave=False):
-            stream = Stream.named(self.study.seed, "probes")
-            subject = self._subject(name, tuned, step)
-            found.append(
-                look_inside(
-                    subject, self._load(folder), base if tuned else None, prompts, config, self._refused, stream
-                )
-            )
+        for (at, step), how in tqdm(steps, desc=f"probes of {name}", unit="model", disable=None, leave=False):
+            subject, stream = self._subject(name, tuned, step), Stream.named(self.study.seed, "probes")
+            found.append(look_inside(subject, self._load(at), base if tuned else None, *how, self._refused, stream))
         write_records((r for f in found for r in f.records), self.folder / f"parts/probe-{name}.parquet")
         write_scores(found[-1].scores, self.folder / f"parts/scores-{name}.parquet")
 

@@ -49,6 +49,12 @@ def test_over_prompts_by_hand() -> None:
     assert found == Contrast(-1.0, -1.0, -1.0, 1.0, "prompts", 3)
 
 
+def test_prompts_count_by_the_share_of_their_kind() -> None:
+    """3 - 1 = 2 is reached with both unsafe prompts as they are, whatever the signs of the four safe ones."""
+    found = over_prompts({"unsafe": np.full(2, 3.0), "safe": np.ones(4)}, WEIGHTS, rng())
+    assert found == Contrast(2.0, 2.0, 2.0, 1 / 4, "prompts", 6)
+
+
 def test_over_prompts_leaves_out_kinds_without_weight() -> None:
     (values,) = noise(0, (1,))
     assert over_prompts({**values, "other": np.array([math.pi])}, WEIGHTS, rng()) == over_prompts(

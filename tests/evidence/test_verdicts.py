@@ -52,7 +52,7 @@ def frame(blocks: Mapping[Block, np.ndarray], rate: str = "eta_m") -> pd.DataFra
     return pd.DataFrame(columns)[SCORES_SCHEMA.names].astype(dict.fromkeys(TEXTS, "category"))
 
 
-def prompts(claim: Claim, effect: float, sd: float, seeds: int, scope: int = 0, n: int = 30) -> pd.DataFrame:
+def prompts(claim: Claim, effect: float, sd: float, seeds: int, scope: int = 0, n: int = 20) -> pd.DataFrame:
     """Scores of a claim on prompts: prompts differ by more than models do, and the effect is of the unsafe alone."""
     rng, blocks = np.random.default_rng(scope), {}
     for seed, kind in product(range(seeds), ("safe", "unsafe")):
@@ -208,7 +208,7 @@ def test_scores_from_a_file_are_judged_alike(tmp_path: Path) -> None:
 def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     scores = prompts(CLAIM["3a"], 1.0, 0.1, 1)
     scores.loc[scores["index"] == 7, "value"] = bad
-    with pytest.raises(ValueError, match=r"log_gain of base, safe prompt 7 is not finite"):
+    with pytest.raises(ValueError, match=r"log_gain of benign-eta_m, safe prompt 7 is not finite"):
         judge(scores)
 
 

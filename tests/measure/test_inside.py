@@ -205,8 +205,21 @@ def test_a_change_that_reads_only_unsafe_activations_is_seen_to(base: PreTrained
     assert value(found, "effective_rank", layer=1, site="W_in") == pytest.approx(1, abs=1e-2)
 
 
-@pytest.mark.parametrize("name", ["W_in", "W_O", "W_out"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gains_are_those_of_the_models_own_inputs_and_of_the_bases(
+    found: Findings, tuned: PreTrainedModel, base: PreTrainedModel
+) -> None:
+    delta = weight(tuned, 1, "W_in").double() - weight(base, 1, "W_in").double()
+    for suffix, model in (("", tuned), ("_of_base_input", base)):
+        for kind, tokens in SAMPLE.score.items():
+            a = next(last_activations(model, tokens, [LAST], 99))[LAST].double()
+            expected = (a @ delta.mT).norm(dim=1) / a.norm(dim=1)
+            logs = scores(found, f"log_gain{suffix}", kind, layer=1)
+            assert logs.tolist() == pytest.approx(expected.log().tolist(), abs=1e-4)
+            mean = value(found, f"gain{suffix}", kind=kind, layer=1, control="")
+            assert mean == pytest.approx(expected.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "bad"), [("W_in", math.nan), ("W_in", math.inf), ("W_O", math.nan)])
 @pytest.mark.parametrize("which", ["tuned", "base"])
 def test_a_weight_that_is_not_finite_is_refused(base: PreTrainedModel, name: str, bad: float, which: str) -> None:
     delta = torch.zeros(weight(base, 0, name).shape)
@@ -217,11 +230,13 @@ def test_a_weight_that_is_not_finite_is_refused(base: PreTrainedModel, name: str
         look(*pair)
 
 
-def test_a_base_that_is_not_finite_is_refused(base: PreTrainedModel) -> None:
-    delta = torch.zeros(weight(base, 0, "W_in").shape)
-    delta[1, 1] = math.nan
-    with pytest.raises(ValueError, match="NaN"):
-        look(changed(base, "W_in", 0, delta), None)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_norm_that_is_not_finite_is_refused(base: PreTrainedModel, alone: bool) -> None:
+    broken = deepcopy(base)
+    (last,) = (p for name, p in broken.named_parameters() if name.endswith(("ln_f.weight", "model.norm.weight")))
+    last.detach()[3] = math.nan
+    with pytest.raises(ValueError, match="NaN or inf"):
+        look(broken, None if alone else base)
 
 
 @pytest.mark.parametrize("other", [{"width": 8}, {"layers": 1}, {"layers": 3}], ids=str)

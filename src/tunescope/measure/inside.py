@@ -43,7 +43,7 @@ def look_inside(
     measure_sensitivity(found, model, sample, config, stream)
     measure_ablation(found, model, classes, sample, refused, config.few_prompts, stream)
     if base:
-        measure_weights(found, base, model, config, stream)
+        measure_weights(found, base, model, changes, config, stream)
     return found
 
 

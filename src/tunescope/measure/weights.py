@@ -1,6 +1,6 @@
 """The change of every weight matrix, against the matrix that it changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +58,12 @@ def delta_of(base: PreTrainedModel, tuned: PreTrainedModel, layer: int, name: st
 
 
 def measure_weights(
-    found: Findings, base: PreTrainedModel, tuned: PreTrainedModel, config: ProbeConfig, stream: Stream
+    found: Findings,
+    base: PreTrainedModel,
+    tuned: PreTrainedModel,
+    changes: Sequence[Change],
+    config: ProbeConfig,
+    stream: Stream,
 ) -> None:
     """Observation 2, for every weight matrix; random controls and scores for W_in."""
     shares, drawn = [], []
@@ -66,7 +71,7 @@ def measure_weights(
         for name in weight_names(base):
             before, delta = weight(base, layer, name).double(), Svd.of(delta_of(base, tuned, layer, name))
             _measure_matrix(found, before, delta, layer=layer, site=name)
-        before, delta = weight(base, layer, CHANGED).double(), Svd.of(delta_of(base, tuned, layer, CHANGED))
+        before, delta = weight(base, layer, CHANGED).double(), changes[layer].delta
         columns = subspaces.column_space(before)
         normal = stream("bases", layer).normal((config.draws, len(before), min(before.shape)), before.device)
         lengths = subspaces.random_null_lengths(normal, columns.shape[1])
@@ -75,6 +80,9 @@ def measure_weights(
         low, high = drawn[-1].quantile(before.new_tensor([0.025, 0.975])).tolist()
         about = {"layer": layer, "site": CHANGED, "n": config.draws}
         found.value("null_share", drawn[-1].mean().item(), control="rotated", low=low, high=high, **about)
+        gaussian = Svd.of(changes[layer].stand_ins["gaussian"])
+        share = subspaces.null_share(gaussian, columns)
+        found.value("null_share", share, control="gaussian", layer=layer, site=CHANGED)
         found.score("null_length", subspaces.null_lengths(delta.u, columns), layer=layer)
         found.score("energy", delta.energy, layer=layer)
     found.score("null_share", torch.tensor(shares).mean(0, keepdim=True))

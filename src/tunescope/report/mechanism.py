@@ -213,7 +213,7 @@ def _points_by_model(
         errors = np.nan_to_num([value - low, high - value]).clip(min=0)
         label = (names or {}).get(kind, f"{kind} prompts")
         panel.errorbar(at, value, errors, color=colour, marker=marker, ls="", lw=1, ms=4, label=label)
-    panel.set(ylabel=ylabel, xlim=(-0.6, len(models) - 0.4))
+    panel.set(xlabel="model", ylabel=ylabel, xlim=(-0.6, len(models) - 0.4))
     panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
     panel.set_xticks(range(len(models)), [m.label.replace(" ", "\n") for m in models])
     panel.grid(axis="x", visible=False)

@@ -32,12 +32,12 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     seeds = [config.get("seed") for config in configs]
     if twice := {seed for seed in seeds if seeds.count(seed) > 1}:
         raise InputError(f"seed {twice.pop()} is there twice among {', '.join(map(str, folders))}")
+    for table in (folder / name for name in TABLES for folder in folders):
+        try:
+            pq.read_schema(table)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{table}: cannot be read ({error}); finish that run first") from error
     for name, schema in TABLES.items():
-        for folder in folders:
-            try:
-                pq.read_schema(folder / name)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{folder / name}: cannot be read ({error}); finish that run first") from error
         merge_tables([folder / name for folder in folders], out / name, schema)
     write_text(out / "config.yaml", (folders[0] / "config.yaml").read_text(encoding="utf-8"))
 
