@@ -64,7 +64,7 @@ class Stream:
 
     def normal(self, shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "*shape"]:
         """Standard normal, float64."""
-        return torch.special.ndtri(self.uniform(shape, device).add_(2.0**-54))
+        return torch.special.ndtri(self.uniform(shape, device).add_(2.0**-54).clamp_(max=1 - 2.0**-53))
 
     def integers(
         self, high: int | Int[Tensor, "*#shape"], shape: tuple[int, ...], device: torch.device

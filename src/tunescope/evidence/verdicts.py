@@ -64,14 +64,14 @@ def judge(scores: pd.DataFrame, claims: tuple[Claim, ...] = CLAIMS) -> list[Verd
         scores: as `read_scores` gives them, of one seed or of several.
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is not finite, or a model and its control were not scored on the same prompts.
     """
     if not np.isfinite(scores["value"]).all():
         bad = scores[~np.isfinite(scores["value"])].iloc[0]
         raise ValueError(
             f"scores: {bad['metric']} of {bad['model']}, {bad['kind']} prompt {bad['index']} is not finite"
         )
-    blocks = _blocks(scores)
+    blocks = _blocks(scores, claims)
     tuned = dict.fromkeys((p, rate) for _, p, rate, *_ in blocks if p not in ("pretraining", BENIGN))
     drafts = [v for claim in claims for protocol, rate in tuned if (v := _verdict(blocks, claim, protocol, rate))]
     tested = [draft.p for draft in drafts if draft.p is not None]
@@ -99,15 +99,20 @@ def as_data(verdicts: list[Verdict], claims: tuple[Claim, ...] = CLAIMS) -> dict
 _Blocks = dict[tuple[int, str, str, str, str], dict[str, np.ndarray]]
 
 
-def _blocks(scores: pd.DataFrame) -> _Blocks:
-    wanted = {c.metric for c in CLAIMS} | {c.control for c in CLAIMS}
+def _blocks(scores: pd.DataFrame, claims: tuple[Claim, ...]) -> _Blocks:
+    wanted = {c.metric for c in claims} | {c.control for c in claims}
     rows = scores[scores["metric"].isin(wanted)]
     keys = ["seed", "protocol", "learning_rate", "metric", "control", "kind"]
     blocks: _Blocks = {}
     for key, group in rows.groupby(keys, observed=True, sort=False):
         seed, protocol, rate, metric, control, kind = map(str, key)
         of_kind = blocks.setdefault((int(seed), protocol, rate, metric, control), {})
-        of_kind[kind] = group.sort_values("index")["value"].to_numpy(float)
+        ordered = group.sort_values("index")
+        if not np.array_equal(ordered["index"], np.arange(len(ordered))):
+            raise ValueError(
+                f"scores: {metric} of {protocol} {rate}, seed {seed}: {kind} prompts missing or there twice"
+            )
+        of_kind[kind] = ordered["value"].to_numpy(float)
     return blocks
 
 
@@ -150,6 +155,14 @@ def _of_seed(
         contrast = over_draws(value, others) if claim.control == ROTATED else once(value - float(others[0]))
         return contrast, value, float(others.mean())
     rng = _rng(claim, protocol, rate, seed)
+    if not claim.weights.keys() <= mine.keys() & control.keys():
+        return None
+    for kind in claim.weights:
+        if len(mine[kind]) != len(control[kind]):
+            raise ValueError(
+                f"scores: {claim.metric} of {protocol} {rate}, seed {seed}: {len(mine[kind])} {kind} prompts, "
+                f"but {len(control[kind])} in its control"
+            )
     contrast = over_prompts({kind: mine[kind] - control[kind] for kind in claim.weights}, claim.weights, rng)
     start = weighted(base, claim.weights) if base else 0.0
     return contrast, weighted(mine, claim.weights) - start, weighted(control, claim.weights) - start

@@ -8,7 +8,7 @@ from tunescope.evidence.records import Subject
 from tunescope.measure.ablation import Refused, measure_ablation
 from tunescope.measure.activations import fit_classes, measure_activations, measure_classes
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample, logarithm
-from tunescope.measure.weights import changes_of, measure_weights
+from tunescope.measure.weights import changes_of, measure_weights, require_comparable
 from tunescope.models.sites import layer_count
 from tunescope.probes import sensitivity
 from tunescope.probes.collect import block_output, embed, first_logits
@@ -34,6 +34,7 @@ def look_inside(
     Raises:
         ValueError: a weight is not finite, or the two models differ in shape.
     """
+    require_comparable(model, base)
     found = Findings(subject)
     model.requires_grad_(False)
     classes = fit_classes(model, sample, config, stream)

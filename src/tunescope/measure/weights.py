@@ -31,6 +31,24 @@ class Change:
     stand_ins: Mapping[str, Float[Tensor, "out in"]]
 
 
+def require_comparable(model: PreTrainedModel, base: PreTrainedModel | None) -> None:
+    """Refuse models from which no numbers can come.
+
+    Raises:
+        ValueError: a parameter is not finite, or the two differ in layers.
+    """
+    if base and layer_count(base) != layer_count(model):
+        raise ValueError(f"layers: {layer_count(base)} in the base, {layer_count(model)} in the other")
+    for each in filter(None, (base, model)):
+        for layer in range(layer_count(each)):
+            for name in weight_names(each):
+                if not weight(each, layer, name).isfinite().all():
+                    raise ValueError(f"{name} of layer {layer}: has NaN or inf")
+        for name, parameter in each.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(f"{name}: has NaN or inf")
+
+
 def changes_of(base: PreTrainedModel, tuned: PreTrainedModel, stream: Stream) -> list[Change]:
     """The change of W_in in every layer."""
     changes = []
@@ -47,13 +65,11 @@ def delta_of(base: PreTrainedModel, tuned: PreTrainedModel, layer: int, name: st
     """dW, in float64: it is a difference of nearly equal numbers.
 
     Raises:
-        ValueError: the shapes differ, or a weight is not finite.
+        ValueError: the shapes differ.
     """
     before, after = (weight(model, layer, name).double() for model in (base, tuned))
     if before.shape != after.shape:
         raise ValueError(f"{name} of layer {layer}: {list(before.shape)} in the base, {list(after.shape)} in the other")
-    if not (before.isfinite().all() and after.isfinite().all()):
-        raise ValueError(f"{name} of layer {layer}: has NaN or inf")
     return after - before
 
 

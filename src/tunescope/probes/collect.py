@@ -57,6 +57,6 @@ def block_output(model: PreTrainedModel, layer: int) -> Map:
     def run(inputs: Float[Tensor, "n t width"]) -> Float[Tensor, "n out"]:
         with capture(model, [site], keep_graph=True) as captured:
             model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
-        return captured[site][:, -1]
+        return captured[site][:, -1].float()
 
     return run

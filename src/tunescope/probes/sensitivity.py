@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Map = Callable[[Float[Tensor, "n t width"]], Float[Tensor, "n out"]]
 
@@ -33,7 +34,8 @@ def jacobian_norm(
         steps: iterations.
     """
     inputs = embeddings.detach().clone().requires_grad_()
-    output = function(inputs)
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        output = function(inputs)
     dual = torch.zeros_like(output, requires_grad=True)
     (pulled,) = torch.autograd.grad(output, inputs, dual, create_graph=True)
     v, size = start.to(inputs), inputs.new_zeros(len(inputs))
