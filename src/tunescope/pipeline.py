@@ -146,7 +146,7 @@ class Run:
 
     def tune(self, tuned: Tuned, unfinished: Path) -> None:
         study, name = self.study, tuned.name
-        reference, policy = self._load("models/base"), self._load("models/base")
+        reference, policy = self.load("models/base"), self.load("models/base")
         checkpoints = f"checkpoints/{name}"
         if not unfinished.exists():
             remove(self.folder / checkpoints)  # of other settings, perhaps at other steps
@@ -182,21 +182,21 @@ class Run:
         for folder, step, (kind, strength), n in tqdm(
             sets, desc=f"behaviour of {name}", unit="set", disable=None, leave=False
         ):
-            model = self._load(folder)
-            records += self._behaviour(model, self._subject(name, tuned, step), self._held_out(kind, strength, n))
+            model = self.load(folder)
+            records += self._behaviour(model, self.subject(name, tuned, step), self._held_out(kind, strength, n))
         write_records(records, self.folder / f"parts/behave-{name}.parquet")
 
     def probe(self, name: str, tuned: Tuned | None, _: Path) -> None:
         """All probes of a finished model, and of the models saved on the way to it, which have records alone."""
-        config, base = self.study.probe, self._load("models/base")
-        sample = self._sample()
+        config, base = self.study.probe, self.load("models/base")
+        sample = self.sample()
         saved = self._saved(name) if tuned else []
         course = sample.first(config.course_prompts), config.for_course()
         steps = [*((at, course) for at in saved), ((f"models/{name}", self._final_step(name, tuned)), (sample, config))]
         found: list[Findings] = []
         for (at, step), how in tqdm(steps, desc=f"probes of {name}", unit="model", disable=None, leave=False):
-            subject, stream = self._subject(name, tuned, step), Stream.named(self.study.seed, "probes")
-            found.append(look_inside(subject, self._load(at), base if tuned else None, *how, self._refused, stream))
+            subject, stream = self.subject(name, tuned, step), Stream.named(self.study.seed, "probes")
+            found.append(look_inside(subject, self.load(at), base if tuned else None, *how, self.refused, stream))
         write_records((r for f in found for r in f.records), self.folder / f"parts/probe-{name}.parquet")
         write_scores(found[-1].scores, self.folder / f"parts/scores-{name}.parquet")
 
@@ -212,7 +212,7 @@ class Run:
         shown = [sample_prompts(self.world, kind, n, stream(kind), 1.0 if kind.has_strength else 0.0) for kind in Kind]
         rows = [{**describe(self.world, prompts, i), "answers": {}} for prompts in shown for i in range(n)]
         for name in ["base", *(tuned.name for tuned in self.tuned)]:
-            model = self._load(f"models/{name}")
+            model = self.load(f"models/{name}")
             for k, prompts in enumerate(shown):
                 generated = self._generate(model, prompts)
                 judged = outcomes(generated, prompts.answer, prompts.refusal)
@@ -228,7 +228,7 @@ class Run:
         saved = sorted((self.folder / "checkpoints" / name).glob(f"{STEP}*"))[:-1]
         return [(f"checkpoints/{name}/{at.name}", int(at.name.removeprefix(STEP))) for at in saved]
 
-    def _sample(self) -> Sample:
+    def sample(self) -> Sample:
         """Prompts for the probes, which nothing else reads; jailbreaks at their greatest strength."""
         config, stream = self.study.probe, Stream.named(self.study.seed, "probe prompts")
         worst = max(self.study.evaluate.strengths)
@@ -247,7 +247,7 @@ class Run:
     def _generate(self, model: PreTrainedModel, prompts: Prompts) -> torch.Tensor:
         return generate(model, prompts.prompt, self.world.answer_length, self.compute.dtype)
 
-    def _refused(self, model: PreTrainedModel, prompt: torch.Tensor) -> torch.Tensor:
+    def refused(self, model: PreTrainedModel, prompt: torch.Tensor) -> torch.Tensor:
         generated = generate(model, prompt, self.world.answer_length, torch.float32)
         return (generated == refusals(self.world, len(prompt))).all(dim=1)
 
@@ -258,7 +258,7 @@ class Run:
             rate = wilson(int(hits.sum()), len(prompts))
             yield subject.record(str(outcome), kind=str(prompts.kind), strength=strength, **asdict(rate))
 
-    def _subject(self, name: str, tuned: Tuned | None, step: int) -> Subject:
+    def subject(self, name: str, tuned: Tuned | None, step: int) -> Subject:
         protocol, rate = (tuned.protocol, tuned.rate) if tuned else ("pretraining", "")
         return Subject(name, protocol, rate, self.study.seed, step)
 
@@ -276,7 +276,7 @@ class Run:
     def _save(self, model: PreTrainedModel, where: str) -> None:
         save_model(model, self.tokenizer, self.folder / where, self.world.answer_length)
 
-    def _load(self, where: str) -> PreTrainedModel:
+    def load(self, where: str) -> PreTrainedModel:
         return load_model(self.folder / where, self.compute.device, self.compute.attention)[0]
 
 
