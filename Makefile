@@ -21,7 +21,6 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/training_step.py gpt2
 	$(BIN)/python benchmarks/training_step.py llama
 	$(BIN)/python benchmarks/study.py laptop
-	@echo "the probes: $(BIN)/python benchmarks/probes.py runs/laptop-seed0"
 
 .venv/ready: pyproject.toml
 	@echo "setting up .venv (once; it downloads PyTorch, so give it some minutes)"

@@ -80,6 +80,7 @@ def inside() -> list[Record]:
                     out += [one("tau", sign * value, kind, **about), one("tau_sd", 0.5, kind, **about)]
             for kind, value in (("safe", 2.0), ("unsafe", 1.0 + number)):
                 out.append(one("sensitivity", value, kind, low=value - 0.1, high=value + 0.1, n=100))
+            out.append(one("refusal_intact", 1.0, "unsafe", n=100))
             for control, value in (("", 0.1), ("haar", 0.9)):
                 out.append(one("refusal_without_direction", value, "unsafe", control=control, layer=1, n=100))
     return out

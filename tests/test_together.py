@@ -25,7 +25,12 @@ def test_tables_of_all_seeds_are_joined(runs: list[Path], tmp_path: Path) -> Non
     gather(runs, tmp_path / "all")
     assert read_records(tmp_path / "all/records.parquet")["seed"].tolist() == [3, 5]
     assert len(read_scores(tmp_path / "all/scores.parquet")) == 0
-    assert {path.name for path in (tmp_path / "all").iterdir()} == {"records.parquet", "scores.parquet", "config.yaml"}
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {
+        "records.parquet",
+        "scores.parquet",
+        "config.yaml",
+        "seeds.json",
+    }
 
 
 def test_what_does_not_belong_together_is_refused(runs: list[Path], tmp_path: Path, refused) -> None:
@@ -41,6 +46,17 @@ def test_what_does_not_belong_together_is_refused(runs: list[Path], tmp_path: Pa
     (runs[1] / "scores.parquet").unlink()
     refused(["report", first, second, *out], "scores.parquet: cannot be read", "finish that run first")
     assert not (tmp_path / "all" / "config.yaml").exists()
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(runs: list[Path], tmp_path: Path, refused, contents) -> None:
+    own = tmp_path / "paper"
+    (own / "figures").mkdir(parents=True)
+    (own / "figures" / "mine.pdf").write_text("work of weeks")
+    before = contents(own)
+    refused(["report", *map(str, runs), "--out", str(own)], "paper: there already, and not a report on several seeds")
+    assert contents(own) == before
+    gather(runs, tmp_path / "all")
+    gather(runs, tmp_path / "all")  # again: its own
 
 
 def test_the_report_on_several_is_drawn_from_what_was_gathered(

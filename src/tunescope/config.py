@@ -130,7 +130,7 @@ class EvaluateConfig(Config):
 
     prompts: Positive = Field(1000, description="held-out prompts per kind without strength")
     prompts_per_point: Positive = Field(300, description="the same per strength of the others, and per checkpoint")
-    strengths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    strengths: tuple[Share, ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
     examples: Positive = Field(2, description="prompts per kind shown in the report")
 
     @model_validator(mode="after")

@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 from tunescope import __version__
 from tunescope.config import Study
 from tunescope.environment import environment
-from tunescope.errors import InputError
 from tunescope.evidence.records import SCORES_SCHEMA, Record, Subject, merge_tables, write_records, write_scores
 from tunescope.files import remove, write_text
 from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
@@ -38,9 +37,9 @@ from tunescope.probes.behaviour import generate, outcomes, wilson
 from tunescope.protocols.protocols import PROTOCOLS
 from tunescope.protocols.tuning import tune
 from tunescope.report.html import render
-from tunescope.report.together import gather
+from tunescope.report.together import check_joint, gather
 from tunescope.rng import Stream
-from tunescope.stages import STAGES, Done, Stage, run_stage
+from tunescope.stages import Done, Stage, run_stage
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, HELD_OUT_KINDS, HELD_OUT_PROMPTS, pretrain
 from tunescope.world.describe import describe
@@ -76,11 +75,12 @@ class Run:
 
     def stages(self) -> list[Stage]:
         """The whole study, in order."""
-        study, common = self.study, {"version": __version__, "seed": self.study.seed}
-        settings = study.model_dump(mode="json")
+        study, settings = self.study, self.study.model_dump(mode="json")
+        # The world is read by every stage: its breadths, say, by fine-tuning and not by pretraining.
+        common = {"version": __version__, "seed": study.seed, "world": settings["world"]}
         base = Stage(
             "pretrain",
-            {**common, **{key: settings[key] for key in ("world", "model", "pretrain", "compute")}},
+            {**common, **{key: settings[key] for key in ("model", "pretrain", "compute")}},
             (),
             ("models/base", "parts/pretrain.parquet"),
             self.pretrain,
@@ -88,7 +88,7 @@ class Run:
         tunes = {
             tuned: Stage(
                 f"tune-{tuned.name}",
-                {"tune": {k: v for k, v in settings["tune"].items() if k != "protocols"}},
+                {**common, "tune": {k: v for k, v in settings["tune"].items() if k != "protocols"}},
                 (base,),
                 (f"models/{tuned.name}", f"checkpoints/{tuned.name}", f"parts/tune-{tuned.name}.parquet"),
                 partial(self.tune, tuned),
@@ -98,7 +98,7 @@ class Run:
         behave = [
             Stage(
                 f"behave-{name}",
-                {key: value for key, value in settings["evaluate"].items() if key != "examples"},
+                {**common, **{key: value for key, value in settings["evaluate"].items() if key != "examples"}},
                 (made,),
                 (f"parts/behave-{name}.parquet",),
                 partial(self.behave, name, tuned),
@@ -108,7 +108,7 @@ class Run:
         probe = [
             Stage(
                 f"probe-{name}",
-                {"probe": settings["probe"], "jailbreaks at": max(study.evaluate.strengths)},
+                {**common, "probe": settings["probe"], "jailbreaks at": max(study.evaluate.strengths)},
                 (base, *made),
                 (f"parts/probe-{name}.parquet", f"parts/scores-{name}.parquet"),
                 partial(self.probe, name, tuned),
@@ -116,7 +116,7 @@ class Run:
             for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
         ]
         finished = (base, *tunes.values())
-        examples = Stage("examples", settings["evaluate"], finished, ("examples.json",), self.examples)
+        examples = Stage("examples", common | settings["evaluate"], finished, ("examples.json",), self.examples)
         measured = [*finished, *behave, *probe]
         tables = Stage(
             "records", None, tuple(measured), ("records.parquet", "scores.parquet"), partial(self.join, measured)
@@ -312,8 +312,7 @@ def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False) -
     Raises:
         InputError: as `run`; or the folder holds something else.
     """
-    if (folder / CONFIG).exists() and (folder / STAGES).exists():
-        raise InputError(f"{folder}: holds the run of one seed; choose another --out for several")
+    check_joint(folder)
     folders = [folder / f"seed-{study.seed}" for study in studies]
     for study, place in zip(studies, folders, strict=True):
         check(place, study, update)  # all of them, before the first one takes its time

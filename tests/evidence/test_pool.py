@@ -35,6 +35,23 @@ def test_rates_stay_between_zero_and_one_and_other_values_do_not() -> None:
     assert pooled.loc["gain", "high"] > 1
 
 
+def test_a_direction_is_pooled_whatever_layer_each_seed_chose() -> None:
+    def without(seed: int, layer: int, value: float) -> Record:
+        about = {"kind": "unsafe", "layer": layer, "n": 50}
+        return Record("ssft-eta_m", "ssft", "eta_m", seed, 300, "refusal_without_direction", value, **about)
+
+    (row,) = pool(frame(without(0, 2, 0.0), without(1, 3, 0.2))).to_dict("records")
+    assert (row["value"], row["n"]) == (pytest.approx(0.1), 100)
+
+
+def test_the_spread_of_random_draws_is_not_that_of_seeds() -> None:
+    def share(seed: int) -> Record:
+        return Record("m", "ssft", "eta_m", seed, 9, "null_share", 0.75, control="rotated", low=0.7, high=0.8, n=100)
+
+    (row,) = pool(frame(share(0), share(1))).to_dict("records")
+    assert (row["low"], row["high"]) == pytest.approx((0.7, 0.8))
+
+
 def test_base_models_of_different_lengths_are_one_and_their_curves_are_not() -> None:
     def base(seed: int, step: int, metric: str) -> Record:
         return Record("base", "pretraining", "", seed, step, metric, 0.5)

@@ -3,7 +3,7 @@
 Three designs, one for each thing that varies: prompts (one seed), seeds (several), draws of a random control.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,9 +41,10 @@ def weighted(values: ByKind, weights: Weights) -> float:
 
 
 def over_prompts(differences: ByKind, weights: Weights, rng: np.random.Generator) -> Contrast:
-    """From each prompt's score less its score in the control: bootstrap within each kind, and sign flips.
+    """From each prompt's score less its score in the control: bootstrap within each kind, and a permutation test.
 
-    Flipping the sign of a prompt's difference exchanges the model and its control, which without an effect are alike.
+    Two kinds: the differences are dealt out anew to the kinds, which without an effect have the same. One kind: signs
+    are flipped, which exchanges the model and its control.
     """
     kinds = [differences[kind] for kind in weights]
     estimate = weighted(differences, weights)
@@ -53,9 +54,7 @@ def over_prompts(differences: ByKind, weights: Weights, rng: np.random.Generator
         means = [_bootstrap_means(values, rng) for values in kinds]
         resampled = sum(weight * mean for weight, mean in zip(weights.values(), means, strict=True))
         low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    p = _sign_flip(
-        np.concatenate([weights[kind] * differences[kind] / len(differences[kind]) for kind in weights]), rng
-    )
+    p = _dealt_out(kinds, list(weights.values()), rng) if len(kinds) == 2 else _sign_flip(weights, kinds, rng)
     return Contrast(estimate, float(low), float(high), p, "prompts", sum(map(len, kinds)))
 
 
@@ -71,7 +70,7 @@ def over_seeds(per_seed: Sequence[Contrast], rng: np.random.Generator) -> Contra
         return per_seed[0]
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * estimates.std(ddof=1) / n**0.5)
     known = [c.p for c in per_seed if c.p is not None]
-    p = float(stats.combine_pvalues(known).pvalue) if len(known) == n else _sign_flip(estimates, rng)
+    p = float(stats.combine_pvalues(known).pvalue) if len(known) == n else _sign_flip({"": 1.0}, [estimates], rng)
     return Contrast(mean, mean - half, mean + half, p, "seeds", n)
 
 
@@ -95,13 +94,25 @@ def _bootstrap_means(values: Float[np.ndarray, " n"], rng: np.random.Generator) 
     return np.asarray(result.bootstrap_distribution)
 
 
-def _sign_flip(values: Float[np.ndarray, " n"], rng: np.random.Generator) -> float:
-    if not values.any():
-        return 1.0
+def _sign_flip(weights: Weights, kinds: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> float:
+    values = np.concatenate([w * x / len(x) for w, x in zip(weights.values(), kinds, strict=True)])
+    return _permuted((values,), np.sum, "samples", rng) if values.any() else 1.0
+
+
+def _dealt_out(kinds: Sequence[Float[np.ndarray, " _"]], weights: Sequence[float], rng: np.random.Generator) -> float:
+    def statistic(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        return np.asarray(weights[0] * a.mean(axis=axis) + weights[1] * b.mean(axis=axis))
+
+    return _permuted(tuple(kinds), statistic, "independent", rng) if np.ptp(np.concatenate(kinds)) else 1.0
+
+
+def _permuted(
+    data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], kind: str, rng: np.random.Generator
+) -> float:
     test = stats.permutation_test(
-        (values,),
-        np.sum,
-        permutation_type="samples",
+        data,
+        statistic,
+        permutation_type=kind,
         n_resamples=RESAMPLES,
         batch=100,
         alternative="greater",

@@ -19,13 +19,20 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
     if records["seed"].nunique() < 2:
         return records
     at_end = (records["protocol"] == "pretraining") & ~records["metric"].isin(CURVES)
-    rows = records.assign(step=records["step"].mask(at_end, records.loc[at_end, "step"].max()))
+    rows = records.assign(
+        step=records["step"].mask(at_end, records.loc[at_end, "step"].max()),
+        layer=records["layer"].mask(records["metric"] == "refusal_without_direction"),  # each seed chooses its own
+    )
     keys = [name for name in ORDER if name not in VALUES]
     groups = rows.groupby(keys, dropna=False, sort=False)
-    out = groups.agg(seed=("seed", "min"), value=("value", "mean"), n=("n", "sum"))
+    out = groups.agg(
+        seed=("seed", "min"), value=("value", "mean"), n=("n", "sum"), low=("low", "mean"), high=("high", "mean")
+    )
     error, seeds = groups["value"].sem(), groups["value"].size()
     half = stats.t.ppf(0.975, (seeds - 1).clip(lower=1)) * error
-    out["low"], out["high"] = out["value"] - half, out["value"] + half
+    draws = out.index.get_level_values("control") == "rotated"  # the spread of random draws stays what it is
+    out["low"] = out["low"].where(draws & out["low"].notna(), out["value"] - half)
+    out["high"] = out["high"].where(draws & out["high"].notna(), out["value"] + half)
     out = out.reset_index()
     rates = out["metric"].isin(RATES) | out["metric"].str.endswith("_auc")
     out.loc[rates, ["low", "high"]] = out.loc[rates, ["low", "high"]].clip(0, 1)

@@ -1,8 +1,10 @@
 """Is refusal mediated by one direction? Takes out the difference of means and counts what is still refused."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +18,7 @@ from tunescope.probes.controls import haar
 from tunescope.probes.directions import difference_of_means
 from tunescope.rng import Stream
 
+RANDOM = 5  # random directions that stand against the one
 Refused = Callable[[PreTrainedModel, Prompts], Bool[Tensor, " n"]]
 
 
@@ -42,21 +45,16 @@ def measure_ablation(
     choosing, prompts = sample.fit[UNSAFE][:few], sample.score[UNSAFE][:few]
     left = [int(ablated(means[layer], choosing).sum()) for layer in layers]
     chosen = left.index(min(left))
-    width = len(means[chosen])
-    random = haar(width, 1, stream("random direction"), means[chosen].device)[:, 0]
+    width, device = len(means[chosen]), means[chosen].device
+    random = [haar(width, 1, stream("random direction", i), device)[:, 0] for i in range(RANDOM)]
     before = refused(model, prompts).double()
-    for name, control, direction in (("direction", "", means[chosen]), ("random", "haar", random)):
-        after = ablated(direction, prompts).double()
-        rate = wilson(int(after.sum()), len(after))
-        found.value(
-            "refusal_without_direction",
-            rate.value,
-            low=rate.low,
-            high=rate.high,
-            n=rate.n,
-            kind=UNSAFE,
-            layer=chosen,
-            site="resid_post",
-            control=control,
-        )
-        found.score(f"refusal_lost_without_{name}", before - after, kind=UNSAFE, layer=chosen)
+    _record(found, "refusal_intact", before, "", None)
+    for name, control, tried in (("direction", "", [means[chosen]]), ("random", "haar", random)):
+        after = torch.stack([ablated(direction, prompts) for direction in tried]).double()
+        _record(found, "refusal_without_direction", after.flatten(), control, chosen)
+        found.score(f"refusal_lost_without_{name}", before - after.mean(0), kind=UNSAFE, layer=chosen)
+
+
+def _record(found: Findings, metric: str, refused: Float[Tensor, " n"], control: str, layer: int | None) -> None:
+    rate = wilson(int(refused.sum()), len(refused))
+    found.value(metric, kind=UNSAFE, control=control, layer=layer, **asdict(rate))

@@ -125,8 +125,10 @@ def _projections(
     suffix: str, model: PreTrainedModel, changes: Sequence[Change], prompts: Prompts, config: ProbeConfig
 ) -> dict[Key, PerPrompt]:
     """What each change does with this model's inputs of the matrix that it changes."""
+    if not changes:
+        return {}
     parts: dict[Key, list[Tensor]] = {}
-    for batch in last_activations(model, prompts, _sites(model, "mlp_in")[: len(changes)], config.rows):
+    for batch in last_activations(model, prompts, _sites(model, "mlp_in"), config.rows):
         for (site, activation), change in zip(batch.items(), changes, strict=True):
             layer = site.layer or 0
             for control, matrix in change.stand_ins.items():

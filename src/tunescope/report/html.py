@@ -16,7 +16,7 @@ from tunescope.errors import InputError
 from tunescope.evidence.pool import pool
 from tunescope.evidence.records import ORDER, read_records, read_scores
 from tunescope.evidence.verdicts import Verdict, as_data, judge
-from tunescope.files import write_text
+from tunescope.files import remove, write_text
 from tunescope.report.figures import FIGURES, figures, save_figures
 from tunescope.report.style import KINDS, models_of
 from tunescope.report.tables import RARE, SURE, duration, examples, flat, headline, summary
@@ -39,6 +39,8 @@ def render(folder: Path) -> Path:
     told = _told(folder, records, pooled, verdicts)  # before anything is written
     if verdicts:
         write_text(folder / "verdicts.json", json.dumps(as_data(verdicts), indent=1))
+    else:
+        remove(folder / "verdicts.json")  # of an earlier report, perhaps
     save_figures(figures(pooled), folder / "figures")
     environment = Environment(
         loader=PackageLoader("tunescope.report"),

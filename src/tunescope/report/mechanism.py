@@ -138,7 +138,7 @@ def sensitivity(records: pd.DataFrame) -> Figure:
 
 def direction(records: pd.DataFrame) -> Figure:
     """Refusal of unsafe prompts: intact, without the difference of means, without a random direction."""
-    intact = final_rows(records[(records["metric"] == "refusal") & (records["kind"] == "unsafe")])
+    intact = final_rows(inside_rows(records, "refusal_intact"))
     without = final_rows(inside_rows(records, "refusal_without_direction"))
     rows = pd.concat([intact.assign(kind="intact"), without.assign(kind=without["control"].replace("", "direction"))])
     looks = {"intact": ("#000000", "s"), "direction": ("#D55E00", "o"), "haar": ("#aaaaaa", "D")}
