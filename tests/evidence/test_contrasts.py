@@ -52,7 +52,7 @@ def test_over_prompts_by_hand() -> None:
 def test_prompts_count_by_the_share_of_their_kind() -> None:
     """3 - 1 = 2 is reached only when the two threes are dealt to the two unsafe prompts, one of 15 ways."""
     found = over_prompts({"unsafe": np.full(2, 3.0), "safe": np.ones(4)}, WEIGHTS, rng())
-    assert found == Contrast(2.0, 2.0, 2.0, pytest.approx(1 / 15), "prompts", 6)
+    assert found == Contrast(2.0, 2.0, 2.0, 1 / 15, "prompts", 6)
 
 
 def test_over_prompts_leaves_out_kinds_without_weight() -> None:
