@@ -228,7 +228,7 @@ FIGURES = (
         "null_space",
         "Observation 2: null space",
         mechanism.null_space,
-        lambda records: inside_rows(records, "null_share").query("control == ''"),
+        lambda records: inside_rows(records, "null_share").query("control == ''").assign(n=1),
         "Share of the squared norm of dW that lies in the left null space of the base model's W_in, by layer. The "
         "space is most of all directions: dW with its singular values kept and its directions drawn at random (dotted, "
         "with the central 95 % of draws) has the share that its dimension alone gives.",
