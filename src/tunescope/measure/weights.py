@@ -110,10 +110,8 @@ def _measure_matrix(found: Findings, before: Tensor, delta: Svd, *, layer: int, 
     size, whole = delta.s.norm().item(), before.norm().item()
     found.value("relative_norm", size / whole if whole else 0.0, **where)
     found.value("effective_rank", delta.effective_rank(), **where)
-    whole_svd = Svd.of(before)
-    spaces = {
-        at: whole_svd.u[:, whole_svd.s > at * whole_svd.s[0]] if len(whole_svd.s) else whole_svd.u for at in THRESHOLDS
-    }
+    decomposed = Svd.of(before)
+    spaces = {threshold: decomposed.columns(threshold) for threshold in THRESHOLDS}
     for threshold, columns in spaces.items():
         found.value(f"null_share_at_{threshold:g}", subspaces.null_share(delta, columns), **where)
     columns = spaces[subspaces.RANK_THRESHOLD]

@@ -44,6 +44,10 @@ class Svd:
         """Share of each singular direction in the squared Frobenius norm."""
         return self.s**2 / (self.s**2).sum()
 
+    def columns(self, threshold: float) -> Float[Tensor, "out _"]:
+        """Orthonormal basis of the column space, counting singular values above `threshold` of the largest."""
+        return self.u[:, self.s > threshold * self.s[:1]]
+
     def effective_rank(self) -> float:
         """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix."""
         if not len(self.s):
@@ -54,7 +58,7 @@ class Svd:
 
 def column_space(matrix: Float[Tensor, "out in"], threshold: float = RANK_THRESHOLD) -> Float[Tensor, "out rank"]:
     """Orthonormal basis of C(W), counting singular values above `threshold` of the largest."""
-    return Svd.of(matrix, threshold).u
+    return Svd.of(matrix).columns(threshold)
 
 
 def null_lengths(u: Float[Tensor, "out k"], columns: Float[Tensor, "out rank"]) -> Float[Tensor, " k"]:

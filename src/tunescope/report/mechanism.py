@@ -63,19 +63,14 @@ def separation(records: pd.DataFrame) -> Figure:
     """By layer: AUC of tau, and its value with shuffled labels."""
     rows = final_rows(inside_rows(records, "tau_auc"))
     models = models_of(rows)
-    rates = _tested(models)[1]
-    figure = new_figure(2.7)
-    panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
-    for panel, rate in zip(panels, rates, strict=True):
+    figure, panels = _panel_per_rate(models, "AUC of τ, safe against unsafe")
+    for rate, panel in panels.items():
         shown = [m for m in models if m.rate in ("", rate)]
         curves(panel, rows[rows["control"] == ""], "layer", shown, scale=1.0)
         for model in shown:
             mine = rows[(rows["model"] == model.name) & (rows["control"] == "shuffled")]
             panel.plot(mine["layer"], mine["value"], **CHANCE)
         panel.axhline(0.5, color=NEUTRAL, lw=0.5)
-        panel.set(title=rate_label(rate), xlabel="layer")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].set_ylabel("AUC of τ, safe against unsafe")
     _legend(figure, models, "labels shuffled")
     return figure
 
@@ -85,18 +80,13 @@ def null_space(records: pd.DataFrame) -> Figure:
     rows = final_rows(inside_rows(records, "null_share"))
     rows = rows[rows["site"] == "W_in"]
     models = models_of(rows)
-    rates = _tested(models)[1]
-    figure = new_figure(2.7)
-    panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
-    for panel, rate in zip(panels, rates, strict=True):
+    figure, panels = _panel_per_rate(models, "share of |dW|² in N(Wᵀ)")
+    for rate, panel in panels.items():
         of_rate = rows[rows["learning_rate"] == rate]
         curves(panel, of_rate[of_rate["control"] == ""], "layer", [m for m in models if m.rate == rate], scale=1.0)
         chance = of_rate[of_rate["control"] == "rotated"].groupby("layer")[["value", "low", "high"]].mean()
         panel.plot(chance.index, chance["value"], **CHANCE)
         panel.fill_between(chance.index, chance["low"], chance["high"], color=NEUTRAL, alpha=0.25, lw=0)
-        panel.set(title=rate_label(rate), xlabel="layer")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].set_ylabel("share of |dW|² in N(Wᵀ)")
     _legend(figure, models, "dW in random directions")
     return figure
 
@@ -187,6 +177,18 @@ def _tested(models: Sequence[Model]) -> tuple[list[str], list[str]]:
     """Safety protocols, and learning rates, in order."""
     protocols = dict.fromkeys(m.protocol for m in models if m.protocol not in (BASE, BENIGN))
     return list(protocols) or [BENIGN], list(dict.fromkeys(m.rate for m in models if m.rate)) or [""]
+
+
+def _panel_per_rate(models: Sequence[Model], ylabel: str) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with a panel against layers for each learning rate."""
+    rates = _tested(models)[1]
+    figure = new_figure(2.7)
+    panels = dict(zip(rates, figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], strict=True))
+    for rate, panel in panels.items():
+        panel.set(title=rate_label(rate), xlabel="layer")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[rates[0]].set_ylabel(ylabel)
+    return figure, panels
 
 
 def _mean_and_sd(panel: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
