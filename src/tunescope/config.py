@@ -105,7 +105,7 @@ class TuneConfig(Config):
     """Safety fine-tuning: the same budget for every protocol."""
 
     protocols: tuple[Literal["ssft", "dpo", "unlearning", "benign"], ...] = ("ssft", "dpo", "unlearning", "benign")
-    steps: Positive = 300
+    steps: Positive = 400
     batch: int = Field(80, ge=5, description="prompts per step; a fifth of them is unsafe in ssft")
     eta_m: Rate = Field(2e-3, description="the larger learning rate (the paper's eta_M)")
     eta_s: Rate = Field(2e-4, description="the smaller learning rate (the paper's eta_S)")

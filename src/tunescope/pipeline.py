@@ -32,6 +32,8 @@ from tunescope.measure.inside import look_inside
 from tunescope.models.build import build_model
 from tunescope.models.checkpoint import load_model, save_model
 from tunescope.models.compute import Compute, deterministic, resolve
+from tunescope.models.inputs import Inputs
+from tunescope.models.logps import follows
 from tunescope.models.tokenizer import build_tokenizer
 from tunescope.probes.behaviour import generate, outcomes, wilson
 from tunescope.protocols.protocols import PROTOCOLS
@@ -108,7 +110,7 @@ class Run:
         probe = [
             Stage(
                 f"probe-{name}",
-                {**common, "probe": settings["probe"], "jailbreaks at": max(study.evaluate.strengths)},
+                {**common, "probe": settings["probe"]},
                 (base, *made),
                 (f"parts/probe-{name}.parquet", f"parts/scores-{name}.parquet"),
                 partial(self.probe, name, tuned),
@@ -229,15 +231,14 @@ class Run:
         return [(f"checkpoints/{name}/{at.name}", int(at.name.removeprefix(STEP))) for at in saved]
 
     def sample(self) -> Sample:
-        """Prompts for the probes, which nothing else reads; jailbreaks at their greatest strength."""
+        """Plain prompts for the probes, which nothing else reads."""
         config, stream = self.study.probe, Stream.named(self.study.seed, "probe prompts")
-        worst = max(self.study.evaluate.strengths)
 
-        def draw(use: str, kind: Kind, n: int) -> torch.Tensor:
-            return sample_prompts(self.world, kind, n, stream(use, kind), worst if kind.has_strength else 0.0).prompt
+        def draw(use: str, n: int) -> dict[str, Inputs]:
+            of_kind = ((kind, sample_prompts(self.world, Kind(kind), n, stream(use, kind))) for kind in (SAFE, UNSAFE))
+            return {kind: Inputs(prompts.prompt) for kind, prompts in of_kind}
 
-        fit = {kind: draw("fit", Kind(kind), config.fit_prompts) for kind in (SAFE, UNSAFE)}
-        return Sample(fit, {str(kind): draw("score", kind, config.prompts) for kind in Kind})
+        return Sample(draw("fit", config.fit_prompts), draw("score", config.prompts))
 
     def _held_out(self, kind: Kind, strength: float, n: int) -> Prompts:
         """Prompts from a stream that no training reads; the same ones for every model."""
@@ -247,9 +248,8 @@ class Run:
     def _generate(self, model: PreTrainedModel, prompts: Prompts) -> torch.Tensor:
         return generate(model, prompts.prompt, self.world.answer_length, self.compute.dtype)
 
-    def refused(self, model: PreTrainedModel, prompt: torch.Tensor) -> torch.Tensor:
-        generated = generate(model, prompt, self.world.answer_length, torch.float32)
-        return (generated == refusals(self.world, len(prompt))).all(dim=1)
+    def refused(self, model: PreTrainedModel, prompts: Inputs) -> torch.Tensor:
+        return follows(model, prompts, refusals(self.world, len(prompts)))
 
     def _behaviour(self, model: PreTrainedModel, subject: Subject, prompts: Prompts) -> Iterator[Record]:
         judged = outcomes(self._generate(model, prompts), prompts.answer, prompts.refusal)

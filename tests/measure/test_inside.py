@@ -15,6 +15,7 @@ from tunescope.evidence.records import Record, Subject
 from tunescope.measure.findings import Findings, Sample
 from tunescope.measure.inside import look_inside
 from tunescope.models.build import build_model
+from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site, weight, weight_names
 from tunescope.probes.collect import last_activations
 from tunescope.rng import Stream
@@ -36,9 +37,9 @@ def build(architecture: str, scope: object = 0, layers: int = 2, width: int = 16
     return model
 
 
-def prompts(use: str, kind: str) -> Tensor:
+def prompts(use: str, kind: str) -> Inputs:
     """Safe prompts are of the lower ten tokens, all others of the upper ten."""
-    return ROOT(use, kind).integers(10, (6, 5), CPU) + 10 * (kind != "safe")
+    return Inputs(ROOT(use, kind).integers(10, (6, 5), CPU) + 10 * (kind != "safe"))
 
 
 SAMPLE = Sample(
@@ -48,9 +49,9 @@ SAMPLE = Sample(
 
 
 @torch.no_grad()
-def refused(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+def refused(model: PreTrainedModel, prompts: Inputs) -> Tensor:
     """Of an untrained model: some are, some are not."""
-    return model(tokens, use_cache=False).logits[:, -1].argmax(1) % 2 == 0
+    return model(**prompts.arguments(), use_cache=False).logits[:, -1].argmax(1) % 2 == 0
 
 
 def look(
@@ -247,7 +248,7 @@ def test_models_of_unequal_shape_are_refused(base: PreTrainedModel, other: dict[
 
 @pytest.mark.filterwarnings("ignore:.*degrees of freedom")
 def test_prompts_that_are_all_alike_have_no_clusters(base: PreTrainedModel, tuned: PreTrainedModel) -> None:
-    same = torch.full((4, 5), 7)
+    same = Inputs(torch.full((4, 5), 7))
     alike = Sample(dict.fromkeys(SAMPLE.fit, same), dict.fromkeys(SAMPLE.score, same))
     found = look(tuned, base, sample=alike)
     assert_sound(found)

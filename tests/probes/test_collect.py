@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 from tunescope.config import ModelConfig
 from tunescope.models.build import build_model
 from tunescope.models.hooks import capture
+from tunescope.models.inputs import Inputs
 from tunescope.models.sites import LAYER_SITES, Site
 from tunescope.probes.clusters import Moments
-from tunescope.probes.collect import block_output, embed, first_logits, last_activations, moments
+from tunescope.probes.collect import block_output, first_logits, last_activations, moments
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def whole(model: PreTrainedModel) -> dict[Site, Tensor]:
 
 @pytest.mark.parametrize("rows", [1, 2, 6, 7, 100])
 def test_last_activations_are_those_of_one_whole_pass(model: PreTrainedModel, rows: int) -> None:
-    parts = list(last_activations(model, PROMPTS, SITES, rows))
+    parts = list(last_activations(model, Inputs(PROMPTS), SITES, rows))
     assert [len(part[SITES[0]]) for part in parts] == [len(p) for p in PROMPTS.split(rows)]
     for site, activation in whole(model).items():
         joined = torch.cat([part[site] for part in parts])
@@ -51,7 +52,7 @@ def test_last_activations_are_those_of_one_whole_pass(model: PreTrainedModel, ro
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_moments_are_those_of_all_prompts_at_once(model: PreTrainedModel, rows: int) -> None:
     sites = [Site(0, "mlp_in"), Site(1, "mlp_post")]
-    found, activations = moments(model, PROMPTS, sites, rows), whole(model)
+    found, activations = moments(model, Inputs(PROMPTS), sites, rows), whole(model)
     assert list(found) == sites
     for site in sites:
         expected = Moments.of(activations[site][:, -1])
@@ -61,17 +62,17 @@ def test_moments_are_those_of_all_prompts_at_once(model: PreTrainedModel, rows: 
 
 
 def test_embeddings_lead_to_the_same_logits_as_their_tokens(model: PreTrainedModel) -> None:
-    inputs = embed(model, PROMPTS)
+    inputs = Inputs(PROMPTS).embedded(model).sequence
     assert not inputs.requires_grad
     assert inputs.shape == (7, 5, 16)
     expected = model(PROMPTS, use_cache=False).logits[:, -1]
-    torch.testing.assert_close(first_logits(model)(inputs), expected, **CLOSE)
+    torch.testing.assert_close(first_logits(model, Inputs(PROMPTS))(inputs), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_block_output_is_the_residual_stream_after_the_block(model: PreTrainedModel, layer: int) -> None:
-    inputs = embed(model, PROMPTS).requires_grad_()
-    output = block_output(model, layer)(inputs)
+    inputs = Inputs(PROMPTS).embedded(model).sequence.requires_grad_()
+    output = block_output(model, Inputs(PROMPTS), layer)(inputs)
     torch.testing.assert_close(output, whole(model)[Site(layer, "resid_post")][:, -1], **CLOSE)
     (gradient,) = torch.autograd.grad(output.sum(), inputs)
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
@@ -79,8 +80,8 @@ def test_block_output_is_the_residual_stream_after_the_block(model: PreTrainedMo
 
 def test_every_row_is_read_by_itself(model: PreTrainedModel) -> None:
     """What the sensitivities rest on: the output of one prompt has no gradient at another's embeddings."""
-    for function in (first_logits(model), block_output(model, 1)):
-        inputs = embed(model, PROMPTS).requires_grad_()
+    for function in (first_logits(model, Inputs(PROMPTS)), block_output(model, Inputs(PROMPTS), 1)):
+        inputs = Inputs(PROMPTS).embedded(model).sequence.requires_grad_()
         (gradient,) = torch.autograd.grad(function(inputs)[2].square().sum(), inputs)
         assert torch.equal(gradient.flatten(1).norm(dim=1) > 0, torch.arange(7) == 2)
 
@@ -88,17 +89,17 @@ def test_every_row_is_read_by_itself(model: PreTrainedModel) -> None:
 def test_models_in_half_precision_are_read_in_single() -> None:
     config = ModelConfig(architecture="gpt2", layers=1, heads=2, width=16)
     model = build_model(config, 20, 8, Stream.named(0, "half"), CPU).bfloat16().eval()
-    (found,) = last_activations(model, PROMPTS, [Site(0, "mlp_in")], 99)
+    (found,) = last_activations(model, Inputs(PROMPTS), [Site(0, "mlp_in")], 99)
     assert found[Site(0, "mlp_in")].dtype == torch.float32
-    assert moments(model, PROMPTS, [Site(0, "mlp_in")], 3)[Site(0, "mlp_in")].outer.dtype == torch.float64
-    assert first_logits(model)(embed(model, PROMPTS)).dtype == torch.float32
-    assert block_output(model, 0)(embed(model, PROMPTS)).dtype == torch.float32
+    assert moments(model, Inputs(PROMPTS), [Site(0, "mlp_in")], 3)[Site(0, "mlp_in")].outer.dtype == torch.float64
+    assert first_logits(model, Inputs(PROMPTS))(Inputs(PROMPTS).embedded(model).sequence).dtype == torch.float32
+    assert block_output(model, Inputs(PROMPTS), 0)(Inputs(PROMPTS).embedded(model).sequence).dtype == torch.float32
 
 
 def test_nothing_of_the_model_is_changed(model: PreTrainedModel) -> None:
     before = {name: p.clone() for name, p in model.named_parameters()}
-    list(last_activations(model, PROMPTS, SITES, 3))
-    block_output(model, 0)(embed(model, PROMPTS)).sum().backward()
+    list(last_activations(model, Inputs(PROMPTS), SITES, 3))
+    block_output(model, Inputs(PROMPTS), 0)(Inputs(PROMPTS).embedded(model).sequence).sum().backward()
     model.zero_grad(set_to_none=True)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not model.training

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from tunescope.config import ModelConfig
 from tunescope.models.build import build_model
-from tunescope.probes.collect import block_output, embed, first_logits
+from tunescope.models.inputs import Inputs
+from tunescope.probes.collect import block_output, first_logits
 from tunescope.probes.sensitivity import Map, jacobian_norm, top_logit_gradient
 from tunescope.rng import Stream
 
@@ -107,12 +108,16 @@ def explicit(function: Map, x: Tensor) -> Tensor:
 
 
 def maps(model: PreTrainedModel) -> dict[str, Callable]:
-    return {"logits": first_logits(model), "first": block_output(model, 0), "last": block_output(model, 1)}
+    return {
+        "logits": first_logits(model, Inputs(PROMPTS)),
+        "first": block_output(model, Inputs(PROMPTS), 0),
+        "last": block_output(model, Inputs(PROMPTS), 1),
+    }
 
 
 @pytest.mark.parametrize("name", ["logits", "first", "last"])
 def test_jacobian_norm_of_a_model_is_that_of_its_jacobian_in_full(model: PreTrainedModel, name: str) -> None:
-    function, x = maps(model)[name], embed(model, PROMPTS)
+    function, x = maps(model)[name], Inputs(PROMPTS).embedded(model).sequence
     expected = torch.stack([torch.linalg.svdvals(explicit(function, one))[0] for one in x]).double()
     found = jacobian_norm(function, x, draw(*x.shape), 150)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
@@ -120,7 +125,7 @@ def test_jacobian_norm_of_a_model_is_that_of_its_jacobian_in_full(model: PreTrai
 
 
 def test_top_logit_gradient_of_a_model_is_a_row_of_its_jacobian(model: PreTrainedModel) -> None:
-    logits, x = first_logits(model), embed(model, PROMPTS)
+    logits, x = first_logits(model, Inputs(PROMPTS)), Inputs(PROMPTS).embedded(model).sequence
     tops = model(PROMPTS).logits[:, -1].argmax(1).tolist()
     rows = [explicit(logits, one)[top].norm() for one, top in zip(x, tops, strict=True)]
     torch.testing.assert_close(top_logit_gradient(logits, x), torch.stack(rows).double(), rtol=1e-4, atol=0)

@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 from tunescope.interventions.directions import without_direction
 from tunescope.measure.activations import Classes
 from tunescope.measure.findings import UNSAFE, Findings, Sample
+from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes.behaviour import wilson
-from tunescope.probes.collect import Prompts
 from tunescope.probes.controls import haar
 from tunescope.probes.directions import difference_of_means
 from tunescope.rng import Stream
 
 RANDOM = 5  # random directions that stand against the one
-Refused = Callable[[PreTrainedModel, Prompts], Bool[Tensor, " n"]]
+Refused = Callable[[PreTrainedModel, Inputs], Bool[Tensor, " n"]]
 
 
 def measure_ablation(
@@ -38,7 +38,7 @@ def measure_ablation(
     layers = range(layer_count(model))
     means = {layer: difference_of_means(*classes.means(Site(layer, "resid_post"))) for layer in layers}
 
-    def ablated(direction: Tensor, prompts: Prompts) -> Bool[Tensor, " n"]:
+    def ablated(direction: Tensor, prompts: Inputs) -> Bool[Tensor, " n"]:
         with without_direction(model, direction):
             return refused(model, prompts)
 

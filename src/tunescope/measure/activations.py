@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from tunescope.config import ProbeConfig
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, PerPrompt, Sample, logarithm
 from tunescope.measure.weights import Change
+from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes import clusters, controls, directions, projections
 from tunescope.probes.clusters import Moments
-from tunescope.probes.collect import Prompts, last_activations, moments
+from tunescope.probes.collect import last_activations, moments
 from tunescope.rng import Stream
 
 
@@ -41,9 +42,10 @@ class Classes:
 
 def fit_classes(model: PreTrainedModel, sample: Sample, config: ProbeConfig, stream: Stream) -> Classes:
     sites = [site for name in ("mlp_pre", "mlp_post", "resid_post") for site in _sites(model, name)]
-    together = torch.cat([sample.fit[SAFE], sample.fit[UNSAFE]])
-    mixed = together[controls.shuffled(len(together), stream("labels"), together.device)]
-    dealt = dict(zip((SAFE, UNSAFE), mixed.split([len(sample.fit[kind]) for kind in (SAFE, UNSAFE)]), strict=True))
+    together = Inputs.joined([sample.fit[SAFE], sample.fit[UNSAFE]])
+    mixed = together[controls.shuffled(len(together), stream("labels"), together.sequence.device)]
+    safe = len(sample.fit[SAFE])
+    dealt = {SAFE: mixed[:safe], UNSAFE: mixed[safe:]}
     true, shuffled = (
         {kind: moments(model, of[kind], sites, config.rows) for kind in (SAFE, UNSAFE)} for of in (sample.fit, dealt)
     )
@@ -62,9 +64,9 @@ def measure_activations(
     """Observations 1 and 3: tau, and |dW a| of the model's own activations and of the base's."""
     scored: dict[str, dict[Key, PerPrompt]] = {}
     for kind, prompts in sample.score.items():
-        scored[kind] = _clusters(model, classes, prompts, config) | _projections("", model, changes, prompts, config)
+        scored[kind] = _own_scores(model, classes, changes, prompts, config.rows)
         if base:
-            scored[kind] |= _projections("_of_base_input", base, changes, prompts, config)
+            scored[kind] |= _scores_of_base_input(base, changes, prompts, config.rows)
     last = layer_count(model) - 1
     for kind, scores in scored.items():
         for key, values in scores.items():
@@ -111,29 +113,35 @@ def _sites(model: PreTrainedModel, name: str) -> list[Site]:
     return [Site(layer, name) for layer in range(layer_count(model))]
 
 
-def _clusters(model: PreTrainedModel, classes: Classes, prompts: Prompts, config: ProbeConfig) -> dict[Key, PerPrompt]:
-    parts: dict[Key, list[Tensor]] = {}
-    for batch in last_activations(model, prompts, _sites(model, "mlp_post"), config.rows):
-        for site, activation in batch.items():
-            for control in ("", "shuffled"):
-                tau = clusters.tau(activation, *classes.means(site, control))
-                parts.setdefault(Key("tau", control, site.layer or 0), []).append(tau)
-    return {key: torch.cat(values) for key, values in parts.items()}
-
-
-def _projections(
-    suffix: str, model: PreTrainedModel, changes: Sequence[Change], prompts: Prompts, config: ProbeConfig
+def _own_scores(
+    model: PreTrainedModel, classes: Classes, changes: Sequence[Change], prompts: Inputs, rows: int
 ) -> dict[Key, PerPrompt]:
-    """What each change does with this model's inputs of the matrix that it changes."""
-    if not changes:
-        return {}
+    """tau, and what each change does with the model's own inputs of the matrix that it changes."""
     parts: dict[Key, list[Tensor]] = {}
-    for batch in last_activations(model, prompts, _sites(model, "mlp_in"), config.rows):
-        for (site, activation), change in zip(batch.items(), changes, strict=True):
-            layer = site.layer or 0
-            for control, matrix in change.stand_ins.items():
-                gain = projections.gain(matrix, activation)
-                parts.setdefault(Key(f"gain{suffix}", control, layer), []).append(gain)
-            share = projections.row_projection(change.delta, activation)
-            parts.setdefault(Key(f"row_projection{suffix}", "", layer), []).append(share)
+    for batch in last_activations(model, prompts, [*_sites(model, "mlp_post"), *_sites(model, "mlp_in")], rows):
+        for site in _sites(model, "mlp_post"):
+            for control in ("", "shuffled"):
+                tau = clusters.tau(batch[site], *classes.means(site, control))
+                parts.setdefault(Key("tau", control, site.layer or 0), []).append(tau)
+        _add_projections(parts, "", [batch[site] for site in _sites(model, "mlp_in")], changes)
     return {key: torch.cat(values) for key, values in parts.items()}
+
+
+def _scores_of_base_input(
+    base: PreTrainedModel, changes: Sequence[Change], prompts: Inputs, rows: int
+) -> dict[Key, PerPrompt]:
+    """What each change would do with the inputs that the model had before fine-tuning."""
+    parts: dict[Key, list[Tensor]] = {}
+    for batch in last_activations(base, prompts, _sites(base, "mlp_in"), rows):
+        _add_projections(parts, "_of_base_input", list(batch.values()), changes)
+    return {key: torch.cat(values) for key, values in parts.items()}
+
+
+def _add_projections(
+    parts: dict[Key, list[Tensor]], suffix: str, inputs: Sequence[Tensor], changes: Sequence[Change]
+) -> None:
+    for layer, (a, change) in enumerate(zip(inputs, changes, strict=False)):
+        for control, matrix in change.stand_ins.items():
+            parts.setdefault(Key(f"gain{suffix}", control, layer), []).append(projections.gain(matrix, a))
+        share = projections.row_projection(change.delta, a)
+        parts.setdefault(Key(f"row_projection{suffix}", "", layer), []).append(share)

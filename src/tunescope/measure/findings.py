@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tunescope.evidence.records import Record, Scores, Subject
+from tunescope.models.inputs import Inputs
 from tunescope.probes import clusters
 
 SAFE, UNSAFE = "safe", "unsafe"
@@ -19,10 +20,10 @@ PerPrompt = Float[Tensor, " n"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Prompts by kind, as token ids: `fit` (safe and unsafe) gives class means, `score` is scored against them."""
+    """Prompts by kind: `fit` (safe and unsafe) gives class means, `score` is scored against them."""
 
-    fit: Mapping[str, Int[Tensor, "n t"]]
-    score: Mapping[str, Int[Tensor, "n t"]]
+    fit: Mapping[str, Inputs]
+    score: Mapping[str, Inputs]
 
     def first(self, n: int) -> "Sample":
         """At most n of each kind."""

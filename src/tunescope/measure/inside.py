@@ -7,11 +7,12 @@ from tunescope.config import ProbeConfig
 from tunescope.evidence.records import Subject
 from tunescope.measure.ablation import Refused, measure_ablation
 from tunescope.measure.activations import fit_classes, measure_activations, measure_classes
-from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample, logarithm
+from tunescope.measure.findings import SAFE, UNSAFE, Findings, PerPrompt, Sample, logarithm
 from tunescope.measure.weights import changes_of, measure_weights, require_comparable
+from tunescope.models.inputs import Inputs
 from tunescope.models.sites import layer_count
 from tunescope.probes import sensitivity
-from tunescope.probes.collect import block_output, embed, first_logits
+from tunescope.probes.collect import block_output, first_logits
 from tunescope.rng import Stream
 
 
@@ -52,14 +53,21 @@ def measure_sensitivity(
     found: Findings, model: PreTrainedModel, sample: Sample, config: ProbeConfig, stream: Stream
 ) -> None:
     """Observation 4."""
-    logits = first_logits(model)
     for kind, prompts in sample.score.items():
-        parts = [sensitivity.top_logit_gradient(logits, embed(model, part)) for part in prompts.split(config.rows)]
-        found.mean("sensitivity", torch.cat(parts), kind=kind)
-        found.score("log_sensitivity", logarithm(torch.cat(parts)), kind=kind)
+        gradients = gradient_norms(model, prompts, config.rows)
+        found.mean("sensitivity", gradients, kind=kind)
+        found.score("log_sensitivity", logarithm(gradients), kind=kind)
     for kind in (SAFE, UNSAFE):
-        inputs = embed(model, sample.score[kind][: config.jacobian_prompts])
-        start = stream("power iteration").normal(tuple(inputs.shape), inputs.device)
+        prompts = sample.score[kind][: config.jacobian_prompts].embedded(model)
+        start = stream("power iteration").normal(tuple(prompts.sequence.shape), prompts.sequence.device)
         for layer in range(layer_count(model)):
-            norms = sensitivity.jacobian_norm(block_output(model, layer), inputs, start, config.jacobian_steps)
+            norms = sensitivity.jacobian_norm(
+                block_output(model, prompts, layer), prompts.sequence, start, config.jacobian_steps
+            )
             found.mean("jacobian_norm", norms, kind=kind, layer=layer, site="resid_post")
+
+
+def gradient_norms(model: PreTrainedModel, prompts: Inputs, rows: int) -> PerPrompt:
+    """Sensitivity of each prompt: the paper's, of the first answer token."""
+    parts = (part.embedded(model) for part in prompts.split(rows))
+    return torch.cat([sensitivity.top_logit_gradient(first_logits(model, part), part.sequence) for part in parts])

@@ -5,32 +5,32 @@ answer, neither its own nor a given one, has been seen yet. In float32, whatever
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.models.hooks import capture
+from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site
 from tunescope.probes.clusters import Moments
 from tunescope.probes.sensitivity import Map
 
-Prompts = Int[Tensor, "n t"]
-
 
 @torch.no_grad()
 def last_activations(
-    model: PreTrainedModel, prompts: Prompts, sites: Sequence[Site], rows: int
+    model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
 ) -> Iterator[Mapping[Site, Float[Tensor, "b width"]]]:
     """Activations of the sites at the last token, `rows` prompts at a time."""
     for part in prompts.split(rows):
         with capture(model, sites) as captured:
-            model(input_ids=part, use_cache=False, logits_to_keep=1)
+            model(**part.arguments(), use_cache=False, logits_to_keep=1)
         yield {site: captured[site][:, -1].float() for site in sites}
 
 
-def moments(model: PreTrainedModel, prompts: Prompts, sites: Sequence[Site], rows: int) -> dict[Site, Moments]:
+def moments(model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int) -> dict[Site, Moments]:
     """Running sums of the activations of all prompts."""
     sums: dict[Site, Moments] = {}
     for batch in last_activations(model, prompts, sites, rows):
@@ -40,23 +40,24 @@ def moments(model: PreTrainedModel, prompts: Prompts, sites: Sequence[Site], row
     return sums
 
 
-def embed(model: PreTrainedModel, prompts: Prompts) -> Float[Tensor, "n t width"]:
-    """Token embeddings of the prompts."""
-    return model.get_input_embeddings()(prompts).detach()
+def first_logits(model: PreTrainedModel, prompts: Inputs) -> Map:
+    """From the embeddings of these prompts, or others like them, to the logits of the first token of the answer."""
+
+    def run(embeddings: Float[Tensor, "n t width"]) -> Float[Tensor, "n out"]:
+        inputs = replace(prompts, sequence=embeddings).arguments()
+        return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+
+    return run
 
 
-def first_logits(model: PreTrainedModel) -> Map:
-    """From embeddings to the logits of the first token of the answer."""
-    return lambda inputs: model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float()
-
-
-def block_output(model: PreTrainedModel, layer: int) -> Map:
-    """From embeddings to the residual stream after a block, at the last token."""
+def block_output(model: PreTrainedModel, prompts: Inputs, layer: int) -> Map:
+    """From the embeddings of these prompts, or others like them, to the residual stream after a block, at the end."""
     site = Site(layer, "resid_post")
 
-    def run(inputs: Float[Tensor, "n t width"]) -> Float[Tensor, "n out"]:
+    def run(embeddings: Float[Tensor, "n t width"]) -> Float[Tensor, "n out"]:
+        inputs = replace(prompts, sequence=embeddings).arguments()
         with capture(model, [site], keep_graph=True) as captured:
-            model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
+            model(**inputs, use_cache=False, logits_to_keep=1)
         return captured[site][:, -1].float()
 
     return run

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 
 from tunescope.config import PretrainConfig
 from tunescope.models.compute import Compute
+from tunescope.models.inputs import Inputs
+from tunescope.models.logps import follows
 from tunescope.rng import Stream
 from tunescope.training.fit import Row, fit
 from tunescope.training.optimizers import muon_and_adamw
@@ -58,18 +60,10 @@ def pretrain(
     return curve
 
 
-@torch.no_grad()
 def held_out_compliance(model: PreTrainedModel, world: World, compute: Compute, stream: Stream) -> float:
-    """Share of held-out plain prompts, safe and unsafe, that greedy decoding would answer wholly right.
-
-    One forward pass suffices: greedy decoding gives exactly the answer if and only if, at every place, the answer's
-    token is the most likely one after the answer so far.
-    """
+    """Share of held-out plain prompts, safe and unsafe, that greedy decoding would answer wholly right."""
     right = []
     for kind in HELD_OUT_KINDS:
         prompts = sample_prompts(world, kind, HELD_OUT_PROMPTS, stream(kind), strength=float(kind.has_strength))
-        for prompt, answer in zip(prompts.prompt.split(compute.rows), prompts.answer.split(compute.rows), strict=True):
-            with torch.autocast(compute.device.type, compute.dtype, enabled=compute.dtype is not torch.float32):
-                logits = model(input_ids=torch.cat([prompt, answer[:, :-1]], dim=1), use_cache=False).logits
-            right.append((logits[:, prompt.shape[1] - 1 :].argmax(-1) == answer).all(dim=1))
+        right.append(follows(model, Inputs(prompts.prompt), prompts.answer, compute.rows, compute.dtype))
     return torch.cat(right).double().mean().item()

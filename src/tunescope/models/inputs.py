@@ -1,0 +1,70 @@
+"""What a model reads: token ids, or embeddings in their place, with what goes with them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Index = slice | Int[Tensor, " _"] | Bool[Tensor, " _"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """n sequences of one length.
+
+    Attributes:
+        sequence: token ids [n, t], or embeddings [n, t, width].
+        positions: place of each token, [n, t]; None counts them from 0.
+        mask: 1 for tokens, 0 for padding, on the left, so that every row ends in a token. None: no padding.
+    """
+
+    sequence: Int[Tensor, "n t"] | Float[Tensor, "n t width"]
+    positions: Int[Tensor, "n t"] | None = None
+    mask: Int[Tensor, "n t"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def __getitem__(self, index: Index) -> "Inputs":
+        positions = None if self.positions is None else self.positions[index]
+        return Inputs(self.sequence[index], positions, None if self.mask is None else self.mask[index])
+
+    def split(self, rows: int) -> Iterator["Inputs"]:
+        """At most so many sequences at a time."""
+        return (self[start : start + rows] for start in range(0, len(self), rows))
+
+    def arguments(self) -> dict[str, Tensor]:
+        """As keyword arguments of a forward pass."""
+        name = "inputs_embeds" if self.sequence.is_floating_point() else "input_ids"
+        named = {name: self.sequence, "position_ids": self.positions, "attention_mask": self.mask}
+        return {key: value for key, value in named.items() if value is not None}
+
+    def embedded(self, model: PreTrainedModel) -> "Inputs":
+        """The same with embeddings for token ids, cut off from their table's gradient."""
+        if self.sequence.is_floating_point():
+            return self
+        return replace(self, sequence=model.get_input_embeddings()(self.sequence).detach())
+
+    def followed_by(self, tokens: Int[Tensor, "n a"], model: PreTrainedModel) -> "Inputs":
+        """The same with more tokens behind, at the next positions."""
+        more: Tensor = tokens
+        if self.sequence.is_floating_point():
+            more = model.get_input_embeddings()(tokens).detach()
+        positions, mask, length = self.positions, self.mask, tokens.shape[1]
+        if positions is not None:
+            steps = torch.arange(1, length + 1, device=positions.device)
+            positions = torch.cat([positions, positions[:, -1:] + steps], dim=1)
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), length)], dim=1)
+        return Inputs(torch.cat([self.sequence, more], dim=1), positions, mask)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Inputs"]) -> "Inputs":
+        """The sequences of all parts, which must be of one length, and have positions and masks all or none."""
+        positions = [part.positions for part in parts if part.positions is not None]
+        masks = [part.mask for part in parts if part.mask is not None]
+        sequence = torch.cat([part.sequence for part in parts])
+        return cls(sequence, torch.cat(positions) if positions else None, torch.cat(masks) if masks else None)

@@ -1,0 +1,71 @@
+"""Inputs go through a model as its own arguments do, as tokens or as embeddings, with padding or without."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tunescope.config import ModelConfig
+from tunescope.models.build import build_model
+from tunescope.models.inputs import Inputs
+from tunescope.models.logps import answer_logits, follows, gathered_logps, token_logps
+from tunescope.rng import Stream
+
+CPU = torch.device("cpu")
+IDS = Stream.named(0, "ids").integers(20, (5, 6), CPU)
+ANSWER = Stream.named(0, "answer").integers(20, (5, 4), CPU)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    config = ModelConfig(architecture=request.param, layers=2, heads=2, width=16)
+    made = build_model(config, 20, 16, Stream.named(0, "inputs"), CPU).eval().requires_grad_(False)
+    for parameter in made.parameters():  # as initialised, the blocks change next to nothing
+        parameter.mul_(10)
+    return made
+
+
+def padded(ids: torch.Tensor, by: int) -> Inputs:
+    """The same prompts with padding on the left."""
+    n, t = ids.shape
+    sequence = torch.cat([torch.zeros(n, by, dtype=torch.long), ids], dim=1)
+    mask = torch.cat([torch.zeros(n, by, dtype=torch.long), torch.ones(n, t, dtype=torch.long)], dim=1)
+    return Inputs(sequence, (mask.cumsum(1) - 1).clamp(min=0), mask)
+
+
+def test_answer_logits_are_those_of_one_sequence(model: PreTrainedModel) -> None:
+    whole = model(torch.cat([IDS, ANSWER], dim=1)).logits[:, 5:-1]
+    for prompts in (Inputs(IDS), Inputs(IDS).embedded(model), padded(IDS, 3), padded(IDS, 3).embedded(model)):
+        torch.testing.assert_close(answer_logits(model, prompts, ANSWER), whole, rtol=1e-4, atol=1e-4)
+    logps = token_logps(model, torch.cat([IDS, ANSWER], dim=1), torch.float32)[:, 5:]
+    torch.testing.assert_close(gathered_logps(whole, ANSWER), logps, rtol=1e-4, atol=1e-4)
+
+
+def test_follows_is_greedy_generation(model: PreTrainedModel) -> None:
+    text = IDS
+    for _ in range(4):
+        text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], dim=1)
+    said = text[:, 6:]
+    spoilt = said.clone()
+    spoilt[torch.arange(4), torch.arange(4)] = (said[torch.arange(4), torch.arange(4)] + 1) % 20
+    for rows in (1, 2, 100):
+        assert follows(model, Inputs(IDS), said, rows).all()
+        assert follows(model, Inputs(IDS).embedded(model), spoilt, rows).tolist() == [False] * 4 + [True]
+
+
+def test_parts_rows_and_joins_are_those_of_the_whole() -> None:
+    inputs = padded(IDS, 2)
+    again = Inputs.joined(list(inputs.split(2)))
+    for name in ("sequence", "positions", "mask"):
+        assert torch.equal(getattr(again, name), getattr(inputs, name))
+    assert [len(part) for part in inputs.split(2)] == [2, 2, 1]
+    assert torch.equal(inputs[torch.tensor([3, 0])].sequence, inputs.sequence[[3, 0]])
+    assert list(Inputs(IDS).arguments()) == ["input_ids"]
+    assert list(inputs.arguments()) == ["input_ids", "position_ids", "attention_mask"]
+
+
+def test_positions_go_on_behind_a_gap(model: PreTrainedModel) -> None:
+    """What extra embeddings rest on: a place may be used twice, and the answer is where it would have been."""
+    places = torch.tensor([[0, 1, 2, 3, 3, 4]]).expand(5, -1)
+    longer = Inputs(IDS, places).followed_by(ANSWER, model)
+    assert longer.positions is not None
+    assert longer.positions[0].tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8]
