@@ -1,0 +1,1 @@
+"""Ways past a refusal: prompts in, attacked prompts or embeddings out."""

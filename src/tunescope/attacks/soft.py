@@ -1,0 +1,106 @@
+"""Soft prompts: embeddings, found by gradient, that make a model answer what it should refuse (Jain et al. 2024)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.attacks.insert import inserted
+from tunescope.errors import InputError
+from tunescope.models.inputs import Inputs
+from tunescope.models.logps import answer_logits, gathered_logps
+from tunescope.rng import Stream
+
+RATE = 0.3  # length of a step of each embedding, in mean norms of the embedding table
+
+
+@dataclass(frozen=True)
+class SoftPrompts:
+    """What the search found.
+
+    Attributes:
+        extra: embeddings [n, k, width], for `inserted`.
+        steps: gradient steps until greedy generation gave the whole answer, [n]; -1 where it never did.
+    """
+
+    extra: Float[Tensor, "n k width"]
+    steps: Int[Tensor, " n"]
+
+
+def soft_prompts(
+    model: PreTrainedModel,
+    prompts: Inputs,
+    answer: Int[Tensor, "n a"],
+    k: int,
+    steps: int,
+    bound: float,
+    stream: Stream,
+) -> SoftPrompts:
+    """k embeddings for each prompt, by projected gradient descent on the answer's negative log-likelihood.
+
+    Every step has one length (normalised gradient); a prompt is left alone once it is answered.
+
+    Args:
+        steps: gradient steps at most.
+        bound: largest norm of an embedding, in mean norms of the model's embedding table.
+
+    Raises:
+        InputError: k or steps below 1, or a bound that is not above 0.
+    """
+    extra, unit = _start(model, len(prompts), k, steps, bound, stream)
+    took = torch.full((len(prompts),), -1, device=extra.device)
+    for step in range(steps + 1):
+        open_ = (took < 0).nonzero().squeeze(1)
+        if not len(open_):
+            break
+        tried = extra[open_].requires_grad_()
+        logits = answer_logits(model, inserted(prompts[open_], tried, model), answer[open_])
+        took[open_[(logits.argmax(-1) == answer[open_]).all(dim=1)]] = step
+        if step < steps:
+            loss = -gathered_logps(logits, answer[open_]).mean(dim=1).sum()
+            (gradient,) = torch.autograd.grad(loss, tried)
+            moved = _moved(tried.detach(), gradient, unit, bound)
+            extra[open_] = torch.where((took[open_] < 0)[:, None, None], moved, tried.detach())
+    return SoftPrompts(extra, took)
+
+
+def universal_soft_prompt(
+    model: PreTrainedModel,
+    prompts: Inputs,
+    answer: Int[Tensor, "n a"],
+    k: int,
+    steps: int,
+    bound: float,
+    stream: Stream,
+) -> Float[Tensor, "1 k width"]:
+    """The same k embeddings for all prompts, which lower the mean over them; see `soft_prompts`."""
+    extra, unit = _start(model, 1, k, steps, bound, stream)
+    for _ in range(steps):
+        tried = extra.requires_grad_()
+        logits = answer_logits(model, inserted(prompts, tried.expand(len(prompts), -1, -1), model), answer)
+        (gradient,) = torch.autograd.grad(-gathered_logps(logits, answer).mean(), tried)
+        extra = _moved(tried.detach(), gradient, unit, bound)
+    return extra
+
+
+def _start(
+    model: PreTrainedModel, n: int, k: int, steps: int, bound: float, stream: Stream
+) -> tuple[Float[Tensor, "{n} {k} width"], float]:
+    """Embeddings in random directions, as long as the mean of the table (or the bound); and that length."""
+    if k < 1 or steps < 1 or not bound > 0:
+        raise InputError(f"soft prompt: k {k} and steps {steps} must be at least 1, the bound {bound} above 0")
+    table = model.get_input_embeddings().weight.detach()
+    unit = table.norm(dim=1).mean().item()
+    noise = stream.normal((n, k, table.shape[1]), table.device).to(table)
+    return noise * (min(1.0, bound) * unit / noise.norm(dim=2, keepdim=True)), unit
+
+
+def _moved(
+    extra: Float[Tensor, "n k width"], gradient: Float[Tensor, "n k width"], unit: float, bound: float
+) -> Float[Tensor, "n k width"]:
+    """One step down the gradient, back into the ball."""
+    tiny = torch.finfo(gradient.dtype).tiny
+    new = extra - RATE * unit * gradient / gradient.norm(dim=2, keepdim=True).clamp(min=tiny)
+    return new * (bound * unit / new.norm(dim=2, keepdim=True).clamp(min=tiny)).clamp(max=1.0)

@@ -1,0 +1,87 @@
+"""Adversarial suffixes of real tokens, by greedy coordinate gradient (Zou et al. 2023, algorithm 1), batched."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.attacks.insert import inserted
+from tunescope.errors import InputError
+from tunescope.models.inputs import Inputs
+from tunescope.models.logps import answer_logits, gathered_logps
+from tunescope.rng import Stream
+
+TOP = 8  # substitutes per place that the gradient proposes
+
+
+@dataclass(frozen=True)
+class Suffixes:
+    """What the search found.
+
+    Attributes:
+        tokens: [n, k], for `inserted`. nll: mean negative log-probability per token of the answer with them, nats, [n].
+    """
+
+    tokens: Int[Tensor, "n k"]
+    nll: Float[Tensor, " n"]
+
+
+def suffixes(
+    model: PreTrainedModel,
+    prompts: Inputs,
+    answer: Int[Tensor, "n a"],
+    k: int,
+    steps: int,
+    candidates: int,
+    allowed: Int[Tensor, " v"],
+    stream: Stream,
+) -> Suffixes:
+    """k tokens for each prompt that make its answer likely.
+
+    Each step: the gradient at the one-hot tokens proposes the `TOP` best substitutes of every place; `candidates`
+    random ones of these are scored exactly, and the best replaces the suffix if it is better.
+
+    Args:
+        allowed: ids that a suffix may be made of.
+
+    Raises:
+        InputError: k, steps or candidates below 1, or no token is allowed.
+    """
+    if min(k, steps, candidates, len(allowed)) < 1:
+        raise InputError(
+            f"suffix: k {k}, steps {steps}, candidates {candidates} and the allowed tokens ({len(allowed)}) "
+            "must be at least 1"
+        )
+    n, table = len(prompts), model.get_input_embeddings().weight.detach()
+    tokens = stream("start").choose(allowed, (n, k))
+    best = _nll(model, prompts, tokens, answer)
+    rows = torch.arange(n, device=tokens.device)
+    for step in range(steps):
+        embedded = table[tokens].requires_grad_()
+        loss = -gathered_logps(answer_logits(model, inserted(prompts, embedded, model), answer), answer)
+        (gradient,) = torch.autograd.grad(loss.mean(dim=1).sum(), embedded)
+        proposed = (gradient @ table[allowed].T).topk(min(TOP, len(allowed)), dim=2, largest=False).indices
+        draw = stream("step", step)
+        where = draw("place").integers(k, (n, candidates), tokens.device)
+        which = draw("which").integers(proposed.shape[2], (n, candidates), tokens.device)
+        tried = tokens[:, None].repeat(1, candidates, 1)
+        tried.scatter_(2, where[..., None], allowed[proposed[rows[:, None], where, which]][..., None])
+        repeated = rows.repeat_interleave(candidates)
+        nll = _nll(model, prompts[repeated], tried.flatten(0, 1), answer[repeated]).view(n, candidates)
+        lowest, at = nll.min(dim=1)
+        better = lowest < best
+        tokens = torch.where(better[:, None], tried[rows, at], tokens)
+        best = torch.where(better, lowest, best)
+    return Suffixes(tokens, best)
+
+
+@torch.no_grad()
+def _nll(
+    model: PreTrainedModel, prompts: Inputs, tokens: Int[Tensor, "n k"], answer: Int[Tensor, "n a"], rows: int = 512
+) -> Float[Tensor, " n"]:
+    parts = zip(prompts.split(rows), tokens.split(rows), answer.split(rows), strict=True)
+    return torch.cat(
+        [-gathered_logps(answer_logits(model, inserted(p, t, model), a), a).mean(dim=1) for p, t, a in parts]
+    )
