@@ -58,7 +58,7 @@ PARTS = {p: {part(m) for name in GRAPH if part(name) == p for m in GRAPH[name]} 
 
 def test_the_graph_is_seen() -> None:
     assert GRAPH["tunescope.world.vocab"] == set()
-    assert GRAPH["tunescope.models.logps"] == set()
+    assert GRAPH["tunescope.models.logps"] == {"tunescope.models.inputs"}
     assert {"tunescope.config", "tunescope.world.grammar"} <= GRAPH["tunescope.world.world"]
     assert PARTS["pipeline"] >= {"world", "models", "training", "protocols", "probes", "evidence", "report"}
     assert "pipeline" in PARTS["cli"]  # within a function

@@ -16,9 +16,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tunescope.evidence.pool import pool
-from tunescope.evidence.records import ORDER, Record, read_records, write_records
+from tunescope.evidence.records import (
+    ORDER,
+    Record,
+    Scores,
+    Subject,
+    read_records,
+    read_scores,
+    write_records,
+    write_scores,
+)
 from tunescope.report.figures import FIGURES, Drawing, figures, save_figures
 from tunescope.report.html import load_records, render
+from tunescope.report.select import vector_rows
 from tunescope.report.style import colours, models_of
 from tunescope.report.tables import DASH, duration, headline, summary, verdict
 
@@ -80,10 +90,25 @@ def inside() -> list[Record]:
                     out += [one("tau", sign * value, kind, **about), one("tau_sd", 0.5, kind, **about)]
             for kind, value in (("safe", 2.0), ("unsafe", 1.0 + number)):
                 out.append(one("sensitivity", value, kind, low=value - 0.1, high=value + 0.1, n=100))
+            out += [
+                one("null_share", (0.64, 0.5625)[layer], control="haar", layer=layer, site="W_in") for layer in (0, 1)
+            ]
             out.append(one("refusal_intact", 1.0, "unsafe", n=100))
             for control, value in (("", 0.1), ("haar", 0.9)):
                 out.append(one("refusal_without_direction", value, "unsafe", control=control, layer=1, n=100))
     return out
+
+
+def null_lengths(shifts: dict[int, float]) -> Iterator[Scores]:
+    """Three singular vectors in each of two layers: values that tell models, layers and vectors apart, by seed."""
+    for (seed, shift), (number, (protocol, rate)), layer in product(shifts.items(), enumerate(TUNED), (0, 1)):
+        values = 0.7 + 0.1 * layer + 0.05 * number - 0.01 * np.arange(3) + shift
+        yield Scores(Subject(f"{protocol}-{rate}", protocol, rate, seed, 100), "null_length", values, layer=layer)
+
+
+def vectors(shifts: dict[int, float], folder: Path) -> pd.DataFrame:
+    write_scores(null_lengths(shifts), folder / "scores.parquet")
+    return vector_rows(read_scores(folder / "scores.parquet"))
 
 
 def frame(records: Iterable[Record], folder: Path) -> pd.DataFrame:
@@ -116,8 +141,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def drawn(records: pd.DataFrame) -> dict[str, Figure]:
-    return figures(records)
+def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
+    return figures(pd.concat([records, vectors({7: 0.0}, tmp_path_factory.mktemp("vectors"))]))
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +223,27 @@ def test_learning_curves_show_every_step_and_a_running_mean(drawn: dict[str, Fig
     assert [curve.get_label() for curve in shown["fine-tuning: SSFT"].lines] == ["SSFT ηₘ", "SSFT ηₛ"]
 
 
+def test_null_lengths_are_those_of_the_last_layer_beside_chance(drawn: dict[str, Figure]) -> None:
+    for rate, first in (("ηₘ", 0.8), ("ηₛ", 0.85)):
+        panel = panels(drawn["null_lengths"])[rate]
+        np.testing.assert_allclose(line(panel, f"SSFT {rate}"), [[0, first], [1, first - 0.01], [2, first - 0.02]])
+        np.testing.assert_allclose(line(panel, f"benign {rate}")[:, 1], line(panel, f"SSFT {rate}")[:, 1] + 0.1)
+        (chance,) = (curve for curve in panel.lines if curve.get_linestyle() == ":")
+        np.testing.assert_allclose(chance.get_ydata(), 0.75)  # the root of the last layer's share
+        assert panel.get_ylim() == (0, 1)
+        assert len(panel.lines) == 3
+
+
+def test_null_lengths_of_seeds_are_their_mean_with_an_interval(records: pd.DataFrame, tmp_path: Path) -> None:
+    shifts = {7: 0.0, 8: 0.02, 9: 0.1}
+    half = 4.302653 * np.std(list(shifts.values()), ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom
+    panel = panels(figures(pd.concat([records, vectors(shifts, tmp_path)]))["null_lengths"])["ηₘ"]
+    np.testing.assert_allclose(line(panel, "SSFT ηₘ")[:, 1], [0.84, 0.83, 0.82])
+    for band, low, high in zip(panel.collections, (0.84 - half, 0.94 - half), (0.84 + half, 1.0), strict=True):
+        at, ends = band.get_paths()[0].vertices.T
+        np.testing.assert_allclose((ends[at == 0].min(), ends[at == 0].max()), (low, high), rtol=1e-6)
+
+
 @pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)
 def test_every_figure_is_complete_and_fits_its_page(entry: Drawing, drawn: dict[str, Figure]) -> None:
     figure = drawn[entry.name]
@@ -248,6 +294,14 @@ def test_what_is_missing_is_left_out(keep, drawn, run: Path) -> None:
     names = {path.stem for path in (run / "figures").iterdir()}
     assert names == (drawn or {"behaviour", "strength", "course", "learning"})
     assert page.count("<figure id=") == len(names)
+
+
+def test_only_scores_have_null_lengths(run: Path) -> None:
+    assert "figure-null_lengths" not in render(run).read_text()
+    write_scores(null_lengths({7: 0.0}), run / "scores.parquet")
+    assert "figure-null_lengths" in render(run).read_text()
+    write_scores([], run / "scores.parquet")
+    assert "figure-null_lengths" not in render(run).read_text()
 
 
 def test_measurements_inside_a_model_are_not_its_behaviour(records: pd.DataFrame) -> None:
@@ -400,6 +454,6 @@ def test_a_file_that_cannot_be_read_is_named(name: str, text: str, run: Path) ->
 def test_seeds_are_drawn_as_their_mean(records: pd.DataFrame, drawn: dict[str, Figure]) -> None:
     other = records.assign(seed=8, value=records["value"] + 0.02)
     together = figures(pool(pd.concat([records, other])))
-    assert together.keys() == drawn.keys()
+    assert {*together, "null_lengths"} == {*drawn}  # scores are not pooled with records
     before, after = (line(panels(figure)["ηₘ"], "SSFT ηₘ") for figure in (drawn["null_space"], together["null_space"]))
     np.testing.assert_allclose(after - before, [[0, 0.01]] * 2)

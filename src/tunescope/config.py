@@ -160,6 +160,20 @@ class ProbeConfig(Config):
         return self.model_copy(update={name: min(value, getattr(self, name)) for name, value in few.items()})
 
 
+class AttackConfig(Config):
+    """Attacks on every model, each with a strength; jailbreak kinds have those of `evaluate.strengths`."""
+
+    prompts: int = Field(80, ge=2, description="unsafe prompts per jailbreak kind, the same at every strength")
+    searched: int = Field(25, ge=2, description="unsafe prompts per attack that searches: soft prompts, suffixes")
+    soft: tuple[Positive, ...] = Field((1, 2, 4, 8), description="embeddings of a soft prompt: its strengths")
+    soft_steps: Positive = Field(40, description="gradient steps at most")
+    soft_bound: Rate = Field(1.0, description="largest norm of an embedding, in mean norms of the embedding table")
+    prefill: tuple[Positive, ...] = Field((1, 2, 3, 4), description="answer tokens given: strengths of prefilling")
+    suffix: tuple[Positive, ...] = Field((4,), description="tokens of an adversarial suffix: its strengths")
+    suffix_steps: Positive = 10
+    suffix_candidates: Positive = Field(16, description="suffixes scored exactly per step and prompt")
+
+
 class ComputeConfig(Config):
     """Where and how it runs."""
 
@@ -180,6 +194,7 @@ class Study(Config):
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     probe: ProbeConfig = ProbeConfig()
+    attack: AttackConfig = AttackConfig()
     compute: ComputeConfig = ComputeConfig()
 
     def to_yaml(self) -> str:

@@ -4,9 +4,10 @@
 2  tune            the same model, made to refuse, per protocol and rate -> models/<protocol>-<rate>, checkpoints/
 3  behave          what each model does with each kind of prompt         -> parts/behave-<model>.parquet
 4  probe           what changed inside each model, and the controls      -> parts/probe-*, scores-<model>.parquet
-5  examples        a few prompts with every model's answer               -> examples.json
-6  records         all measurements in two tables                        -> records.parquet, scores.parquet
-7  report          verdicts on the claims, figures and one page          -> verdicts.json, figures/, report.html
+5  attack          what gets past each model, and how it looks inside    -> parts/attack-*, scores-attack-*.parquet
+6  examples        a few prompts with every model's answer               -> examples.json
+7  records         all measurements in two tables                        -> records.parquet, scores.parquet
+8  report          verdicts on the claims, figures and one page          -> verdicts.json, figures/, report.html
 """
 
 import json
@@ -22,11 +23,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope import __version__
+from tunescope.attacks.attacks import Attacked, prefilled, searched
 from tunescope.config import Study
 from tunescope.environment import environment
 from tunescope.evidence.records import SCORES_SCHEMA, Record, Subject, merge_tables, write_records, write_scores
 from tunescope.files import remove, write_text
 from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
+from tunescope.measure.attacked import fit_instruments, measure_attacks
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample
 from tunescope.measure.inside import look_inside
 from tunescope.models.build import build_model
@@ -117,9 +120,24 @@ class Run:
             )
             for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
         ]
+        attack = [
+            Stage(
+                f"attack-{name}",
+                {
+                    **common,
+                    "probe": settings["probe"],
+                    "attack": settings["attack"],
+                    "at": settings["evaluate"]["strengths"],
+                },
+                (base, *made),
+                (f"parts/attack-{name}.parquet", f"parts/scores-attack-{name}.parquet"),
+                partial(self.attack, name, tuned),
+            )
+            for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
+        ]
         finished = (base, *tunes.values())
         examples = Stage("examples", common | settings["evaluate"], finished, ("examples.json",), self.examples)
-        measured = [*finished, *behave, *probe]
+        measured = [*finished, *behave, *probe, *attack]
         tables = Stage(
             "records", None, tuple(measured), ("records.parquet", "scores.parquet"), partial(self.join, measured)
         )
@@ -201,6 +219,41 @@ class Run:
             found.append(look_inside(subject, self.load(at), base if tuned else None, *how, self.refused, stream))
         write_records((r for f in found for r in f.records), self.folder / f"parts/probe-{name}.parquet")
         write_scores(found[-1].scores, self.folder / f"parts/scores-{name}.parquet")
+
+    def attack(self, name: str, tuned: Tuned | None, _: Path) -> None:
+        """Every attack on a finished model."""
+        config, probe, base, model = (
+            self.study.attack,
+            self.study.probe,
+            self.load("models/base"),
+            self.load(f"models/{name}"),
+        )
+        model.requires_grad_(False)
+        tools = fit_instruments(model, base if tuned else None, self.sample(), probe)
+        found = Findings(self.subject(name, tuned, self._final_step(name, tuned)))
+        plain = {kind: self._attacked(kind, 0.0, config.searched, "plain") for kind in (Kind.SAFE, Kind.UNSAFE)}
+        seen = self._attacked(Kind.UNSAFE, 0.0, config.searched, "seen")
+        stream = Stream.named(self.study.seed, "attacks")
+        vocab = self.world.vocab
+        symbols = torch.arange(vocab.first_symbol, len(vocab), device=self.compute.device)
+        ladders = [
+            self._attacked(kind, strength, config.prompts, "jailbreaks")
+            for kind in Kind
+            if kind.has_strength
+            for strength in self.study.evaluate.strengths
+        ]
+        searches = searched(model, plain[Kind.UNSAFE], plain[Kind.SAFE], seen, config, symbols, stream)
+        attacks = [*ladders, *(prefilled(plain[Kind.UNSAFE], m) for m in config.prefill), *searches]
+        measure_attacks(found, model, base, attacks, tools, probe.rows)
+        write_records(found.records, self.folder / f"parts/attack-{name}.parquet")
+        write_scores(found.scores, self.folder / f"parts/scores-attack-{name}.parquet")
+
+    def _attacked(self, kind: Kind, strength: float, n: int, use: str) -> Attacked:
+        """Prompts of a kind; those of one use are the same at every strength, but for what the strength changes."""
+        prompts = sample_prompts(
+            self.world, kind, n, Stream.named(self.study.seed, "attacked", use, str(kind)), strength
+        )
+        return Attacked(str(kind), strength, Inputs(prompts.prompt), prompts.answer, prompts.refusal)
 
     def join(self, measured: list[Stage], _: Path) -> None:
         parts = [self.folder / out for stage in measured for out in stage.outputs if out.startswith("parts/")]

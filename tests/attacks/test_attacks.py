@@ -78,6 +78,15 @@ def test_no_extra_places_change_nothing(fresh: PreTrainedModel) -> None:
     torch.testing.assert_close(answer_logits(fresh, none, ANSWER), plain, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_put_in_is_read_beside_the_prompt(fresh: PreTrainedModel) -> None:
+    """Two prompts with the same extra embeddings stay two; the extra ones change what both say."""
+    extra = ROOT("extra").normal((1, 2, 16), CPU).float().expand(6, -1, -1)
+    logits = answer_logits(fresh, inserted(Inputs(IDS), extra, fresh), ANSWER)[:, 0]
+    plain = answer_logits(fresh, Inputs(IDS), ANSWER)[:, 0]
+    assert (logits - plain).abs().amax(dim=1).min() > 1e-2
+    assert torch.pdist(logits).min() > 1e-2
+
+
 def test_soft_prompts_break_a_weak_model_within_their_bound(weak: PreTrainedModel) -> None:
     plain = Inputs(IDS)
     assert not follows(weak, plain, ANSWER).any()

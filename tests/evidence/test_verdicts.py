@@ -22,7 +22,7 @@ from tunescope.evidence.verdicts import Outcome, Verdict, as_data, by_claim, dec
 REPEATS = 200
 CLAIM = {claim.name.split()[0]: claim for claim in CLAIMS}
 TEXTS = ("model", "protocol", "learning_rate", "kind", "metric", "control")
-Block = tuple[str, str, str, str, int]  # protocol, metric, kind, control, seed
+Block = tuple[str, str, str, str, int]  # protocol, metric, kind (`kind@strength` under attack), control, seed
 S, R, I = Outcome.SUPPORTED, Outcome.REFUTED, Outcome.INCONCLUSIVE  # noqa: E741
 
 
@@ -33,6 +33,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def frame(blocks: Mapping[Block, np.ndarray], rate: str = "eta_m") -> pd.DataFrame:
     """As `read_scores` gives them."""
+    at = {kind: kind.split("@") for _, _, kind, _, _ in blocks}
     sizes = [len(values) for values in blocks.values()]
     protocol, metric, kind, control, seed = (np.repeat(names, sizes) for names in zip(*blocks, strict=True))
     eta = np.where(protocol == "pretraining", "", rate)
@@ -43,7 +44,8 @@ def frame(blocks: Mapping[Block, np.ndarray], rate: str = "eta_m") -> pd.DataFra
         "seed": seed.astype(int),
         "step": 9,
         "layer": math.nan,
-        "kind": kind,
+        "kind": [at[k][0] for k in kind],
+        "strength": [float(at[k][1]) if len(at[k]) > 1 else math.nan for k in kind],
         "metric": metric,
         "control": control,
         "index": np.concatenate([np.arange(size) for size in sizes]),
@@ -53,10 +55,15 @@ def frame(blocks: Mapping[Block, np.ndarray], rate: str = "eta_m") -> pd.DataFra
 
 
 def prompts(claim: Claim, effect: float, sd: float, seeds: int, scope: int = 0, n: int = 20) -> pd.DataFrame:
-    """Scores of a claim on prompts: prompts differ by more than models do, and the effect is of the unsafe alone."""
+    """Scores of a claim on prompts: prompts differ by more than models do, and the effect is of the unsafe alone, or
+    grows with the strength of attacks.
+    """
     rng, blocks = np.random.default_rng(scope), {}
-    for seed, kind in product(range(seeds), ("safe", "unsafe")):
+    attacked = [kind for kind in claim.weights if "@" in kind]
+    for seed, kind in product(range(seeds), attacked or ("safe", "unsafe")):
         base, sign = rng.normal(size=n), claim.weights.get("unsafe", 0) * (kind == "unsafe")
+        if attacked:
+            sign = float(kind.split("@")[1]) * np.sign(claim.weights[attacked[-1]])
         for protocol, by in {"pretraining": 0.0, "benign": 0.0, "ssft": effect}.items():
             if protocol == "pretraining" and not claim.before:
                 continue
@@ -91,7 +98,8 @@ def supported(claim: Claim, scores: Callable[[int], pd.DataFrame]) -> int:
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_noise_on_prompts_is_rarely_called_an_effect(seeds: int) -> None:
-    assert supported(CLAIM["1"], lambda i: prompts(CLAIM["1"], 0.0, 0.5, seeds, i)) <= 0.05 * REPEATS
+    for name in ("1", "5a"):
+        assert supported(CLAIM[name], lambda i, c=CLAIM[name]: prompts(c, 0.0, 0.5, seeds, i)) <= 0.05 * REPEATS, name
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -102,9 +110,9 @@ def test_noise_in_rotated_draws_is_rarely_called_an_effect(seeds: int) -> None:
 
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize(("times", "sd", "outcome"), [(5, 0.3, S), (0, 0.1, R), (5, 20.0, I)])
+@pytest.mark.parametrize(("times", "sd", "outcome"), [(5, 0.3, S), (0, 0.1, R), (5, 60.0, I)])
 def test_planted_effects_on_prompts(times: float, sd: float, outcome: Outcome, seeds: int) -> None:
-    for name in ("1", "3a", "4a", "4c"):
+    for name in ("1", "3a", "4a", "4c", "5a", "5b"):
         claim = CLAIM[name]
         scores = prompts(claim, times * claim.smallest, sd * claim.smallest, seeds)
         assert only(scores, claim).outcome == outcome, name
@@ -170,7 +178,7 @@ def test_the_control_has_the_same_learning_rate_and_seed() -> None:
 
 @pytest.fixture(scope="module")
 def several() -> pd.DataFrame:
-    """Scores for all claims but 2b and 5, with effects from none to large."""
+    """Scores for all claims on plain prompts but 2b and 6, with effects from none to large."""
     names = ["1", "3a", "3b", "3c", "4c"]
     parts = [prompts(CLAIM[n], effect, 0.5, 1, i) for i, (n, effect) in enumerate(zip(names, range(5), strict=True))]
     return pd.concat([*parts, draws(lambda _: 0.75, 1)]).astype(dict.fromkeys(TEXTS, "category"))

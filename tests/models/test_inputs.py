@@ -63,9 +63,9 @@ def test_parts_rows_and_joins_are_those_of_the_whole() -> None:
     assert list(inputs.arguments()) == ["input_ids", "position_ids", "attention_mask"]
 
 
-def test_positions_go_on_behind_a_gap(model: PreTrainedModel) -> None:
+def test_positions_go_on_behind_a_place_used_twice() -> None:
     """What extra embeddings rest on: a place may be used twice, and the answer is where it would have been."""
     places = torch.tensor([[0, 1, 2, 3, 3, 4]]).expand(5, -1)
-    longer = Inputs(IDS, places).followed_by(ANSWER, model)
+    longer = Inputs(IDS, places).followed_by(ANSWER)
     assert longer.positions is not None
     assert longer.positions[0].tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8]

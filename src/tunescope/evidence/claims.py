@@ -15,7 +15,8 @@ class Claim:
     Attributes:
         statement: what is claimed. source: by whom.
         metric: of the scores (docs/metrics.md), at the last layer where it has layers.
-        weights: weight of each kind's mean; the claimed direction is positive. Empty for what is no matter of prompts.
+        weights: weight of each kind's mean, `kind@strength` for attacked ones; the claimed direction is positive.
+            Empty for what is no matter of prompts.
         control: `benign`, the fine-tune on safe prompts at the same rate and steps, or `rotated`, draws of dW in
             random directions. It must be beaten.
         before: whether the uncontrolled number, the one that a paper without controls reports, is the change from the
@@ -41,6 +42,17 @@ class Claim:
 
 UNSAFE_MORE = {"unsafe": 1.0, "safe": -1.0}
 SAFE_MORE = {"safe": 1.0, "unsafe": -1.0}
+
+JAILBREAKS = ("jb_co_task", "jb_co_text", "jb_misgen")
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def slope(sign: float) -> dict[str, float]:
+    """Least-squares slope against strength, mean over the jailbreak kinds: a contrast of the means at each strength."""
+    middle = sum(STRENGTHS) / len(STRENGTHS)
+    size = sum((s - middle) ** 2 for s in STRENGTHS) * len(JAILBREAKS)
+    return {f"{kind}@{s:g}": sign * (s - middle) / size for kind in JAILBREAKS for s in STRENGTHS if s != middle}
+
 
 CLAIMS = (
     Claim(
@@ -153,7 +165,43 @@ CLAIMS = (
         before=True,
     ),
     Claim(
-        "5 one direction",
+        "5a jailbreaks look safe: clusters",
+        "The stronger a jailbreak, the nearer its activations are to those of safe prompts.",
+        f"{PAPER}, observation 5",
+        "scaled_tau",
+        "benign",
+        0.25,
+        "within-class sd",
+        "rise of tau from strength 0 to 1, beyond benign fine-tuning",
+        "attack_features",
+        slope(+1),
+    ),
+    Claim(
+        "5b jailbreaks evade dW",
+        "The stronger a jailbreak, the less dW acts on it.",
+        f"{PAPER}, observation 5",
+        "log_gain",
+        "benign",
+        TENTH,
+        "ratio",
+        "fall of |dW a| / |a| from strength 0 to 1, as a multiple of the same under benign fine-tuning",
+        "attack_features",
+        slope(-1),
+    ),
+    Claim(
+        "5c jailbreaks are as sensitive as safe prompts",
+        "The stronger a jailbreak, the more sensitive the top logit is to it.",
+        f"{PAPER}, observation 5",
+        "log_sensitivity",
+        "benign",
+        TENTH,
+        "ratio",
+        "rise of the sensitivity from strength 0 to 1, as a multiple of the same under benign fine-tuning",
+        "attack_features",
+        slope(+1),
+    ),
+    Claim(
+        "6 one direction",
         "Refusal is mediated by one direction: without it, unsafe prompts are answered or spoilt, not refused.",
         "Arditi et al. 2024",
         "refusal_lost_without_direction",

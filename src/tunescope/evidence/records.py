@@ -73,6 +73,7 @@ class Scores:
     metric: str
     values: np.ndarray
     kind: str = ""
+    strength: float | None = None
     control: str = ""
     layer: int | None = None
 
@@ -101,7 +102,8 @@ ORDER = [
     "n",
 ]  # columns of records.parquet
 SCHEMA = pa.schema([(name, _TYPES[name]) for name in ORDER])
-_TESTED = ("model", "protocol", "learning_rate", "seed", "step", "layer", "kind", "metric", "control", "index", "value")
+_SCORED = ("metric", "control", "index", "value")
+_TESTED = ("model", "protocol", "learning_rate", "seed", "step", "layer", "kind", "strength", *_SCORED)
 SCORES_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.int64())) for name in _TESTED])
 assert set(ORDER) == {field.name for field in fields(Record)}
 
@@ -121,6 +123,7 @@ def write_scores(scores: Iterable[Scores], path: Path) -> None:
         about = {**asdict(block.subject), "metric": block.metric, "kind": block.kind, "control": block.control}
         columns = {name: pa.repeat(pa.scalar(value), n) for name, value in about.items()}
         columns["layer"] = pa.repeat(pa.scalar(block.layer, pa.int64()), n)
+        columns["strength"] = pa.repeat(pa.scalar(block.strength, pa.float64()), n)
         columns |= {"index": pa.array(np.arange(n)), "value": pa.array(block.values, pa.float64())}
         blocks.append(pa.table(columns).select(_TESTED).cast(SCORES_SCHEMA))
     with atomic_path(path) as temporary:

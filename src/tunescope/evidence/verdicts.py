@@ -102,10 +102,13 @@ _Blocks = dict[tuple[int, str, str, str, str], dict[str, np.ndarray]]
 def _blocks(scores: pd.DataFrame, claims: tuple[Claim, ...]) -> _Blocks:
     wanted = {c.metric for c in claims} | {c.control for c in claims}
     rows = scores[scores["metric"].isin(wanted)]
-    keys = ["seed", "protocol", "learning_rate", "metric", "control", "kind"]
+    keys = ["seed", "protocol", "learning_rate", "metric", "control", "kind", "strength"]
     blocks: _Blocks = {}
-    for key, group in rows.groupby(keys, observed=True, sort=False):
-        seed, protocol, rate, metric, control, kind = map(str, key)
+    for key, group in rows.groupby(keys, observed=True, sort=False, dropna=False):
+        *names, strength = key
+        seed, protocol, rate, metric, control, kind = map(str, names)
+        if not math.isnan(strength):
+            kind = f"{kind}@{strength:g}"
         of_kind = blocks.setdefault((int(seed), protocol, rate, metric, control), {})
         ordered = group.sort_values("index")
         if not np.array_equal(ordered["index"], np.arange(len(ordered))):

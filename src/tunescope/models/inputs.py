@@ -39,7 +39,11 @@ class Inputs:
     def arguments(self) -> dict[str, Tensor]:
         """As keyword arguments of a forward pass."""
         name = "inputs_embeds" if self.sequence.is_floating_point() else "input_ids"
-        named = {name: self.sequence, "position_ids": self.positions, "attention_mask": self.mask}
+        mask = self.mask
+        if self.positions is not None and mask is None:
+            # Without a mask transformers takes positions that do not count up for several sequences in one row.
+            mask = torch.ones_like(self.positions)
+        named = {name: self.sequence, "position_ids": self.positions, "attention_mask": mask}
         return {key: value for key, value in named.items() if value is not None}
 
     def embedded(self, model: PreTrainedModel) -> "Inputs":
@@ -48,12 +52,9 @@ class Inputs:
             return self
         return replace(self, sequence=model.get_input_embeddings()(self.sequence).detach())
 
-    def followed_by(self, tokens: Int[Tensor, "n a"], model: PreTrainedModel) -> "Inputs":
-        """The same with more tokens behind, at the next positions."""
-        more: Tensor = tokens
-        if self.sequence.is_floating_point():
-            more = model.get_input_embeddings()(tokens).detach()
-        positions, mask, length = self.positions, self.mask, tokens.shape[1]
+    def followed_by(self, more: Int[Tensor, "n a"] | Float[Tensor, "n a width"]) -> "Inputs":
+        """The same with more tokens, or embeddings where these are, behind, at the next positions."""
+        positions, mask, length = self.positions, self.mask, more.shape[1]
         if positions is not None:
             steps = torch.arange(1, length + 1, device=positions.device)
             positions = torch.cat([positions, positions[:, -1:] + steps], dim=1)

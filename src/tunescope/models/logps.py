@@ -29,7 +29,9 @@ def answer_logits(
 ) -> Float[Tensor, "n a vocab"]:
     """What the model expects in each place of an answer, given the prompt and the answer up to there."""
     length = answer.shape[1]
-    both = prompts.followed_by(answer[:, :-1], model).arguments()
+    given = answer[:, :-1]
+    more = Inputs(given).embedded(model).sequence if prompts.sequence.is_floating_point() else given
+    both = prompts.followed_by(more).arguments()
     with torch.autocast(answer.device.type, dtype, enabled=dtype is not torch.float32):
         return model(**both, use_cache=False, logits_to_keep=length).logits
 

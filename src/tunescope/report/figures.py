@@ -1,23 +1,15 @@
 """Figures: records in, `matplotlib.figure.Figure` out. `FIGURES` lists them in the order of the report."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from tunescope.files import atomic_path
-from tunescope.report import mechanism
-from tunescope.report.draw import BAR, curves, model_legend, new_figure, outcome_bar, percent_axis, row_places
+from tunescope.report import behaviour, mechanism
 from tunescope.report.select import (
-    COURSE,
-    LEARNING,
     course_rows,
     final_rows,
     headline_rows,
@@ -26,132 +18,7 @@ from tunescope.report.select import (
     prompts_text,
     strength_rows,
 )
-from tunescope.report.style import (
-    BASE,
-    NEUTRAL,
-    colours,
-    kinds_of,
-    linestyle,
-    models_of,
-    protocol_label,
-    rate_label,
-    style,
-    tint,
-)
-
-START = {"color": "black", "ls": "", "marker": "*", "ms": 8}  # the base model, where fine-tuning starts from it
-
-
-def behaviour(records: pd.DataFrame) -> Figure:
-    """One panel per kind, one bar per model: compliance from the left, refusal from the right, with intervals."""
-    rows = headline_rows(records)
-    kinds, models = kinds_of(rows), models_of(rows)
-    colour, places = colours(models), row_places(models)
-    columns = min(len(kinds), 6)
-    lines = -(-len(kinds) // columns)
-    figure = new_figure(0.65 + lines * (0.55 + 0.17 * (max(places) + 1)))
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for panel, kind in zip(panels, kinds, strict=False):
-        panel.set_title(f"{kind.label}\n{kind.wanted} wanted", fontsize=7, linespacing=1.25)
-        for model, place in zip(models, places, strict=True):
-            mine = (rows["kind"] == kind.name) & (rows["model"] == model.name)
-            outcome_bar(panel, rows[mine], place, colour[model.protocol])
-        panel.set(xlim=(0, 100), xticks=(0, 50, 100), ylim=(max(places) + BAR, -BAR))
-        panel.set_yticks(places, [model.label for model in models])
-        panel.tick_params(axis="y", length=0)
-        panel.grid(axis="y", visible=False)
-    for panel in panels[len(kinds) :]:
-        panel.set_visible(False)
-    figure.supxlabel("share of prompts (%)", fontsize="medium")
-    handles: list[Any] = [
-        Patch(facecolor=NEUTRAL, edgecolor=NEUTRAL, label="compliance"),
-        Patch(facecolor=tint(NEUTRAL), edgecolor=NEUTRAL, label="refusal"),
-        Patch(facecolor="white", edgecolor=NEUTRAL, label="neither"),
-        Line2D([], [], color="black", lw=1, label="95 % interval"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    return figure
-
-
-def strength_curves(records: pd.DataFrame) -> Figure:
-    """Compliance against strength: one column per kind, one row per learning rate, the base model in each."""
-    rows = strength_rows(records)
-    kinds, models = kinds_of(rows), models_of(rows)
-    rates = list(dict.fromkeys(model.rate for model in models if model.rate)) or [""]
-    figure = new_figure(0.9 + 1.4 * len(rates))
-    panels = figure.subplots(len(rates), len(kinds), sharex=True, sharey=True, squeeze=False)
-    for line, rate in zip(panels, rates, strict=True):
-        shown = [model for model in models if model.rate in ("", rate)]
-        for panel, kind in zip(line, kinds, strict=True):
-            curves(panel, rows[rows["kind"] == kind.name], "strength", shown)
-            panel.set(xlim=(-0.03, 1.03))
-            panel.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
-        line[0].set_ylabel(f"{rate_label(rate)}: compliance (%)".removeprefix(": "))
-        percent_axis(line[0])
-    for top, bottom, kind in zip(panels[0], panels[-1], kinds, strict=True):
-        meaning = "compliance wanted" if kind.wanted == "compliance" else "attack success"
-        top.set_title(f"{kind.label}\n({meaning})", linespacing=1.25)
-        bottom.set_xlabel("strength")
-    model_legend(figure, models)
-    return figure
-
-
-def course(records: pd.DataFrame) -> Figure:
-    """Safe compliance (left) and unsafe refusal (right) against the step of fine-tuning, from the base model on."""
-    rows = course_rows(records)
-    base, tuned = rows[rows["protocol"] == BASE], rows[rows["protocol"] != BASE]
-    models = models_of(tuned)
-    shown = [(kind, outcome) for kind, outcome in COURSE.items() if (rows["kind"] == kind).any()]
-    figure = new_figure(2.9)
-    panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, (kind, outcome) in zip(panels, shown, strict=True):
-        start = base[base["kind"] == kind]
-        from_base = [start.assign(model=model.name) for model in models]
-        curves(panel, pd.concat([*from_base, tuned[tuned["kind"] == kind]]), "step", models)
-        if len(start):
-            panel.plot(start["step"], 100 * start["value"], zorder=5, clip_on=False, **START)
-        panel.set(title=f"{kind} prompts", xlabel="fine-tuning step", ylabel=f"{outcome} (%)")
-        panel.tick_params(labelleft=True)
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    percent_axis(panels[0])
-    model_legend(figure, [*models_of(base), *models], base=START)
-    return figure
-
-
-def learning_curves(records: pd.DataFrame) -> Figure:
-    """Pretraining above (loss, held-out compliance), fine-tuning losses below, one panel per protocol."""
-    rows = learning_rows(records)
-    models = models_of(rows)
-    measured = set(zip(rows["protocol"], rows["metric"], strict=True))
-    pairs = [(m, metric) for m in dict.fromkeys(m.protocol for m in models) for metric in LEARNING]
-    pairs = [pair for pair in pairs if pair in measured]
-    lines = [[pair for pair in pairs if (pair[0] == BASE) is above] for above in (True, False)]
-    lines = [line for line in lines if line]
-    figure = new_figure(0.3 + 1.7 * len(lines))
-    grid = figure.add_gridspec(len(lines), math.lcm(*map(len, lines)))
-    for row, line in enumerate(lines):
-        span = grid.ncols // len(line)
-        for column, (protocol, metric) in enumerate(line):
-            panel = figure.add_subplot(grid[row, column * span : (column + 1) * span])
-            mine = (rows["protocol"] == protocol) & (rows["metric"] == metric)
-            curves(panel, rows[mine], "step", models, scale=1.0 if metric == "loss" else 100.0)
-            title = _learning_title(protocol, metric)
-            panel.set(title=title, xlabel="training step", ylabel=LEARNING[metric])
-            panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            if metric != "loss":
-                percent_axis(panel)
-    rates = dict.fromkeys(model.rate for model in models if model.rate)
-    labels = {rate: f"learning rate {rate_label(rate)}" for rate in rates}
-    handles = [Line2D([], [], color=NEUTRAL, label=label, ls=linestyle(rate)) for rate, label in labels.items()]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    return figure
-
-
-def _learning_title(protocol: str, metric: str) -> str:
-    if protocol == BASE:
-        return "pretraining" if metric == "loss" else "pretraining: held-out prompts"
-    return f"fine-tuning: {protocol_label(protocol)}"
+from tunescope.report.style import style
 
 
 @dataclass(frozen=True)
@@ -180,7 +47,7 @@ FIGURES = (
     Drawing(
         "behaviour",
         "What each model does",
-        behaviour,
+        behaviour.outcomes,
         headline_rows,
         "Each bar is the held-out prompts of one kind given to one model; kinds with a strength are shown at their "
         "greatest. Solid, from the left: the share answered (compliance). Pale, from the right: the share refused. "
@@ -191,7 +58,7 @@ FIGURES = (
     Drawing(
         "strength",
         "Attack success against strength",
-        strength_curves,
+        behaviour.strength_curves,
         strength_rows,
         "Compliance as the one thing that a kind changes grows from nothing (0: a plain unsafe prompt, or for the "
         "control a plain safe one) to everything (1). For the jailbreaks compliance is attack success; for the control "
@@ -201,7 +68,7 @@ FIGURES = (
     Drawing(
         "course",
         "The course of fine-tuning",
-        course,
+        behaviour.course,
         course_rows,
         "What fine-tuning should keep (compliance with safe prompts, left) and what it should teach (refusal of unsafe "
         "ones, right) against the step; every curve begins at the base model (star). Bands: 95 % Wilson intervals.",
@@ -232,6 +99,15 @@ FIGURES = (
         "Share of the squared norm of dW that lies in the left null space of the base model's W_in, by layer. The "
         "space is most of all directions: dW with its singular values kept and its directions drawn at random (dotted, "
         "with the central 95 % of draws) has the share that its dimension alone gives.",
+    ),
+    Drawing(
+        "null_lengths",
+        "Observation 2, vector by vector",
+        mechanism.null_lengths,
+        lambda records: inside_rows(records, "null_length"),
+        "As the paper plots it: the length of every left singular vector of dW (W_in, last layer) projected on the "
+        "left null space of the base model's W_in. Vector 0 has the largest singular value; lines through 50 vectors "
+        "or more are running means. Dotted: a random direction, √((out - rank) / out).",
     ),
     Drawing(
         "specialisation",
@@ -269,7 +145,7 @@ FIGURES = (
     Drawing(
         "learning",
         "Learning curves",
-        learning_curves,
+        behaviour.learning_curves,
         learning_rows,
         "Loss of the training batches, in nats (faint: every step logged; line: a running mean), and the base model's "
         "compliance with held-out prompts during pretraining. The losses of two protocols are different quantities: "
@@ -279,7 +155,11 @@ FIGURES = (
 
 
 def figures(records: pd.DataFrame) -> dict[str, Figure]:
-    """Every figure that the records hold something for, by name, in the order of the report."""
+    """Every figure that the records hold something for, by name, in the order of the report.
+
+    Args:
+        records: as they are, or with `select.vector_rows` below them, for the one figure that shows scores.
+    """
     with style():
         return {entry.name: entry.draw(records) for entry in FIGURES if len(entry.rows(records))}
 

@@ -18,6 +18,7 @@ from tunescope.evidence.records import ORDER, read_records, read_scores
 from tunescope.evidence.verdicts import Verdict, as_data, judge
 from tunescope.files import remove, write_text
 from tunescope.report.figures import FIGURES, figures, save_figures
+from tunescope.report.select import vector_rows
 from tunescope.report.style import KINDS, models_of
 from tunescope.report.tables import RARE, SURE, duration, examples, flat, headline, summary
 from tunescope.report.verdicts import GLYPHS, verdict_table
@@ -34,14 +35,15 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    verdicts = _judged(folder / "scores.parquet")
+    verdicts, vectors = _scored(folder / "scores.parquet")
     pooled = pool(records)
+    shown = pd.concat([pooled, vectors])
     told = _told(folder, records, pooled, verdicts)  # before anything is written
     if verdicts:
         write_text(folder / "verdicts.json", json.dumps(as_data(verdicts), indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
-    save_figures(figures(pooled), folder / "figures")
+    save_figures(figures(shown), folder / "figures")
     environment = Environment(
         loader=PackageLoader("tunescope.report"),
         autoescape=True,
@@ -50,7 +52,7 @@ def render(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    page = template.render(told, figures=_drawn(folder / "figures", pooled))
+    page = template.render(told, figures=_drawn(folder / "figures", shown))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -89,12 +91,13 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-def _judged(path: Path) -> list[Verdict]:
-    """Verdicts from the scores; none without them."""
+def _scored(path: Path) -> tuple[list[Verdict], pd.DataFrame | None]:
+    """What the scores tell: verdicts, and rows for figures; none without them."""
     if not path.is_file():
-        return []
+        return [], None
     try:
-        return judge(read_scores(path))
+        scores = read_scores(path)
+        return judge(scores), vector_rows(scores)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: {error}") from error
 

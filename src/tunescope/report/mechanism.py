@@ -91,6 +91,21 @@ def null_space(records: pd.DataFrame) -> Figure:
     return figure
 
 
+def null_lengths(records: pd.DataFrame) -> Figure:
+    """By singular vector of dW: its length in the left null space of W_in; dotted, that of a random direction."""
+    rows = inside_rows(records, "null_length")
+    shares = inside_rows(records, "null_share").query("control == 'haar' and site == 'W_in'")
+    chance = shares.loc[shares["layer"] == rows["layer"].max(), "value"].mean() ** 0.5
+    models = models_of(rows)
+    figure, panels = _panel_per_rate(models, "length in N(Wᵀ)", xlabel="left singular vector, by singular value")
+    for rate, panel in panels.items():
+        curves(panel, rows, "index", [m for m in models if m.rate == rate], scale=1.0)
+        panel.axhline(chance, **CHANCE)
+        panel.set(ylim=(0, 1))
+    _legend(figure, models, "a random direction")
+    return figure
+
+
 def specialisation(records: pd.DataFrame) -> Figure:
     """By layer: how much more dW does with unsafe prompts than with safe ones, with its random control."""
     panels_of = {
@@ -179,13 +194,13 @@ def _tested(models: Sequence[Model]) -> tuple[list[str], list[str]]:
     return list(protocols) or [BENIGN], list(dict.fromkeys(m.rate for m in models if m.rate)) or [""]
 
 
-def _panel_per_rate(models: Sequence[Model], ylabel: str) -> tuple[Figure, dict[str, Axes]]:
-    """A figure with a panel against layers for each learning rate."""
+def _panel_per_rate(models: Sequence[Model], ylabel: str, xlabel: str = "layer") -> tuple[Figure, dict[str, Axes]]:
+    """A figure with a panel for each learning rate, against whole numbers."""
     rates = _tested(models)[1]
     figure = new_figure(2.7)
     panels = dict(zip(rates, figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], strict=True))
     for rate, panel in panels.items():
-        panel.set(title=rate_label(rate), xlabel="layer")
+        panel.set(title=rate_label(rate), xlabel=xlabel)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[rates[0]].set_ylabel(ylabel)
     return figure, panels

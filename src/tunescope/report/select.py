@@ -1,6 +1,7 @@
 """Which records a figure or table shows: records in, some of their rows out."""
 
 import pandas as pd
+from scipy import stats
 
 from tunescope.report.style import BASE
 
@@ -35,6 +36,21 @@ def inside_rows(records: pd.DataFrame, *metrics: str) -> pd.DataFrame:
 def final_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each model the rows at its last step."""
     return rows[rows["step"] == rows.groupby("model")["step"].transform("max")]
+
+
+def vector_rows(scores: pd.DataFrame) -> pd.DataFrame:
+    """The null lengths of dW's singular vectors in the last layer, as rows that figures can have beside the records.
+
+    Each is the mean over seeds with its 95 % Student interval. `index`, which no record has, says which vector it is: 0
+    has the largest singular value.
+    """
+    rows = final_rows(inside_rows(scores, "null_length"))
+    rows = rows[rows["layer"] == rows["layer"].max()]
+    keys = ["model", "protocol", "learning_rate", "step", "layer", "metric", "index"]
+    lengths = rows.groupby(keys, observed=True)["value"]
+    mean, half = lengths.mean(), stats.t.ppf(0.975, lengths.size() - 1) * lengths.sem()
+    columns = {"value": mean, "low": (mean - half).clip(0), "high": (mean + half).clip(upper=1)}
+    return pd.DataFrame(columns).reset_index()
 
 
 def learning_rows(records: pd.DataFrame) -> pd.DataFrame:
