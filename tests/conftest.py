@@ -205,6 +205,14 @@ def small_study() -> list[str]:
         "probe.jacobian_prompts": 2,
         "probe.jacobian_steps": 2,
         "probe.draws": 20,
+        "attack.prompts": 4,
+        "attack.searched": 2,
+        "attack.soft": "[1]",
+        "attack.soft_steps": 1,
+        "attack.prefill": "[1]",
+        "attack.suffix": "[1]",
+        "attack.suffix_steps": 1,
+        "attack.suffix_candidates": 2,
     }
     return ["study", "tiny", "--set", *(f"{key}={value}" for key, value in settings.items())]
 

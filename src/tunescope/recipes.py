@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tunescope.config import (
+    AttackConfig,
     ComputeConfig,
     EvaluateConfig,
     ModelConfig,
@@ -41,6 +42,7 @@ def tiny() -> Study:
             jacobian_steps=5,
             draws=50,
         ),
+        attack=AttackConfig(prompts=40, searched=10, soft=(1, 4), soft_steps=10, suffix_steps=3, suffix_candidates=8),
     )
 
 

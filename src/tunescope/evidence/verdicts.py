@@ -105,10 +105,9 @@ def _blocks(scores: pd.DataFrame, claims: tuple[Claim, ...]) -> _Blocks:
     keys = ["seed", "protocol", "learning_rate", "metric", "control", "kind", "strength"]
     blocks: _Blocks = {}
     for key, group in rows.groupby(keys, observed=True, sort=False, dropna=False):
-        *names, strength = key
-        seed, protocol, rate, metric, control, kind = map(str, names)
-        if not math.isnan(strength):
-            kind = f"{kind}@{strength:g}"
+        seed, protocol, rate, metric, control, kind, strength = map(str, key)
+        if strength != "nan":
+            kind = f"{kind}@{float(strength):g}"
         of_kind = blocks.setdefault((int(seed), protocol, rate, metric, control), {})
         ordered = group.sort_values("index")
         if not np.array_equal(ordered["index"], np.arange(len(ordered))):

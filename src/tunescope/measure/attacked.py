@@ -86,7 +86,7 @@ def measure_attacks(
         }
         for metric, hits in outcomes.items():
             found.value(metric, **asdict(wilson(int(hits.sum()), len(hits))), **where)
-            found.score(metric, hits, **where)
+            found.score(metric, hits.double(), **where)
         if attack.steps is not None:
             for within in WITHIN:
                 hits = (attack.steps >= 0) & (attack.steps <= within)

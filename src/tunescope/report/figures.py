@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tunescope.files import atomic_path
-from tunescope.report import behaviour, mechanism
+from tunescope.report import attacks, behaviour, mechanism
 from tunescope.report.select import (
     course_rows,
     final_rows,
@@ -141,6 +141,31 @@ FIGURES = (
         mechanism.course,
         mechanism.course_of_mechanism,
         "The four observations at every model saved during fine-tuning.",
+    ),
+    Drawing(
+        "attack_success",
+        "Attacks by models",
+        attacks.success_map,
+        attacks.strongest,
+        "Share of unsafe prompts (%) whose whole answer an attack gets out of a model, at its greatest strength.",
+        "cell",
+    ),
+    Drawing(
+        "attack_features",
+        "Observation 5: attacks against strength",
+        attacks.features,
+        attacks.ladder_rows,
+        "Top: the share of attacked prompts that are answered (of safe ones in dialect that is what is wanted). "
+        "Below: what the same prompts look like inside, at the last layer; τ above 0 is nearer the safe prompts. The "
+        "same prompts at every strength; strength 0 is the plain prompt. The larger learning rate; 95 % intervals.",
+    ),
+    Drawing(
+        "attack_selection",
+        "Observation 5: who gets through",
+        attacks.selection,
+        attacks.split_rows,
+        "τ of attacked prompts that got an answer, and of those that did not, at each attack's greatest strength. To "
+        "show successes alone, as the paper does, is to select for what is being shown. 95 % intervals.",
     ),
     Drawing(
         "learning",
