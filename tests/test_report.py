@@ -99,6 +99,31 @@ def inside() -> list[Record]:
     return out
 
 
+def attacked() -> list[Record]:
+    """Attacks on every model: values that tell models, attacks and strengths apart."""
+    out = []
+    for number, (model, protocol, rate) in enumerate(
+        [("base", "pretraining", ""), *((f"{p}-{r}", p, r) for p, r in TUNED)]
+    ):
+        ladders = {
+            "jb_misgen": (0.0, 0.5, 1.0),
+            "safe_dialect": (0.0, 0.5, 1.0),
+            "soft_prompt": (1, 8),
+            "prefill": (2,),
+        }
+        for kind, strengths in ladders.items():
+            for strength in strengths:
+                one = partial(Record, model, protocol, rate, 7, 100, kind=kind, strength=float(strength), n=20)
+                success = min(1.0, 0.1 * number + 0.05 * strength)
+                out.append(one("attack_success", success, low=success / 2, high=(1 + success) / 2))
+                for metric in ("scaled_tau", "log_gain", "log_sensitivity"):
+                    value = strength - number
+                    out.append(one(f"attacked_{metric}", value, low=value - 0.1, high=value + 0.1))
+                for outcome, value in (("success", 1.0 + number), ("failure", -1.0 - number)):
+                    out.append(one(f"attacked_scaled_tau_on_{outcome}", value, low=value - 0.1, high=value + 0.1))
+    return out
+
+
 def null_lengths(shifts: dict[int, float]) -> Iterator[Scores]:
     """Three singular vectors in each of two layers: values that tell models, layers and vectors apart, by seed."""
     for (seed, shift), (number, (protocol, rate)), layer in product(shifts.items(), enumerate(TUNED), (0, 1)):
@@ -137,7 +162,7 @@ def write_run(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    return frame([*study(), *inside()], tmp_path_factory.mktemp("records"))
+    return frame([*study(), *inside(), *attacked()], tmp_path_factory.mktemp("records"))
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +269,40 @@ def test_null_lengths_of_seeds_are_their_mean_with_an_interval(records: pd.DataF
         np.testing.assert_allclose((ends[at == 0].min(), ends[at == 0].max()), (low, high), rtol=1e-6)
 
 
+def test_the_map_of_attacks_shows_the_greatest_strength_of_each(drawn: dict[str, Figure]) -> None:
+    (panel,) = drawn["attack_success"].axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == [
+        "jailbreak: mismatched gen.",
+        "prefilled answer",
+        "soft prompt",
+    ]
+    cells = np.array([text.get_text() for text in panel.texts], float).reshape(3, -1)
+    models = np.arange(len(TUNED) + 1)
+    np.testing.assert_allclose(cells, [10 * models + 5 * strength for strength in (1, 2, 8)])
+
+
+def test_features_of_attacks_stand_below_their_success(drawn: dict[str, Figure]) -> None:
+    axes = drawn["attack_features"].axes
+    assert [panel.get_title() for panel in axes[:3]] == [
+        "jailbreak:\nmismatched gen.",
+        "soft prompt",
+        "control:\nsafe in dialect",
+    ]
+    np.testing.assert_allclose(line(axes[0], "SSFT ηₘ"), [[0, 0.1], [0.5, 0.125], [1, 0.15]])
+    np.testing.assert_allclose(line(axes[3], "SSFT ηₘ"), [[0, -1], [0.5, -0.5], [1, 0]])
+    assert not [curve for panel in axes for curve in panel.lines if "ηₛ" in str(curve.get_label())]
+    assert "base" in [curve.get_label() for curve in axes[3].lines]
+    assert "base" not in [curve.get_label() for curve in axes[6].lines]  # it has no dW
+
+
+def test_successes_and_failures_stand_side_by_side(drawn: dict[str, Figure]) -> None:
+    (panel,) = drawn["attack_selection"].axes  # benign has nothing to get past
+    for bars, (shift, value) in zip(panel.containers, ((-0.1, 2.0), (0.1, -2.0)), strict=True):
+        points = bars.lines[0]
+        np.testing.assert_allclose(points.get_xdata(), np.arange(3) + shift)
+        np.testing.assert_allclose(points.get_ydata(), value)
+
+
 @pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)
 def test_every_figure_is_complete_and_fits_its_page(entry: Drawing, drawn: dict[str, Figure]) -> None:
     figure = drawn[entry.name]
@@ -253,11 +312,13 @@ def test_every_figure_is_complete_and_fits_its_page(entry: Drawing, drawn: dict[
     texts = [text for panel in figure.axes for text in (panel.title, panel.xaxis.label, panel.yaxis.label)]
     texts += [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     boxes = [text.get_window_extent(renderer) for text in texts if text.get_text().strip()]
-    legend = figure.legends[0].get_window_extent(renderer)
     assert figure.get_figwidth() == 7
     assert min(text.get_fontsize() for text in texts) >= 7
     assert all(page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1 for box in boxes)
-    assert not any(legend.overlaps(panel.get_tightbbox(renderer)) for panel in figure.axes)
+    for legend in figure.legends:
+        assert not any(
+            legend.get_window_extent(renderer).overlaps(panel.get_tightbbox(renderer)) for panel in figure.axes
+        )
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     for panel in figure.axes:
         spec = panel.get_subplotspec()

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from tunescope.report.draw import curves, model_legend, new_figure
 from tunescope.report.select import inside_rows
-from tunescope.report.style import BASE, BENIGN, KINDS, NEUTRAL, models_of, protocol_label, rate_label
+from tunescope.report.style import BASE, BENIGN, KINDS, NEUTRAL, models_of
 
 SEARCHED = {
     "prefill": "prefilled answer",
@@ -40,6 +40,7 @@ def success_map(records: pd.DataFrame) -> Figure:
     panel.set_xticks(range(len(models)), [m.label.replace(" ", "\n") for m in models])
     panel.set_yticks(range(len(kinds)), [ATTACKS[kind].replace("\n", " ") for kind in kinds])
     panel.tick_params(length=0)
+    panel.set(xlabel="model", ylabel="attack")
     panel.grid(visible=False)
     return figure
 
@@ -82,7 +83,7 @@ def selection(records: pd.DataFrame) -> Figure:
             errors = np.nan_to_num([value - low, high - value]).clip(min=0)
             panel.errorbar(at, value, errors, color=colour, marker=marker, ls="", lw=1, ms=4)
         panel.axhline(0, color=NEUTRAL, lw=0.5)
-        panel.set(title=f"{protocol_label(model.protocol)} {rate_label(rate)}", xlim=(-0.5, len(kinds) - 0.5))
+        panel.set(title=model.label, xlabel="attack", xlim=(-0.5, len(kinds) - 0.5))
         panel.set_xticks(range(len(kinds)), [ATTACKS[kind].removeprefix("jailbreak:\n") for kind in kinds], rotation=60)
         panel.grid(axis="x", visible=False)
     panels[0].set_ylabel("τ (within-class sd)")

@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from markupsafe import Markup, escape
 
 from tunescope.errors import InputError
 from tunescope.evidence.pool import pool
+from tunescope.evidence.predictors import Predictor, predictors
 from tunescope.evidence.records import ORDER, read_records, read_scores
 from tunescope.evidence.verdicts import Verdict, as_data, judge
 from tunescope.files import remove, write_text
@@ -35,12 +37,13 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    verdicts, vectors = _scored(folder / "scores.parquet")
+    scored = _scored(folder / "scores.parquet")
     pooled = pool(records)
-    shown = pd.concat([pooled, vectors])
-    told = _told(folder, records, pooled, verdicts)  # before anything is written
-    if verdicts:
-        write_text(folder / "verdicts.json", json.dumps(as_data(verdicts), indent=1))
+    shown = pd.concat([pooled, scored.vectors])
+    told = _told(folder, records, pooled, scored)  # before anything is written
+    if scored.verdicts:
+        outcome = as_data(scored.verdicts) | {"predictors": [asdict(row) for row in scored.predictors]}
+        write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
     save_figures(figures(shown), folder / "figures")
@@ -91,18 +94,25 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-def _scored(path: Path) -> tuple[list[Verdict], pd.DataFrame | None]:
-    """What the scores tell: verdicts, and rows for figures; none without them."""
+class _Scored(NamedTuple):
+    """What the scores tell: verdicts, what predicts attack success, and rows for figures."""
+
+    verdicts: list[Verdict]
+    predictors: list[Predictor]
+    vectors: pd.DataFrame | None
+
+
+def _scored(path: Path) -> _Scored:
     if not path.is_file():
-        return [], None
+        return _Scored([], [], None)
     try:
         scores = read_scores(path)
-        return judge(scores), vector_rows(scores)
+        return _Scored(judge(scores), predictors(scores), vector_rows(scores))
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, verdicts: list[Verdict]) -> dict[str, Any]:
+def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Scored) -> dict[str, Any]:
     """All that the page says except for its figures."""
     models = models_of(records)
     config = _load(folder / "config.yaml", _mapping(yaml.safe_load), {})
@@ -110,7 +120,8 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, verdicts: l
     return {
         "title": f"tunescope: {config.get('name', folder.resolve().name)}",
         "summary": summary(records, config),
-        "verdicts": verdict_table(verdicts, models),
+        "verdicts": verdict_table(scored.verdicts, models),
+        "predictors": scored.predictors,
         "glyphs": {str(outcome).lower(): glyph for outcome, glyph in GLYPHS.items()},
         "headline": headline(pooled),
         "pooled": records["seed"].nunique() > 1,

@@ -1,0 +1,63 @@
+"""A planted predictor is found, and noise is not taken for one."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tunescope.evidence.predictors import BASELINE, SCORES, Predictor, predictors
+
+N = 200
+
+
+def scores(planted: str, *, flip: tuple[str, ...] = (), intact: float = 1.0, seeds: int = 1) -> pd.DataFrame:
+    """Attacked prompts of three protocols; success follows the planted score, the other way round in `flip`."""
+    rng, parts = np.random.default_rng(0), []
+    for seed, protocol in product(range(seeds), ("ssft", "dpo", "unlearning", "benign")):
+        values = {name: rng.normal(size=N) for name in (*SCORES, BASELINE)}
+        sign = -1 if protocol in flip else 1
+        values["attack_success"] = (sign * values[planted] + 0.5 * rng.normal(size=N) > 0).astype(float)
+        values["attack_intact"] = (np.arange(N) < intact * N).astype(float)
+        for metric, value in values.items():
+            about = {"seed": seed, "protocol": protocol, "learning_rate": "eta_m", "kind": "jb_misgen", "strength": 0.5}
+            parts.append(pd.DataFrame({**about, "metric": metric, "index": np.arange(N), "value": value}))
+    return pd.concat(parts)
+
+
+def by_name(found: list[Predictor]) -> dict[str, Predictor]:
+    return {row.score: row for row in found}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_planted_score_predicts_and_noise_does_not(seeds: int) -> None:
+    found = by_name(predictors(scores("log_gain", seeds=seeds)))
+    assert list(found) == ["all mechanistic", *SCORES, BASELINE]
+    for name, row in found.items():
+        assert row.models == 3 * seeds  # benign has nothing to break
+        for auc in (row.within, row.across):
+            assert auc > 0.9 if name in ("log_gain", "all mechanistic") else 0.35 < auc < 0.65, name
+        assert row.within_low <= row.within <= row.within_high
+
+
+def test_a_score_that_means_the_opposite_elsewhere_predicts_within_alone() -> None:
+    row = by_name(predictors(scores("scaled_tau", flip=("dpo",))))["scaled_tau"]
+    assert row.within > 0.9
+    assert row.across < 0.75
+
+
+def test_prompts_that_the_base_does_not_answer_are_left_out() -> None:
+    data = scores("log_gain", intact=0.5)
+    broken = data["index"] >= N // 2
+    data.loc[broken & (data["metric"] == "log_gain"), "value"] *= -1  # would spoil it
+    assert by_name(predictors(data))["log_gain"].within > 0.9
+
+
+def test_too_little_to_go_by_gives_no_table() -> None:
+    data = scores("log_gain")
+    assert predictors(data[data["metric"] != "attack_success"]) == []
+    assert predictors(data[data["protocol"] == "ssft"]) == []
+    never = data.copy()
+    never.loc[never["metric"] == "attack_success", "value"] = 0.0
+    assert predictors(never) == []
+    assert predictors(data[:0]) == []
