@@ -1,0 +1,174 @@
+"""Models between, beyond and beside a base model and the one fine-tuned from it: what if dW were another?
+
+Every function takes the two models and gives a new one, the tuned model's copy with other weights; the two are left as
+they are. Matrices are those of the blocks, as `models.sites.weight` names them. What is computed is computed in float64
+and rounded once, and a change of nothing, or of all, gives the base or the tuned model bit for bit.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.errors import InputError
+from tunescope.models.sites import layer_count, weight, weight_names
+from tunescope.probes import controls
+from tunescope.probes.subspaces import Svd, column_space
+from tunescope.rng import Stream
+
+MLP = ("W_gate", "W_in", "W_out")
+Matrix = Float[Tensor, "out in"]
+
+
+def scaled(base: PreTrainedModel, tuned: PreTrainedModel, alpha: float) -> PreTrainedModel:
+    """W + alpha dW in every parameter (Jain et al. 2024, sec. 6; Ilharco et al. 2023): 0 the base, 1 the tuned model.
+
+    Raises:
+        InputError: alpha is not finite, or the models do not match.
+    """
+    _require(base, tuned, alpha)
+    model = deepcopy(tuned)
+    before = dict(base.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_between(before[name], parameter, alpha))
+    return model
+
+
+def scaled_in(
+    base: PreTrainedModel,
+    tuned: PreTrainedModel,
+    alpha: float,
+    names: Iterable[str] = MLP,
+    layers: Iterable[int] | None = None,
+) -> PreTrainedModel:
+    """W + alpha dW in some matrices alone, of some layers (all, if None); everything else is the tuned model's.
+
+    Raises:
+        InputError: as `scaled`, or a matrix or layer that the model does not have.
+    """
+    _require(base, tuned, alpha)
+    model = deepcopy(tuned)
+    known = [name for name in names if name in weight_names(base)]
+    chosen = range(layer_count(base)) if layers is None else list(layers)
+    if not known or not all(0 <= layer < layer_count(base) for layer in chosen):
+        raise InputError(
+            f"matrices {list(names)}, layers {list(chosen)}: this model has {', '.join(weight_names(base))} "
+            f"in layers 0 .. {layer_count(base) - 1}"
+        )
+    for layer in chosen:
+        for name in known:
+            target = weight(model, layer, name)
+            target.copy_(_between(weight(base, layer, name), target, alpha))
+    return model
+
+
+def truncated(base: PreTrainedModel, tuned: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """dW of every matrix of the blocks cut to its largest `rank` singular values; everything else is the tuned model's.
+
+    Raises:
+        InputError: a rank below 0, or models that do not match.
+    """
+    if rank < 0:
+        raise InputError(f"rank: {rank} must be at least 0")
+
+    def cut(delta: Matrix, _: Matrix, __: Stream) -> Matrix:
+        svd = Svd.of(delta)
+        return (svd.u[:, :rank] * svd.s[:rank]) @ svd.v[:, :rank].mT
+
+    return _with_delta(base, tuned, cut, whole=lambda delta: rank >= min(delta.shape))
+
+
+def in_null_space(base: PreTrainedModel, tuned: PreTrainedModel) -> PreTrainedModel:
+    """Of dW of W_in only what writes into N(W^T); everything else is the tuned model's."""
+    return _with_delta(base, tuned, lambda delta, w, _: delta - _on_columns(delta, w), names=("W_in",))
+
+
+def in_column_space(base: PreTrainedModel, tuned: PreTrainedModel) -> PreTrainedModel:
+    """Of dW of W_in only what writes into C(W); everything else is the tuned model's."""
+    return _with_delta(base, tuned, lambda delta, w, _: _on_columns(delta, w), names=("W_in",))
+
+
+def rotated(base: PreTrainedModel, tuned: PreTrainedModel, stream: Stream) -> PreTrainedModel:
+    """The control: dW of every matrix with its singular values kept and its directions drawn at random.
+
+    Everything else is the base's, so that nothing of safety training is left but the size of the change.
+    """
+    return _with_delta(base, tuned, lambda delta, _, draw: controls.rotated(Svd.of(delta), draw), stream, rest=base)
+
+
+def transferred(base: PreTrainedModel, tuned: PreTrainedModel, other: PreTrainedModel) -> PreTrainedModel:
+    """The tuned model with another fine-tune's dW on top of its own, in every parameter.
+
+    Raises:
+        InputError: models that do not match.
+    """
+    _require(base, tuned, 0.0)
+    _require(base, other, 0.0)
+    model = deepcopy(tuned)
+    before, more = dict(base.named_parameters()), dict(other.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(parameter.double() + (more[name].double() - before[name].double()))
+    return model
+
+
+def _between(before: Tensor, after: Tensor, alpha: float) -> Tensor:
+    """before + alpha (after - before), exact at both ends."""
+    if alpha == 1:
+        return after
+    return before.double() + alpha * (after.double() - before.double())
+
+
+def _on_columns(delta: Matrix, w: Matrix) -> Matrix:
+    basis = column_space(w.double())
+    return basis @ (basis.mT @ delta)
+
+
+def _with_delta(
+    base: PreTrainedModel,
+    tuned: PreTrainedModel,
+    change: Callable[[Matrix, Matrix, Stream], Matrix],
+    stream: Stream | None = None,
+    *,
+    names: tuple[str, ...] | None = None,
+    rest: PreTrainedModel | None = None,
+    whole: Callable[[Matrix], bool] = lambda _: False,
+) -> PreTrainedModel:
+    """A model whose matrices are W + change(dW, W, a stream of their own).
+
+    Args:
+        rest: gives all other parameters; the tuned model, if None.
+        whole: where the change changes nothing, so that the tuned matrix can stay as it is to the bit.
+    """
+    _require(base, tuned, 0.0)
+    model = deepcopy(rest or tuned)
+    for layer, name in _matrices(base, names):
+        before, after = weight(base, layer, name), weight(tuned, layer, name)
+        delta = after.double() - before.double()
+        if whole(delta):
+            continue
+        draw = (stream or Stream.named(0))(layer, name)
+        weight(model, layer, name).copy_(before.double() + change(delta, before, draw))
+    return model
+
+
+def _matrices(model: PreTrainedModel, names: tuple[str, ...] | None) -> Iterator[tuple[int, str]]:
+    return ((layer, name) for layer in range(layer_count(model)) for name in names or weight_names(model))
+
+
+def _require(base: PreTrainedModel, tuned: PreTrainedModel, alpha: float) -> None:
+    """Raises InputError, see the callers."""
+    if not math.isfinite(alpha):
+        raise InputError(f"alpha: {alpha} must be a finite number")
+    shapes = [{name: list(p.shape) for name, p in model.named_parameters()} for model in (base, tuned)]
+    if shapes[0] != shapes[1]:
+        name = next(n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
+        raise InputError(
+            f"{name}: {shapes[0].get(name, 'absent')} in the base, {shapes[1].get(name, 'absent')} in the other; "
+            "the two must be of one architecture, size and vocabulary"
+        )
