@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tunescope.config import Study
 from tunescope.measure.inside import look_inside
-from tunescope.pipeline import Run, Tuned
 from tunescope.rng import Stream
+from tunescope.steps import Run, Tuned
 
 GOAL_SECONDS = 10
 

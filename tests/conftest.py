@@ -213,6 +213,9 @@ def small_study() -> list[str]:
         "attack.suffix": "[1]",
         "attack.suffix_steps": 1,
         "attack.suffix_candidates": 2,
+        "intervene.prompts": 4,
+        "intervene.alphas": "[0.5, 1.5]",
+        "intervene.ranks": "[1]",
     }
     return ["study", "tiny", "--set", *(f"{key}={value}" for key, value in settings.items())]
 

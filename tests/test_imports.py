@@ -22,6 +22,7 @@ LAYERS = (
     "measure",
     "report",
     "recipes settings stages environment folders",
+    "steps",
     "pipeline compare",
     "cli",
 )

@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-seedN; of several seeds runs/RECIPE)"
     )
     study.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
+    which = study.add_mutually_exclusive_group()
+    looks = "behave, probe, attack, intervene"
+    which.add_argument("--skip", nargs="+", default=[], metavar="STAGE", help=f"leave out some of {looks}")
+    which.add_argument(
+        "--only", nargs="+", metavar="STAGE", help="of these stages do only some; models are always made"
+    )
     study.set_defaults(command=_study)
 
     sample = commands.add_parser("sample", help="print prompts of a world", description="Print prompts of a world.")
@@ -105,10 +111,13 @@ def _study(options: argparse.Namespace) -> None:
 
     from tunescope import pipeline  # torch and transformers take seconds to import: only when they are needed
 
+    if options.only and (unknown := set(options.only) - {*pipeline.LOOKS}):
+        raise InputError(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(pipeline.LOOKS)}")
+    skip = [name for name in pipeline.LOOKS if name not in options.only] if options.only else options.skip
     if several:
-        print(pipeline.run_seeds(studies, folder, update=options.update))
+        print(pipeline.run_seeds(studies, folder, update=options.update, skip=skip))
     else:
-        print(pipeline.run(studies[0], folder, update=options.update))
+        print(pipeline.run(studies[0], folder, update=options.update, skip=skip))
 
 
 def _sample(options: argparse.Namespace) -> None:

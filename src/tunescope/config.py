@@ -174,6 +174,16 @@ class AttackConfig(Config):
     suffix_candidates: Positive = Field(16, description="suffixes scored exactly per step and prompt")
 
 
+class InterveneConfig(Config):
+    """What is done to dW, to see what it causes."""
+
+    prompts: int = Field(60, ge=2, description="prompts per kind; jailbreaks at their greatest strength")
+    alphas: tuple[float, ...] = Field(
+        (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), min_length=1, description="W + alpha dW, every parameter"
+    )
+    ranks: tuple[Positive, ...] = Field((1, 2, 4, 8, 16), description="singular values of dW that are kept")
+
+
 class ComputeConfig(Config):
     """Where and how it runs."""
 
@@ -195,6 +205,7 @@ class Study(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     probe: ProbeConfig = ProbeConfig()
     attack: AttackConfig = AttackConfig()
+    intervene: InterveneConfig = InterveneConfig()
     compute: ComputeConfig = ComputeConfig()
 
     def to_yaml(self) -> str:

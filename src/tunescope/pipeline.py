@@ -5,361 +5,139 @@
 3  behave          what each model does with each kind of prompt         -> parts/behave-<model>.parquet
 4  probe           what changed inside each model, and the controls      -> parts/probe-*, scores-<model>.parquet
 5  attack          what gets past each model, and how it looks inside    -> parts/attack-*, scores-attack-*.parquet
-6  examples        a few prompts with every model's answer               -> examples.json
-7  records         all measurements in two tables                        -> records.parquet, scores.parquet
-8  report          verdicts on the claims, figures and one page          -> verdicts.json, figures/, report.html
+6  intervene       what each does when dW is another                    -> parts/intervene-*, scores-intervene-*
+7  examples        a few prompts with every model's answer               -> examples.json
+8  records         all measurements in two tables                        -> records.parquet, scores.parquet
+9  report          verdicts on the claims, figures and one page          -> verdicts.json, figures/, report.html
 """
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
-import torch
-from tqdm import tqdm
-from transformers import PreTrainedModel
-
 from tunescope import __version__
-from tunescope.attacks.attacks import Attacked, prefilled, searched
 from tunescope.config import Study
 from tunescope.environment import environment
-from tunescope.evidence.records import SCORES_SCHEMA, Record, Subject, merge_tables, write_records, write_scores
-from tunescope.files import remove, write_text
+from tunescope.errors import InputError
+from tunescope.files import write_text
 from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
-from tunescope.measure.attacked import fit_instruments, measure_attacks
-from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample
-from tunescope.measure.inside import look_inside
-from tunescope.models.build import build_model
-from tunescope.models.checkpoint import load_model, save_model
-from tunescope.models.compute import Compute, deterministic, resolve
-from tunescope.models.inputs import Inputs
-from tunescope.models.logps import follows
-from tunescope.models.tokenizer import build_tokenizer
-from tunescope.probes.behaviour import generate, outcomes, wilson
-from tunescope.protocols.protocols import PROTOCOLS
-from tunescope.protocols.tuning import tune
+from tunescope.models.compute import deterministic
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
-from tunescope.rng import Stream
 from tunescope.stages import Done, Stage, run_stage
-from tunescope.training.fit import Row
-from tunescope.training.pretraining import HELD_OUT, HELD_OUT_KINDS, HELD_OUT_PROMPTS, pretrain
-from tunescope.world.describe import describe
-from tunescope.world.kinds import Kind
-from tunescope.world.prompts import Prompts, refusals, sample_prompts
-from tunescope.world.world import World, build_world
+from tunescope.steps import Run, say
 
-RATES = ("eta_m", "eta_s")
-STEP = "step-"  # begins the names of checkpoints
+LOOKS = ("behave", "probe", "attack", "intervene")  # groups of stages that a study can do without
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """One fine-tune of a study."""
-
-    protocol: str
-    rate: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.protocol}-{self.rate}"
-
-
-class Run:
-    """A study being run in a folder: knows where everything lies, and what each stage does."""
-
-    def __init__(self, study: Study, folder: Path) -> None:
-        self.study, self.folder = study, folder
-        self.compute: Compute = resolve(study.compute)
-        self.world: World = build_world(study.world, self.compute.device)
-        self.tokenizer = build_tokenizer(self.world.vocab.words)
-        self.tuned = [Tuned(protocol, rate) for protocol in study.tune.protocols for rate in RATES]
-
-    def stages(self) -> list[Stage]:
-        """The whole study, in order."""
-        study, settings = self.study, self.study.model_dump(mode="json")
-        # The world is read by every stage: its breadths, say, by fine-tuning and not by pretraining.
-        common = {"version": __version__, "seed": study.seed, "world": settings["world"]}
-        base = Stage(
-            "pretrain",
-            {**common, **{key: settings[key] for key in ("model", "pretrain", "compute")}},
-            (),
-            ("models/base", "parts/pretrain.parquet"),
-            self.pretrain,
+def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
+    """The whole study, in order, but for groups of `LOOKS` that are to be skipped."""
+    study, settings = this.study, this.study.model_dump(mode="json")
+    # The world is read by every stage: its breadths, say, by fine-tuning and not by pretraining.
+    common = {"version": __version__, "seed": study.seed, "world": settings["world"]}
+    base = Stage(
+        "pretrain",
+        {**common, **{key: settings[key] for key in ("model", "pretrain", "compute")}},
+        (),
+        ("models/base", "parts/pretrain.parquet"),
+        this.pretrain,
+    )
+    tunes = {
+        tuned: Stage(
+            f"tune-{tuned.name}",
+            {**common, "tune": {k: v for k, v in settings["tune"].items() if k != "protocols"}},
+            (base,),
+            (f"models/{tuned.name}", f"checkpoints/{tuned.name}", f"parts/tune-{tuned.name}.parquet"),
+            partial(this.tune, tuned),
         )
-        tunes = {
-            tuned: Stage(
-                f"tune-{tuned.name}",
-                {**common, "tune": {k: v for k, v in settings["tune"].items() if k != "protocols"}},
-                (base,),
-                (f"models/{tuned.name}", f"checkpoints/{tuned.name}", f"parts/tune-{tuned.name}.parquet"),
-                partial(self.tune, tuned),
-            )
-            for tuned in self.tuned
-        }
-        behave = [
-            Stage(
-                f"behave-{name}",
-                {**common, **{key: value for key, value in settings["evaluate"].items() if key != "examples"}},
-                (made,),
-                (f"parts/behave-{name}.parquet",),
-                partial(self.behave, name, tuned),
-            )
-            for name, tuned, made in [("base", None, base), *((t.name, t, s) for t, s in tunes.items())]
-        ]
-        probe = [
-            Stage(
-                f"probe-{name}",
-                {**common, "probe": settings["probe"]},
-                (base, *made),
-                (f"parts/probe-{name}.parquet", f"parts/scores-{name}.parquet"),
-                partial(self.probe, name, tuned),
-            )
-            for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
-        ]
-        attack = [
-            Stage(
-                f"attack-{name}",
-                {
-                    **common,
-                    "probe": settings["probe"],
-                    "attack": settings["attack"],
-                    "at": settings["evaluate"]["strengths"],
-                },
-                (base, *made),
-                (f"parts/attack-{name}.parquet", f"parts/scores-attack-{name}.parquet"),
-                partial(self.attack, name, tuned),
-            )
-            for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
-        ]
-        finished = (base, *tunes.values())
-        examples = Stage("examples", common | settings["evaluate"], finished, ("examples.json",), self.examples)
-        measured = [*finished, *behave, *probe, *attack]
-        tables = Stage(
-            "records", None, tuple(measured), ("records.parquet", "scores.parquet"), partial(self.join, measured)
+        for tuned in this.tuned
+    }
+    behave = [
+        Stage(
+            f"behave-{name}",
+            {**common, **{key: value for key, value in settings["evaluate"].items() if key != "examples"}},
+            (made,),
+            (f"parts/behave-{name}.parquet",),
+            partial(this.behave, name, tuned),
         )
-        return [*measured, examples, tables]
-
-    def pretrain(self, unfinished: Path) -> None:
-        study, stream = self.study, Stream.named(self.study.seed, "pretraining")
-        model = build_model(
-            study.model,
-            len(self.world.vocab),
-            self.world.sequence_length,
-            stream("init"),
-            self.compute.device,
-            eos=self.tokenizer.eos_token_id,
-            pad=self.tokenizer.pad_token_id,
+        for name, tuned, made in [("base", None, base), *((t.name, t, s) for t, s in tunes.items())]
+    ]
+    probe = [
+        Stage(
+            f"probe-{name}",
+            {**common, "probe": settings["probe"]},
+            (base, *made),
+            (f"parts/probe-{name}.parquet", f"parts/scores-{name}.parquet"),
+            partial(this.probe, name, tuned),
         )
-        model.set_attn_implementation(self.compute.attention)
-        curve = pretrain(model, self.world, study.pretrain, self.compute, stream, unfinished)
-        if (reached := curve[-1][HELD_OUT]) < study.pretrain.target:
-            _say(
-                f"warning: pretraining ended at {reached:.2%} held-out compliance, below pretrain.target "
-                f"({study.pretrain.target:.2%}); raise pretrain.steps or pretrain.cooldown"
-            )
-        self._save(model, "models/base")
-        write_records(self._curve(curve, "base", "pretraining", ""), self.folder / "parts/pretrain.parquet")
-
-    def tune(self, tuned: Tuned, unfinished: Path) -> None:
-        study, name = self.study, tuned.name
-        reference, policy = self.load("models/base"), self.load("models/base")
-        checkpoints = f"checkpoints/{name}"
-        if not unfinished.exists():
-            remove(self.folder / checkpoints)  # of other settings, perhaps at other steps
-        curve = tune(
-            policy,
-            reference,
-            PROTOCOLS[tuned.protocol],
-            getattr(study.tune, tuned.rate),
-            self.world,
-            study.tune,
-            self.compute,
-            # The same batches at both rates: the rate is all that differs.
-            Stream.named(study.seed, "tuning", tuned.protocol),
-            label=f"tuning {name}",
-            save=lambda step: self._save(policy, f"{checkpoints}/{STEP}{step:06d}"),
-            resume=unfinished,
+        for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
+    ]
+    attack = [
+        Stage(
+            f"attack-{name}",
+            {
+                **common,
+                "probe": settings["probe"],
+                "attack": settings["attack"],
+                "at": settings["evaluate"]["strengths"],
+            },
+            (base, *made),
+            (f"parts/attack-{name}.parquet", f"parts/scores-attack-{name}.parquet"),
+            partial(this.attack, name, tuned),
         )
-        self._save(policy, f"models/{name}")
-        rows = self._curve(curve, name, tuned.protocol, tuned.rate)
-        write_records(rows, self.folder / f"parts/tune-{name}.parquet")
-
-    def behave(self, name: str, tuned: Tuned | None, _: Path) -> None:
-        """Behaviour of a finished model on every kind and strength, and of its checkpoints on the plain kinds."""
-        evaluate = self.study.evaluate
-        plain = [(Kind.SAFE, 0.0), (Kind.UNSAFE, 0.0)]
-        others = [(kind, strength) for kind in Kind if kind.has_strength for strength in evaluate.strengths]
-        step = self._final_step(name, tuned)
-        sets = [(f"models/{name}", step, point, evaluate.prompts) for point in plain]
-        sets += [(f"models/{name}", step, point, evaluate.prompts_per_point) for point in others]
-        if tuned:
-            sets += [(*at, point, evaluate.prompts_per_point) for at in self._saved(name) for point in plain]
-        records: list[Record] = []
-        for folder, step, (kind, strength), n in tqdm(
-            sets, desc=f"behaviour of {name}", unit="set", disable=None, leave=False
-        ):
-            model = self.load(folder)
-            records += self._behaviour(model, self.subject(name, tuned, step), self._held_out(kind, strength, n))
-        write_records(records, self.folder / f"parts/behave-{name}.parquet")
-
-    def probe(self, name: str, tuned: Tuned | None, _: Path) -> None:
-        """All probes of a finished model, and of the models saved on the way to it, which have records alone."""
-        config, base = self.study.probe, self.load("models/base")
-        sample = self.sample()
-        saved = self._saved(name) if tuned else []
-        course = sample.first(config.course_prompts), config.for_course()
-        steps = [*((at, course) for at in saved), ((f"models/{name}", self._final_step(name, tuned)), (sample, config))]
-        found: list[Findings] = []
-        for (at, step), how in tqdm(steps, desc=f"probes of {name}", unit="model", disable=None, leave=False):
-            subject, stream = self.subject(name, tuned, step), Stream.named(self.study.seed, "probes")
-            found.append(look_inside(subject, self.load(at), base if tuned else None, *how, self.refused, stream))
-        write_records((r for f in found for r in f.records), self.folder / f"parts/probe-{name}.parquet")
-        write_scores(found[-1].scores, self.folder / f"parts/scores-{name}.parquet")
-
-    def attack(self, name: str, tuned: Tuned | None, _: Path) -> None:
-        """Every attack on a finished model."""
-        config, probe, base, model = (
-            self.study.attack,
-            self.study.probe,
-            self.load("models/base"),
-            self.load(f"models/{name}"),
+        for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
+    ]
+    intervene = [
+        Stage(
+            f"intervene-{tuned.name}",
+            {**common, "intervene": settings["intervene"], "at": settings["evaluate"]["strengths"]},
+            (base, *(made for other, made in tunes.items() if other.rate == tuned.rate)),
+            (f"parts/intervene-{tuned.name}.parquet", f"parts/scores-intervene-{tuned.name}.parquet"),
+            partial(this.intervene, tuned),
         )
-        model.requires_grad_(False)
-        tools = fit_instruments(model, base if tuned else None, self.sample(), probe)
-        found = Findings(self.subject(name, tuned, self._final_step(name, tuned)))
-        plain = {kind: self._attacked(kind, 0.0, config.searched, "plain") for kind in (Kind.SAFE, Kind.UNSAFE)}
-        seen = self._attacked(Kind.UNSAFE, 0.0, config.searched, "seen")
-        stream = Stream.named(self.study.seed, "attacks")
-        vocab = self.world.vocab
-        symbols = torch.arange(vocab.first_symbol, len(vocab), device=self.compute.device)
-        ladders = [
-            self._attacked(kind, strength, config.prompts, "jailbreaks")
-            for kind in Kind
-            if kind.has_strength
-            for strength in self.study.evaluate.strengths
-        ]
-        searches = searched(model, plain[Kind.UNSAFE], plain[Kind.SAFE], seen, config, symbols, stream)
-        attacks = [*ladders, *(prefilled(plain[Kind.UNSAFE], m) for m in config.prefill), *searches]
-        measure_attacks(found, model, base, attacks, tools, probe.rows)
-        write_records(found.records, self.folder / f"parts/attack-{name}.parquet")
-        write_scores(found.scores, self.folder / f"parts/scores-attack-{name}.parquet")
-
-    def _attacked(self, kind: Kind, strength: float, n: int, use: str) -> Attacked:
-        """Prompts of a kind; those of one use are the same at every strength, but for what the strength changes."""
-        prompts = sample_prompts(
-            self.world, kind, n, Stream.named(self.study.seed, "attacked", use, str(kind)), strength
-        )
-        return Attacked(str(kind), strength, Inputs(prompts.prompt), prompts.answer, prompts.refusal)
-
-    def join(self, measured: list[Stage], _: Path) -> None:
-        parts = [self.folder / out for stage in measured for out in stage.outputs if out.startswith("parts/")]
-        scores = [part for part in parts if part.name.startswith("scores-")]
-        merge_tables([part for part in parts if part not in scores], self.folder / "records.parquet")
-        merge_tables(scores, self.folder / "scores.parquet", SCORES_SCHEMA)
-
-    def examples(self, _: Path) -> None:
-        n = self.study.evaluate.examples
-        stream = Stream.named(self.study.seed, "examples")
-        shown = [sample_prompts(self.world, kind, n, stream(kind), 1.0 if kind.has_strength else 0.0) for kind in Kind]
-        rows = [{**describe(self.world, prompts, i), "answers": {}} for prompts in shown for i in range(n)]
-        for name in ["base", *(tuned.name for tuned in self.tuned)]:
-            model = self.load(f"models/{name}")
-            for k, prompts in enumerate(shown):
-                generated = self._generate(model, prompts)
-                judged = outcomes(generated, prompts.answer, prompts.refusal)
-                for i in range(n):
-                    rows[k * n + i]["answers"][name] = {
-                        "text": self.world.vocab.text(generated[i].tolist()),
-                        "outcome": next(str(outcome) for outcome, hit in judged.items() if hit[i]),
-                    }
-        write_text(self.folder / "examples.json", json.dumps(rows, indent=1))
-
-    def _saved(self, name: str) -> list[tuple[str, int]]:
-        """Folder and step of the models saved on the way to a finished one, which is not among them."""
-        saved = sorted((self.folder / "checkpoints" / name).glob(f"{STEP}*"))[:-1]
-        return [(f"checkpoints/{name}/{at.name}", int(at.name.removeprefix(STEP))) for at in saved]
-
-    def sample(self) -> Sample:
-        """Plain prompts for the probes, which nothing else reads."""
-        config, stream = self.study.probe, Stream.named(self.study.seed, "probe prompts")
-
-        def draw(use: str, n: int) -> dict[str, Inputs]:
-            of_kind = ((kind, sample_prompts(self.world, Kind(kind), n, stream(use, kind))) for kind in (SAFE, UNSAFE))
-            return {kind: Inputs(prompts.prompt) for kind, prompts in of_kind}
-
-        return Sample(draw("fit", config.fit_prompts), draw("score", config.prompts))
-
-    def _held_out(self, kind: Kind, strength: float, n: int) -> Prompts:
-        """Prompts from a stream that no training reads; the same ones for every model."""
-        stream = Stream.named(self.study.seed, "evaluation", str(kind), strength)
-        return sample_prompts(self.world, kind, n, stream, strength)
-
-    def _generate(self, model: PreTrainedModel, prompts: Prompts) -> torch.Tensor:
-        return generate(model, prompts.prompt, self.world.answer_length, self.compute.dtype)
-
-    def refused(self, model: PreTrainedModel, prompts: Inputs) -> torch.Tensor:
-        return follows(model, prompts, refusals(self.world, len(prompts)))
-
-    def _behaviour(self, model: PreTrainedModel, subject: Subject, prompts: Prompts) -> Iterator[Record]:
-        judged = outcomes(self._generate(model, prompts), prompts.answer, prompts.refusal)
-        strength = prompts.strength if prompts.kind.has_strength else None
-        for outcome, hits in judged.items():
-            rate = wilson(int(hits.sum()), len(prompts))
-            yield subject.record(str(outcome), kind=str(prompts.kind), strength=strength, **asdict(rate))
-
-    def subject(self, name: str, tuned: Tuned | None, step: int) -> Subject:
-        protocol, rate = (tuned.protocol, tuned.rate) if tuned else ("pretraining", "")
-        return Subject(name, protocol, rate, self.study.seed, step)
-
-    def _curve(self, rows: list[Row], model: str, protocol: str, rate: str) -> Iterator[Record]:
-        for row in rows:
-            for metric, n in (("loss", 1), (HELD_OUT, len(HELD_OUT_KINDS) * HELD_OUT_PROMPTS)):
-                if metric in row:
-                    yield Record(model, protocol, rate, self.study.seed, int(row["step"]), metric, row[metric], n=n)
-
-    def _final_step(self, name: str, tuned: Tuned | None) -> int:
-        if tuned:
-            return self.study.tune.steps
-        return int(max(pq.read_table(self.folder / "parts/pretrain.parquet")["step"].to_pylist()))
-
-    def _save(self, model: PreTrainedModel, where: str) -> None:
-        save_model(model, self.tokenizer, self.folder / where, self.world.answer_length)
-
-    def load(self, where: str) -> PreTrainedModel:
-        return load_model(self.folder / where, self.compute.device, self.compute.attention)[0]
+        for tuned in this.tuned
+    ]
+    finished = (base, *tunes.values())
+    examples = Stage("examples", common | settings["evaluate"], finished, ("examples.json",), this.examples)
+    groups = dict(zip(LOOKS, (behave, probe, attack, intervene), strict=True))
+    measured = [*finished, *(stage for name in LOOKS if name not in skip for stage in groups[name])]
+    tables = Stage(
+        "records", None, tuple(measured), ("records.parquet", "scores.parquet"), partial(this.join, measured)
+    )
+    return [*measured, examples, tables]
 
 
-def run(study: Study, folder: Path, *, update: bool = False) -> Path:
+def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[str] = ()) -> Path:
     """Run a study in a folder, or go on with it; returns the path of its report.
 
     Args:
         update: let a folder that holds a run of other settings be brought up to these, running again what they change.
+        skip: groups of stages, of `LOOKS`, that are left out; a run without them can be made whole later.
 
     Raises:
         InputError: the settings do not fit together, the folder holds something else, or a file in it is damaged.
     """
+    if unknown := set(skip) - {*LOOKS}:
+        raise InputError(f"stages: {', '.join(sorted(unknown))} cannot be left out; there are {', '.join(LOOKS)}")
     this = Run(study, folder)
     with claimed(folder, study, update=update), deterministic(this.compute.device):
         write_text(folder / CONFIG, study.to_yaml())
         here = environment(study, this.compute)
-        stages = this.stages()
+        stages = stages_of(this, skip)
         done: list[Done] = []
         for number, stage in enumerate(stages, 1):
             done.append(run_stage(stage, folder))
             if not done[-1].skipped:
                 note_environment(folder / ENVIRONMENT, here, afresh=number == 1)
             took = "done before" if done[-1].skipped else f"{done[-1].seconds:.0f} s"
-            _say(f"[{number}/{len(stages)}] {stage.name}: {took}")
+            say(f"[{number}/{len(stages)}] {stage.name}: {took}")
         times = [{"stage": entry.stage, "seconds": entry.seconds} for entry in done]
         write_text(folder / "stages.json", json.dumps(times, indent=1))
         return render(folder)
 
 
-def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False) -> Path:
+def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False, skip: Collection[str] = ()) -> Path:
     """Run a study of each seed in a folder of its own below `folder`; returns the path of the report on all of them.
 
     Raises:
@@ -370,11 +148,7 @@ def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False) -
     for study, place in zip(studies, folders, strict=True):
         check(place, study, update)  # all of them, before the first one takes its time
     for study, place in zip(studies, folders, strict=True):
-        _say(f"seed {study.seed}: {place}")
-        run(study, place, update=update)
+        say(f"seed {study.seed}: {place}")
+        run(study, place, update=update, skip=skip)
     gather(folders, folder)
     return render(folder)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

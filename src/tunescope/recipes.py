@@ -6,6 +6,7 @@ from tunescope.config import (
     AttackConfig,
     ComputeConfig,
     EvaluateConfig,
+    InterveneConfig,
     ModelConfig,
     PretrainConfig,
     ProbeConfig,
@@ -43,6 +44,7 @@ def tiny() -> Study:
             draws=50,
         ),
         attack=AttackConfig(prompts=40, searched=10, soft=(1, 4), soft_steps=10, suffix_steps=3, suffix_candidates=8),
+        intervene=InterveneConfig(prompts=40, alphas=(0.0, 0.5, 1.0, 1.5), ranks=(1, 8)),
     )
 
 

@@ -132,7 +132,7 @@ def write_scores(scores: Iterable[Scores], path: Path) -> None:
 
 def merge_tables(parts: Iterable[Path], path: Path, schema: pa.Schema = SCHEMA) -> None:
     """Concatenate parquet files of records, or of scores, in the given order, into one."""
-    table = pa.concat_tables([pq.read_table(part, schema=schema) for part in parts])
+    table = pa.concat_tables([schema.empty_table(), *(pq.read_table(part, schema=schema) for part in parts)])
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tunescope.files import atomic_path
-from tunescope.report import attacks, behaviour, mechanism
+from tunescope.report import attacks, behaviour, interventions, mechanism
 from tunescope.report.select import (
     course_rows,
     final_rows,
@@ -166,6 +166,24 @@ FIGURES = (
         attacks.split_rows,
         "τ of attacked prompts that got an answer, and of those that did not, at each attack's greatest strength. To "
         "show successes alone, as the paper does, is to select for what is being shown. 95 % intervals.",
+    ),
+    Drawing(
+        "alpha",
+        "How much of dW",
+        interventions.alpha_curves,
+        interventions.alpha_rows,
+        "Models with W + \N{GREEK SMALL LETTER ALPHA} dW in every parameter: 0 is the base, 1 the fine-tuned model "
+        "(line), beyond 1 is extrapolation. Safe prompts answered and unsafe ones refused should stay high; the "
+        "jailbreaks answered are attack success, at their greatest strength. 95 % intervals.",
+    ),
+    Drawing(
+        "interventions",
+        "Which part of dW",
+        interventions.other_changes,
+        interventions.change_rows,
+        "Models in which dW is taken out of some matrices, cut to its largest singular values, kept in one subspace, "
+        "pointed in random directions at the same size (the control), or joined by that of another protocol: unsafe "
+        "prompts still refused (left), safe ones still answered (right).",
     ),
     Drawing(
         "learning",
