@@ -33,7 +33,7 @@ def tiny() -> Study:
         model=ModelConfig(layers=2, heads=2, width=64),
         pretrain=PretrainConfig(steps=400, batch=128, lr=4e-3, muon_lr=3e-2, cooldown=40, check_every=20),
         tune=TuneConfig(steps=200, batch=96, warmup=10, checkpoints=2),
-        evaluate=EvaluateConfig(prompts=100, prompts_per_point=50, strengths=(0.0, 0.5, 1.0)),
+        evaluate=EvaluateConfig(prompts=100, prompts_per_point=50),
         probe=ProbeConfig(
             prompts=200,
             fit_prompts=200,

@@ -72,7 +72,7 @@ def selection(records: pd.DataFrame) -> Figure:
     kinds = [kind for kind in ATTACKS if (rows["kind"] == kind).any()]
     rate = _first_rate(rows)
     models = [m for m in models_of(rows) if m.rate == rate and m.protocol != BENIGN]
-    figure = new_figure(2.3)
+    figure = new_figure(2.8)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for panel, model in zip(panels, models, strict=True):
         for number, (outcome, (colour, marker)) in enumerate(SPLIT.items()):

@@ -1,0 +1,87 @@
+"""The tables of a run as Markdown: what each model does, which claims held, what predicts that an attack succeeds.
+
+    python benchmarks/tables.py runs/laptop-seed0       # or the folder of a report on several seeds
+
+Reads records.parquet and verdicts.json of the folder; the numbers in the README and in docs/results.md come from here.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunescope.evidence.pool import pool
+from tunescope.evidence.records import read_records
+
+TIMES = "\N{MULTIPLICATION SIGN} "
+GLYPHS = {"SUPPORTED": "✔", "REFUTED": "✘", "INCONCLUSIVE": "?"}
+
+
+def table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> str:
+    lines = [[corner, *columns], ["---"] * (len(columns) + 1), *([name, *cells] for name, cells in rows.items())]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def interval(value: float, low: float | None, high: float | None, form: str = "{:.2f}") -> str:
+    ends = [end for end in (low, high) if end is not None and not math.isnan(end)]
+    bracket = f" [{', '.join(form.format(end) for end in ends)}]" if len(ends) == 2 and ends[0] < ends[1] else ""
+    return form.format(value) + bracket
+
+
+def rates(records: pd.DataFrame, metric: str) -> str:
+    """Per cent, finished models, kinds at their greatest strength."""
+    rows = records[(records["metric"] == metric) & records["layer"].isna()]
+    rows = rows[rows["step"] == rows.groupby("model")["step"].transform("max")]
+    rows = rows[rows["strength"].isna() | (rows["strength"] == rows.groupby("kind")["strength"].transform("max"))]
+    kinds = list(dict.fromkeys(rows["kind"]))
+    cells = {(r.model, r.kind): interval(100 * r.value, 100 * r.low, 100 * r.high, "{:.1f}") for r in rows.itertuples()}
+    models = dict.fromkeys(rows["model"])
+    return table(metric, kinds, {m: [cells.get((m, kind), "") for kind in kinds] for m in models})
+
+
+def verdicts(told: dict[str, Any]) -> str:
+    columns = list(dict.fromkeys((v["protocol"], v["learning_rate"]) for v in told["verdicts"]))
+    found = {(v["claim"], v["protocol"], v["learning_rate"]): v for v in told["verdicts"]}
+    rows = {}
+    for claim in told["claims"]:
+        ratio = claim["unit"] == "ratio"
+        form = "{:.2f}" if ratio else "{:+.2f}"
+        cells = []
+        for column in columns:
+            v = found.get((claim["name"], *column))
+            numbers = [v[k] if v else None for k in ("estimate", "low", "high")]
+            shown = [math.exp(x) if ratio and x is not None else x for x in numbers]
+            cells.append(f"{GLYPHS[v['outcome']]} {TIMES * ratio}{interval(*shown, form)}" if v else "")
+        rows[claim["name"].replace("|", "\\|")] = cells
+    return table("claim", [" ".join(column) for column in columns], rows)
+
+
+def predictors(told: dict[str, Any]) -> str:
+    rows = {
+        p["score"].replace("_", " "): [
+            interval(p[way], p[f"{way}_low"], p[f"{way}_high"]) for way in ("within", "across")
+        ]
+        for p in told["predictors"]
+    }
+    return table("score", ["within a model", "across protocols"], rows)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    records = pool(read_records(folder / "records.parquet"))
+    told = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
+    for text in (
+        rates(records, "compliance"),
+        rates(records, "refusal"),
+        rates(records, "attack_success"),
+        verdicts(told),
+        predictors(told),
+    ):
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
