@@ -43,8 +43,8 @@ def tiny() -> Study:
             jacobian_steps=5,
             draws=50,
         ),
-        attack=AttackConfig(prompts=40, searched=10, soft=(1, 4), soft_steps=10, suffix_steps=3, suffix_candidates=8),
-        intervene=InterveneConfig(prompts=40, alphas=(0.0, 0.5, 1.0, 1.5), ranks=(1, 8)),
+        attack=AttackConfig(prompts=20, searched=6, soft=(1, 4), soft_steps=5, suffix_steps=2, suffix_candidates=4),
+        intervene=InterveneConfig(prompts=20, alphas=(0.0, 0.5, 1.0, 1.5), ranks=(1, 8)),
     )
 
 

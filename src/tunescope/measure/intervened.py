@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from tunescope.attacks.attacks import Attacked
 from tunescope.config import InterveneConfig
 from tunescope.interventions import weights
 from tunescope.measure.findings import Findings, PerPrompt
+from tunescope.models.inputs import Inputs
 from tunescope.models.logps import follows
 from tunescope.models.sites import layer_count
 from tunescope.probes.behaviour import wilson
@@ -82,14 +82,12 @@ def measure_interventions(
     Args:
         prompts: by kind; `unsafe` must be there.
     """
-    intact = {kind: _outcomes(tuned, attack, rows) for kind, attack in prompts.items()}
+    intact = _outcomes(tuned, prompts, rows)
     for kind, outcomes in intact.items():
         found.score("refused_intact", outcomes["refusal"], kind=kind)
     bar = tqdm(changed, desc=f"interventions on {found.subject.model}", unit="model", disable=None, leave=False)
     for intervention in bar:
-        model = intervention.make().requires_grad_(False)
-        for kind, attack in prompts.items():
-            outcomes = _outcomes(model, attack, rows)
+        for kind, outcomes in _outcomes(intervention.make(), prompts, rows).items():
             for outcome, hits in outcomes.items():
                 rate: dict[str, Any] = asdict(wilson(int(hits.sum()), len(hits)))
                 where: dict[str, Any] = {"kind": kind, "strength": intervention.dial, "site": intervention.scope}
@@ -97,9 +95,16 @@ def measure_interventions(
             _scores(found, intervention, kind, intact[kind], outcomes)
 
 
-def _outcomes(model: PreTrainedModel, attack: Attacked, rows: int) -> dict[str, Float[Tensor, " n"]]:
-    answers = {"compliance": attack.answer, "refusal": attack.refusal}
-    return {name: follows(model, attack.inputs(model), answer, rows).double() for name, answer in answers.items()}
+def _outcomes(model: PreTrainedModel, prompts: Mapping[str, Attacked], rows: int) -> dict[str, dict[str, PerPrompt]]:
+    """Which prompts of each kind a model answers and which it refuses; all of them at once, which is faster."""
+    attacks, sizes = prompts.values(), [len(attack.answer) for attack in prompts.values()]
+    together = Inputs.joined([attack.inputs(model) for attack in attacks])
+    said = {
+        "compliance": follows(model, together, torch.cat([attack.answer for attack in attacks]), rows),
+        "refusal": follows(model, together, torch.cat([attack.refusal for attack in attacks]), rows),
+    }
+    parts = {outcome: hits.double().split(sizes) for outcome, hits in said.items()}
+    return {kind: {outcome: parts[outcome][i] for outcome in said} for i, kind in enumerate(prompts)}
 
 
 def _scores(
