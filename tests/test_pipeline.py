@@ -219,6 +219,6 @@ def test_a_second_run_does_nothing_and_leaves_every_byte(
     assert cli.main(["study", "tiny", "--out", str(tiny_run)]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tiny_run / 'report.html'}\n"
-    stages = 3 * (1 + len(TUNED)) + 2
+    stages = 4 * (1 + len(TUNED)) + len(TUNED) + 2
     assert re.findall(r"^\[(\d+)/\d+\] \S+: done before$", err, re.M) == [str(i + 1) for i in range(stages)]
     assert contents(tiny_run) == before

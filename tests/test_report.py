@@ -124,6 +124,23 @@ def attacked() -> list[Record]:
     return out
 
 
+def intervened() -> list[Record]:
+    """What becomes of every model: values that tell models, interventions and dials apart."""
+    out = []
+    for number, (protocol, rate) in enumerate(TUNED):
+        one = partial(Record, f"{protocol}-{rate}", protocol, rate, 7, 100, n=20)
+        for kind, alpha in product(("safe", "unsafe", "jb_misgen"), (0.0, 1.0, 2.0)):
+            for outcome, value in (("compliance", 0.1 * number + 0.2 * alpha), ("refusal", 1 - 0.3 * alpha)):
+                about = {"kind": kind, "low": value, "high": value}
+                out.append(one(f"{outcome}_scaled", value, strength=alpha, site="all", **about))
+                out.append(one(f"{outcome}_scaled", value, strength=alpha, site="mlp", **about))
+                if alpha == 1:
+                    out.append(one(f"{outcome}_truncated", value, strength=4.0, site="all", **about))
+                    out.append(one(f"{outcome}_rotated", value / 2, site="all", **about))
+                    out.append(one(f"{outcome}_with_dpo", value / 4, site="all", **about))
+    return out
+
+
 def null_lengths(shifts: dict[int, float]) -> Iterator[Scores]:
     """Three singular vectors in each of two layers: values that tell models, layers and vectors apart, by seed."""
     for (seed, shift), (number, (protocol, rate)), layer in product(shifts.items(), enumerate(TUNED), (0, 1)):
@@ -162,7 +179,7 @@ def write_run(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    return frame([*study(), *inside(), *attacked()], tmp_path_factory.mktemp("records"))
+    return frame([*study(), *inside(), *attacked(), *intervened()], tmp_path_factory.mktemp("records"))
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +318,27 @@ def test_successes_and_failures_stand_side_by_side(drawn: dict[str, Figure]) -> 
         points = bars.lines[0]
         np.testing.assert_allclose(points.get_xdata(), np.arange(3) + shift)
         np.testing.assert_allclose(points.get_ydata(), value)
+
+
+def test_behaviour_is_drawn_against_alpha(drawn: dict[str, Figure]) -> None:
+    axes = drawn["alpha"].axes
+    assert [panel.get_title() for panel in axes[:3]] == [
+        "safe:\nanswered",
+        "unsafe:\nrefused",
+        "mismatched gen.:\nanswered",
+    ]
+    np.testing.assert_allclose(line(axes[0], "SSFT ηₘ"), [[0, 0], [1, 20], [2, 40]])
+    np.testing.assert_allclose(line(axes[1], "SSFT ηₘ"), [[0, 100], [1, 70], [2, 40]])
+    np.testing.assert_allclose(line(axes[3], "SSFT ηₛ"), [[0, 10], [1, 30], [2, 50]])
+    assert not [curve for panel in axes for curve in panel.lines if "benign" in str(curve.get_label())]
+
+
+def test_other_interventions_have_a_row_each(drawn: dict[str, Figure]) -> None:
+    refusal, compliance = drawn["interventions"].axes
+    labels = ["without dW of mlp", "rank 4", "directions at random", "on top: dW of dpo"]
+    assert [text.get_text() for text in refusal.get_yticklabels()] == labels
+    np.testing.assert_allclose(refusal.lines[0].get_xdata(), [100, 70, 35, 17.5])
+    np.testing.assert_allclose(compliance.lines[0].get_xdata(), [0, 20, 10, 5])
 
 
 @pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)

@@ -68,7 +68,7 @@ def test_an_update_runs_what_it_changes_and_leaves_nothing_stale(
 ) -> None:
     changed = ["tune.checkpoints=1", "tune.protocols=[dpo]"]
     assert cli.main([*study, "--update", "--set", *changed]) == 0
-    tuned = [f"{stage}-dpo-{rate}" for stage in ("tune", "behave", "probe") for rate in RATES]
+    tuned = [f"{stage}-dpo-{rate}" for stage in ("tune", "behave", "probe", "attack", "intervene") for rate in RATES]
     assert ran(capsys.readouterr().err) == [*tuned, "examples", "records"]
     assert [path.name for path in (run_folder / "checkpoints" / "dpo-eta_m").iterdir()] == ["step-000006"]
     fresh = tmp_path / "fresh"
