@@ -6,7 +6,7 @@ from scipy import stats
 from tunescope.evidence.records import ORDER
 
 CURVES = ("loss", "held_out_compliance")  # measured along training, at steps of their own
-RATES = ("compliance", "refusal", "other")
+RATES = r"(compliance|refusal|other|attack_success|attack_refusal|attack_intact)(_|$)|.*_auc$"  # shares of prompts
 VALUES = ("seed", "value", "low", "high", "n")
 
 
@@ -34,6 +34,6 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
     out["low"] = out["low"].where(draws & out["low"].notna(), out["value"] - half)
     out["high"] = out["high"].where(draws & out["high"].notna(), out["value"] + half)
     out = out.reset_index()
-    rates = out["metric"].isin(RATES) | out["metric"].str.endswith("_auc")
+    rates = out["metric"].str.match(RATES)
     out.loc[rates, ["low", "high"]] = out.loc[rates, ["low", "high"]].clip(0, 1)
     return out[ORDER]

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -48,9 +48,10 @@ def predictors(scores: pd.DataFrame) -> list[Predictor]:
     cells = dict(_cells(scores))
     if len(cells) < 2:
         return []
+    groups = {key: _prompts(table) for key, (table, _) in cells.items()}
     rows = []
     for name, columns in [("all mechanistic", SCORES), *((s, (s,)) for s in (*SCORES, BASELINE))]:
-        within = [_cross_validated(x[list(columns)].to_numpy(float), y) for x, y in cells.values()]
+        within = [_cross_validated(x[list(columns)].to_numpy(float), y, groups[key]) for key, (x, y) in cells.items()]
         across = [auc for key in cells if (auc := _from_others(cells, key, columns)) is not None]
         rows.append(Predictor(name, *_mean(within), *_mean(across), len(cells)))
     return rows
@@ -81,9 +82,15 @@ def _classifier() -> object:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
-def _cross_validated(x: Float[np.ndarray, "n k"], y: Bool[np.ndarray, " n"]) -> float:
+def _prompts(table: pd.DataFrame) -> Int[np.ndarray, " n"]:
+    """A number for each prompt, the same at every strength."""
+    return table.reset_index().groupby(["kind", "index"], observed=True).ngroup().to_numpy()
+
+
+def _cross_validated(x: Float[np.ndarray, "n k"], y: Bool[np.ndarray, " n"], prompts: Int[np.ndarray, " n"]) -> float:
+    """AUC of the decisions on held-out folds; all strengths of a prompt are in one."""
     out = np.empty(len(y))
-    for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(x, y):
+    for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(x, y, prompts):
         out[test] = _classifier().fit(x[train], y[train]).decision_function(x[test])  # type: ignore[attr-defined]
     return float(roc_auc_score(y, out))
 
