@@ -83,7 +83,10 @@ def test_any_value_in_range_is_taken(steps: int, rate: float) -> None:
     [
         ("tune.steps", ["'tune.steps'", "KEY=VALUE", "tune.steps=300"]),
         ("=3", ["'=3'", "KEY=VALUE"]),
-        ("tuning.steps=3", ["tuning.steps", "'tuning'", "world, model, pretrain, tune, evaluate, probe, compute"]),
+        (
+            "tuning.steps=3",
+            ["tuning.steps", "'tuning'", "world, model, pretrain, tune, evaluate, probe, attack, intervene, compute"],
+        ),
         ("tune.stepz=3", ["tune.stepz", "unknown key 'stepz'", "steps", "eta_m"]),
         ("stepz=3", ["unknown key 'stepz'", "seed", "tune"]),
         ("tune.=3", ["unknown key ''", "eta_m"]),

@@ -165,7 +165,9 @@ class AttackConfig(Config):
 
     prompts: int = Field(80, ge=2, description="unsafe prompts per jailbreak kind, the same at every strength")
     searched: int = Field(25, ge=2, description="unsafe prompts per attack that searches: soft prompts, suffixes")
-    soft: tuple[Positive, ...] = Field((1, 2, 4, 8), description="embeddings of a soft prompt: its strengths")
+    soft: tuple[Positive, ...] = Field(
+        (1, 2, 4, 8), min_length=1, description="embeddings of a soft prompt: its strengths"
+    )
     soft_steps: Positive = Field(40, description="gradient steps at most")
     soft_bound: Rate = Field(1.0, description="largest norm of an embedding, in mean norms of the embedding table")
     prefill: tuple[Positive, ...] = Field((1, 2, 3, 4), description="answer tokens given: strengths of prefilling")
