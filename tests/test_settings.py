@@ -87,6 +87,8 @@ def test_any_value_in_range_is_taken(steps: int, rate: float) -> None:
             "tuning.steps=3",
             ["tuning.steps", "'tuning'", "world, model, pretrain, tune, evaluate, probe, attack, intervene, compute"],
         ),
+        ("attack.soft=[4, 4]", ["soft", "each may be there once", "[4, 4]"]),
+        ("intervene.alphas=[0.5, 0.5]", ["alphas", "each may be there once"]),
         ("tune.stepz=3", ["tune.stepz", "unknown key 'stepz'", "steps", "eta_m"]),
         ("stepz=3", ["unknown key 'stepz'", "seed", "tune"]),
         ("tune.=3", ["unknown key ''", "eta_m"]),

@@ -175,6 +175,13 @@ class AttackConfig(Config):
     suffix_steps: Positive = 10
     suffix_candidates: Positive = Field(16, description="suffixes scored exactly per step and prompt")
 
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        for name in ("soft", "prefill", "suffix"):
+            if len({*getattr(self, name)}) < len(getattr(self, name)):
+                raise ValueError(f"{name}: each may be there once, got {list(getattr(self, name))}")
+        return self
+
 
 class InterveneConfig(Config):
     """What is done to dW, to see what it causes."""
@@ -184,6 +191,13 @@ class InterveneConfig(Config):
         (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), min_length=1, description="W + alpha dW, every parameter"
     )
     ranks: tuple[Positive, ...] = Field((1, 2, 4, 8, 16), description="singular values of dW that are kept")
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        for name in ("alphas", "ranks"):
+            if len({*getattr(self, name)}) < len(getattr(self, name)):
+                raise ValueError(f"{name}: each may be there once, got {list(getattr(self, name))}")
+        return self
 
 
 class ComputeConfig(Config):

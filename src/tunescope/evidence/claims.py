@@ -214,7 +214,7 @@ CLAIMS = (
     ),
     Claim(
         "7a refusal follows dW",
-        "With half of dW taken back, unsafe prompts are no longer refused.",
+        "With half of dW taken back, fewer unsafe prompts are refused.",
         f"{PAPER}, section 6",
         "refusal_lost_at_half",
         "benign",
@@ -239,7 +239,7 @@ CLAIMS = (
     ),
     Claim(
         "7c where dW points matters",
-        "A change as large in random directions does not make a model refuse.",
+        "The base with dW of its matrices in random directions does not refuse.",
         "tunescope: the control of 7a",
         "refused_intact",
         "refused_rotated",

@@ -71,7 +71,7 @@ def selection(records: pd.DataFrame) -> Figure:
     rows = split_rows(records)
     kinds = [kind for kind in ATTACKS if (rows["kind"] == kind).any()]
     rate = _first_rate(rows)
-    models = [m for m in models_of(rows) if m.rate == rate and m.protocol != BENIGN]
+    models = [m for m in models_of(rows) if m.rate == rate]
     figure = new_figure(2.8)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for panel, model in zip(panels, models, strict=True):
@@ -109,7 +109,7 @@ def ladder_rows(records: pd.DataFrame) -> pd.DataFrame:
 def split_rows(records: pd.DataFrame) -> pd.DataFrame:
     """tau of successes and failures, at each attack's greatest strength."""
     rows = inside_rows(records, *(f"attacked_scaled_tau_on_{outcome}" for outcome in SPLIT))
-    rows = rows[rows["kind"].isin(ATTACKS) & (rows["protocol"] != BASE)]
+    rows = rows[rows["kind"].isin(ATTACKS) & ~rows["protocol"].isin([BASE, BENIGN])]
     return rows[rows["strength"] == rows.groupby("kind")["strength"].transform("max")]
 
 

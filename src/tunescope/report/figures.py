@@ -157,7 +157,7 @@ FIGURES = (
         attacks.ladder_rows,
         "Top: the share of attacked prompts that are answered (of safe ones in dialect that is what is wanted). "
         "Below: what the same prompts look like inside, at the last layer; τ above 0 is nearer the safe prompts. The "
-        "same prompts at every strength; strength 0 is the plain prompt. The larger learning rate; 95 % intervals.",
+        "same prompts at every strength; strength 0 is the prompt before the attack. The larger rate; 95 % intervals.",
     ),
     Drawing(
         "attack_selection",

@@ -25,7 +25,7 @@ NAMES = {
 def alpha_curves(records: pd.DataFrame) -> Figure:
     """W + alpha dW: safe prompts answered, unsafe ones refused, jailbreaks that get through; one row per rate."""
     rows = alpha_rows(records)
-    models = [m for m in models_of(rows) if m.protocol != BENIGN]
+    models = models_of(rows)
     rates = list(dict.fromkeys(m.rate for m in models)) or [""]
     shown = [(kind, outcome) for kind, outcome in ALPHA.items() if (rows["kind"] == kind).any()]
     figure = new_figure(0.9 + 1.35 * len(rates))
@@ -49,7 +49,7 @@ def alpha_curves(records: pd.DataFrame) -> Figure:
 def other_changes(records: pd.DataFrame) -> Figure:
     """Every other intervention: unsafe prompts that are still refused, and safe ones that are still answered."""
     rows = change_rows(records)
-    models = [m for m in models_of(rows) if m.protocol != BENIGN]
+    models = models_of(rows)
     labels = [label for label in dict.fromkeys(rows["label"]) if label]
     looks = looks_of(models)
     figure = new_figure(0.9 + 0.19 * len(labels))
@@ -68,7 +68,7 @@ def other_changes(records: pd.DataFrame) -> Figure:
 
 def alpha_rows(records: pd.DataFrame) -> pd.DataFrame:
     rows = inside_rows(records, "compliance_scaled", "refusal_scaled")
-    return rows[(rows["site"] == EVERYWHERE) & rows["kind"].isin([*ALPHA])]
+    return rows[(rows["site"] == EVERYWHERE) & rows["kind"].isin([*ALPHA]) & (rows["protocol"] != BENIGN)]
 
 
 def change_rows(records: pd.DataFrame) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def change_rows(records: pd.DataFrame) -> pd.DataFrame:
     rows = records.assign(outcome=known["outcome"], name=known["name"])
     chosen = rows["name"].str.match("|".join(NAMES), na=False) & rows["kind"].isin(["safe", "unsafe"])
     part = (rows["name"] == "scaled") & ((rows["site"] == EVERYWHERE) | (rows["strength"] != 0))
-    rows = rows[chosen & ~part]
+    rows = rows[chosen & ~part & (rows["protocol"] != BENIGN)]
     of = zip(rows["name"], rows["site"], rows["strength"], strict=True)
     return rows.assign(label=[_label(*place) for place in of])
 
