@@ -15,9 +15,8 @@ import pandas as pd
 
 from tunescope.evidence.pool import pool
 from tunescope.evidence.records import read_records
-
-TIMES = "\N{MULTIPLICATION SIGN} "
-GLYPHS = {"SUPPORTED": "✔", "REFUTED": "✘", "INCONCLUSIVE": "?"}
+from tunescope.report.select import final_rows, strongest_rows
+from tunescope.report.verdicts import GLYPHS, TIMES
 
 
 def table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> str:
@@ -33,9 +32,7 @@ def interval(value: float, low: float | None, high: float | None, form: str = "{
 
 def rates(records: pd.DataFrame, metric: str) -> str:
     """Per cent, finished models, kinds at their greatest strength."""
-    rows = records[(records["metric"] == metric) & records["layer"].isna()]
-    rows = rows[rows["step"] == rows.groupby("model")["step"].transform("max")]
-    rows = rows[rows["strength"].isna() | (rows["strength"] == rows.groupby("kind")["strength"].transform("max"))]
+    rows = strongest_rows(final_rows(records[(records["metric"] == metric) & records["layer"].isna()]))
     kinds = list(dict.fromkeys(rows["kind"]))
     cells = {(r.model, r.kind): interval(100 * r.value, 100 * r.low, 100 * r.high, "{:.1f}") for r in rows.itertuples()}
     models = dict.fromkeys(rows["model"])
@@ -54,7 +51,7 @@ def verdicts(told: dict[str, Any]) -> str:
             v = found.get((claim["name"], *column))
             numbers = [v[k] if v else None for k in ("estimate", "low", "high")]
             shown = [math.exp(x) if ratio and x is not None else x for x in numbers]
-            cells.append(f"{GLYPHS[v['outcome']]} {TIMES * ratio}{interval(*shown, form)}" if v else "")
+            cells.append(f"{GLYPHS[v['outcome']]} {f'{TIMES} ' * ratio}{interval(*shown, form)}" if v else "")
         rows[claim["name"].replace("|", "\\|")] = cells
     return table("claim", [" ".join(column) for column in columns], rows)
 

@@ -12,6 +12,7 @@ from tunescope.config import Study
 from tunescope.errors import InputError
 from tunescope.recipes import RECIPES
 from tunescope.settings import override
+from tunescope.stages import LOOKS
 from tunescope.world.kinds import Kind
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
     which = study.add_mutually_exclusive_group()
-    looks = "behave, probe, attack, intervene"
+    looks = ", ".join(LOOKS)
     which.add_argument("--skip", nargs="+", default=[], metavar="STAGE", help=f"leave out some of {looks}")
     which.add_argument(
         "--only", nargs="+", metavar="STAGE", help="of these stages do only some; models are always made"
@@ -108,12 +109,12 @@ def _study(options: argparse.Namespace) -> None:
     studies = [override(study, [f"seed={seed}"]) for seed in seeds]
     several = len(seeds) > 1
     folder = options.out or Path("runs") / (study.name if several else f"{study.name}-seed{seeds[0]}")
+    if options.only and (unknown := set(options.only) - {*LOOKS}):
+        raise InputError(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(LOOKS)}")
+    skip = [name for name in LOOKS if name not in options.only] if options.only else options.skip
 
     from tunescope import pipeline  # torch and transformers take seconds to import: only when they are needed
 
-    if options.only and (unknown := set(options.only) - {*pipeline.LOOKS}):
-        raise InputError(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(pipeline.LOOKS)}")
-    skip = [name for name in pipeline.LOOKS if name not in options.only] if options.only else options.skip
     if several:
         print(pipeline.run_seeds(studies, folder, update=options.update, skip=skip))
     else:

@@ -1,13 +1,22 @@
 """Every setting of a study, as frozen, validated models. `Study` holds them all and round-trips to YAML."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len({*values}) < len(values):
+        raise ValueError(f"each may be there once, got {list(values)}")
+    return values
+
+
+Once = AfterValidator(_each_once)  # of a tuple: no entry twice
 
 
 class Config(BaseModel):
@@ -104,7 +113,12 @@ class PretrainConfig(Config):
 class TuneConfig(Config):
     """Safety fine-tuning: the same budget for every protocol."""
 
-    protocols: tuple[Literal["ssft", "dpo", "unlearning", "benign"], ...] = ("ssft", "dpo", "unlearning", "benign")
+    protocols: Annotated[tuple[Literal["ssft", "dpo", "unlearning", "benign"], ...], Once] = (
+        "ssft",
+        "dpo",
+        "unlearning",
+        "benign",
+    )
     steps: Positive = 400
     batch: int = Field(80, ge=5, description="prompts per step; a fifth of them is unsafe in ssft")
     eta_m: Rate = Field(2e-3, description="the larger learning rate (the paper's eta_M)")
@@ -118,26 +132,14 @@ class TuneConfig(Config):
     ascent_weight: float = Field(0.1, ge=0, description="unlearning: weight of the ascent on unsafe answers")
     ascent_floor: float = Field(-5.0, lt=0, description="unlearning: log-probability per token below which it ends")
 
-    @model_validator(mode="after")
-    def _once(self) -> Self:
-        if len({*self.protocols}) < len(self.protocols):
-            raise ValueError(f"protocols: each may be there once, got {list(self.protocols)}")
-        return self
-
 
 class EvaluateConfig(Config):
     """What is measured."""
 
     prompts: Positive = Field(1000, description="held-out prompts per kind without strength")
     prompts_per_point: Positive = Field(300, description="the same per strength of the others, and per checkpoint")
-    strengths: tuple[Share, ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
+    strengths: Annotated[tuple[Share, ...], Once] = Field((0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
     examples: Positive = Field(2, description="prompts per kind shown in the report")
-
-    @model_validator(mode="after")
-    def _once(self) -> Self:
-        if len({*self.strengths}) < len(self.strengths):
-            raise ValueError(f"strengths: each may be there once, got {list(self.strengths)}")
-        return self
 
 
 class ProbeConfig(Config):
@@ -165,39 +167,31 @@ class AttackConfig(Config):
 
     prompts: int = Field(80, ge=2, description="unsafe prompts per jailbreak kind, the same at every strength")
     searched: int = Field(25, ge=2, description="unsafe prompts per attack that searches: soft prompts, suffixes")
-    soft: tuple[Positive, ...] = Field(
+    soft: Annotated[tuple[Positive, ...], Once] = Field(
         (1, 2, 4, 8), min_length=1, description="embeddings of a soft prompt: its strengths"
     )
     soft_steps: Positive = Field(40, description="gradient steps at most")
     soft_bound: Rate = Field(1.0, description="largest norm of an embedding, in mean norms of the embedding table")
-    prefill: tuple[Positive, ...] = Field((1, 2, 3, 4), description="answer tokens given: strengths of prefilling")
-    suffix: tuple[Positive, ...] = Field((4,), description="tokens of an adversarial suffix: its strengths")
+    prefill: Annotated[tuple[Positive, ...], Once] = Field(
+        (1, 2, 3, 4), description="answer tokens given: strengths of prefilling"
+    )
+    suffix: Annotated[tuple[Positive, ...], Once] = Field(
+        (4,), description="tokens of an adversarial suffix: its strengths"
+    )
     suffix_steps: Positive = 10
     suffix_candidates: Positive = Field(16, description="suffixes scored exactly per step and prompt")
-
-    @model_validator(mode="after")
-    def _once(self) -> Self:
-        for name in ("soft", "prefill", "suffix"):
-            if len({*getattr(self, name)}) < len(getattr(self, name)):
-                raise ValueError(f"{name}: each may be there once, got {list(getattr(self, name))}")
-        return self
 
 
 class InterveneConfig(Config):
     """What is done to dW, to see what it causes."""
 
     prompts: int = Field(60, ge=2, description="prompts per kind; jailbreaks at their greatest strength")
-    alphas: tuple[float, ...] = Field(
+    alphas: Annotated[tuple[float, ...], Once] = Field(
         (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), min_length=1, description="W + alpha dW, every parameter"
     )
-    ranks: tuple[Positive, ...] = Field((1, 2, 4, 8, 16), description="singular values of dW that are kept")
-
-    @model_validator(mode="after")
-    def _once(self) -> Self:
-        for name in ("alphas", "ranks"):
-            if len({*getattr(self, name)}) < len(getattr(self, name)):
-                raise ValueError(f"{name}: each may be there once, got {list(getattr(self, name))}")
-        return self
+    ranks: Annotated[tuple[Positive, ...], Once] = Field(
+        (1, 2, 4, 8, 16), description="singular values of dW that are kept"
+    )
 
 
 class ComputeConfig(Config):

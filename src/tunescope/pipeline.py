@@ -25,10 +25,8 @@ from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environm
 from tunescope.models.compute import deterministic
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
-from tunescope.stages import Done, Stage, run_stage
-from tunescope.steps import Run, say
-
-LOOKS = ("behave", "probe", "attack", "intervene")  # groups of stages that a study can do without
+from tunescope.stages import LOOKS, Done, Stage, run_stage
+from tunescope.steps import Run, Tuned, say
 
 
 def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
@@ -53,15 +51,18 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
         )
         for tuned in this.tuned
     }
+    # Name, fine-tune (None: the base) and stage of every model; the base's own comes before them all.
+    models: list[tuple[str, Tuned | None, tuple[Stage, ...]]]
+    models = [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
     behave = [
         Stage(
             f"behave-{name}",
             {**common, **{key: value for key, value in settings["evaluate"].items() if key != "examples"}},
-            (made,),
+            made or (base,),
             (f"parts/behave-{name}.parquet",),
             partial(this.behave, name, tuned),
         )
-        for name, tuned, made in [("base", None, base), *((t.name, t, s) for t, s in tunes.items())]
+        for name, tuned, made in models
     ]
     probe = [
         Stage(
@@ -71,7 +72,7 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
             (f"parts/probe-{name}.parquet", f"parts/scores-{name}.parquet"),
             partial(this.probe, name, tuned),
         )
-        for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
+        for name, tuned, made in models
     ]
     attack = [
         Stage(
@@ -86,7 +87,7 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
             (f"parts/attack-{name}.parquet", f"parts/scores-attack-{name}.parquet"),
             partial(this.attack, name, tuned),
         )
-        for name, tuned, made in [("base", None, ()), *((t.name, t, (s,)) for t, s in tunes.items())]
+        for name, tuned, made in models
     ]
     intervene = [
         Stage(

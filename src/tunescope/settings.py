@@ -48,7 +48,8 @@ def _messages(error: ValidationError) -> list[str]:
     for fault in error.errors():
         key = ".".join(map(str, fault["loc"]))
         reason = fault["msg"].removeprefix("Value error, ")
-        value = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+        said = fault["type"] == "value_error"  # our own messages name the value themselves
+        value = "" if said or isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
         lines.append(f"{key}: {reason}{value}")
     return lines
 

@@ -11,6 +11,7 @@ from typing import Any
 from tunescope.errors import InputError
 from tunescope.files import write_text
 
+LOOKS = ("behave", "probe", "attack", "intervene")  # groups of stages that a study can do without
 STAGES = "stages"  # folder of the markers
 
 

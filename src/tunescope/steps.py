@@ -142,12 +142,8 @@ class Run:
 
     def attack(self, name: str, tuned: Tuned | None, _: Path) -> None:
         """Every attack on a finished model."""
-        config, probe, base, model = (
-            self.study.attack,
-            self.study.probe,
-            self.load("models/base"),
-            self.load(f"models/{name}"),
-        )
+        config, probe = self.study.attack, self.study.probe
+        base, model = self.load("models/base"), self.load(f"models/{name}")
         model.requires_grad_(False)
         tools = fit_instruments(model, base if tuned else None, self.sample(), probe)
         found = Findings(self.subject(name, tuned, self._final_step(name, tuned)))
@@ -165,8 +161,7 @@ class Run:
         searches = searched(model, plain[Kind.UNSAFE], plain[Kind.SAFE], seen, config, symbols, stream)
         attacks = [*ladders, *(prefilled(plain[Kind.UNSAFE], m) for m in config.prefill), *searches]
         measure_attacks(found, model, base, attacks, tools, probe.rows)
-        write_records(found.records, self.folder / f"parts/attack-{name}.parquet")
-        write_scores(found.scores, self.folder / f"parts/scores-attack-{name}.parquet")
+        self._write(f"attack-{name}", found)
 
     def intervene(self, tuned: Tuned, _: Path) -> None:
         """Changes of dW, and what the models then do."""
@@ -185,8 +180,11 @@ class Run:
         changed = interventions(base, model, others, config, Stream.named(self.study.seed, "interventions"))
         found = Findings(self.subject(tuned.name, tuned, self.study.tune.steps))
         measure_interventions(found, model, list(changed), prompts, self.study.probe.rows)
-        write_records(found.records, self.folder / f"parts/intervene-{tuned.name}.parquet")
-        write_scores(found.scores, self.folder / f"parts/scores-intervene-{tuned.name}.parquet")
+        self._write(f"intervene-{tuned.name}", found)
+
+    def _write(self, part: str, found: Findings) -> None:
+        write_records(found.records, self.folder / f"parts/{part}.parquet")
+        write_scores(found.scores, self.folder / f"parts/scores-{part}.parquet")
 
     def _attacked(self, kind: Kind, strength: float, n: int, use: str) -> Attacked:
         """Prompts of a kind; those of one use are the same at every strength, but for what the strength changes."""

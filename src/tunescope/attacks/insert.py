@@ -17,9 +17,7 @@ def inserted(prompts: Inputs, extra: Float[Tensor, "n k width"] | Int[Tensor, "n
     Args:
         extra: embeddings, or token ids.
     """
-    plain = prompts.embedded(model)
-    if not extra.is_floating_point():
-        extra = model.get_input_embeddings()(extra).detach()
+    plain, extra = prompts.embedded(model), Inputs(extra).embedded(model).sequence
     n, t, _ = plain.sequence.shape
     sequence = torch.cat([plain.sequence[:, :-1], extra, plain.sequence[:, -1:]], dim=1)
     place = torch.arange(t, device=extra.device).expand(n, t) if plain.positions is None else plain.positions

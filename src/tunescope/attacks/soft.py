@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from tunescope.attacks.insert import inserted
 from tunescope.errors import InputError
 from tunescope.models.inputs import Inputs
-from tunescope.models.logps import answer_logits, gathered_logps
+from tunescope.models.logps import answer_logits, answer_logps, gathered_logps
+from tunescope.protocols.losses import nll
 from tunescope.rng import Stream
 
 RATE = 0.3  # length of a step of each embedding, in mean norms of the embedding table
@@ -50,6 +51,7 @@ def soft_prompts(
         InputError: k or steps below 1, or a bound that is not above 0.
     """
     extra, unit = _start(model, len(prompts), k, steps, bound, stream)
+    prompts = prompts.embedded(model)  # once, and not at every step
     took = torch.full((len(prompts),), -1, device=extra.device)
     for step in range(steps + 1):
         open_ = (took < 0).nonzero().squeeze(1)
@@ -59,8 +61,7 @@ def soft_prompts(
         logits = answer_logits(model, inserted(prompts[open_], tried, model), answer[open_])
         took[open_[(logits.argmax(-1) == answer[open_]).all(dim=1)]] = step
         if step < steps:
-            loss = -gathered_logps(logits, answer[open_]).mean(dim=1).sum()
-            (gradient,) = torch.autograd.grad(loss, tried)
+            (gradient,) = torch.autograd.grad(nll(gathered_logps(logits, answer[open_])).sum(), tried)
             moved = _moved(tried.detach(), gradient, unit, bound)
             extra[open_] = torch.where((took[open_] < 0)[:, None, None], moved, tried.detach())
     return SoftPrompts(extra, took)
@@ -77,10 +78,11 @@ def universal_soft_prompt(
 ) -> Float[Tensor, "1 k width"]:
     """The same k embeddings for all prompts, which lower the mean over them; see `soft_prompts`."""
     extra, unit = _start(model, 1, k, steps, bound, stream)
+    prompts = prompts.embedded(model)
     for _ in range(steps):
         tried = extra.requires_grad_()
-        logits = answer_logits(model, inserted(prompts, tried.expand(len(prompts), -1, -1), model), answer)
-        (gradient,) = torch.autograd.grad(-gathered_logps(logits, answer).mean(), tried)
+        logps = answer_logps(model, inserted(prompts, tried.expand(len(prompts), -1, -1), model), answer)
+        (gradient,) = torch.autograd.grad(nll(logps).mean(), tried)
         extra = _moved(tried.detach(), gradient, unit, bound)
     return extra
 

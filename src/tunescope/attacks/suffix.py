@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from tunescope.attacks.insert import inserted
 from tunescope.errors import InputError
 from tunescope.models.inputs import Inputs
-from tunescope.models.logps import answer_logits, gathered_logps
+from tunescope.models.logps import answer_logps
+from tunescope.protocols.losses import nll
 from tunescope.rng import Stream
 
 TOP = 8  # substitutes per place that the gradient proposes
@@ -56,12 +57,13 @@ def suffixes(
         )
     n, table = len(prompts), model.get_input_embeddings().weight.detach()
     tokens = stream("start").choose(allowed, (n, k))
-    best = _nll(model, prompts, tokens, answer)
+    prompts = prompts.embedded(model)  # once, and not at every step
+    best = _scored(model, prompts, tokens, answer)
     rows = torch.arange(n, device=tokens.device)
     for step in range(steps):
         embedded = table[tokens].requires_grad_()
-        loss = -gathered_logps(answer_logits(model, inserted(prompts, embedded, model), answer), answer)
-        (gradient,) = torch.autograd.grad(loss.mean(dim=1).sum(), embedded)
+        loss = nll(answer_logps(model, inserted(prompts, embedded, model), answer)).sum()
+        (gradient,) = torch.autograd.grad(loss, embedded)
         proposed = (gradient @ table[allowed].T).topk(min(TOP, len(allowed)), dim=2, largest=False).indices
         draw = stream("step", step)
         where = draw("place").integers(k, (n, candidates), tokens.device)
@@ -69,8 +71,8 @@ def suffixes(
         tried = tokens[:, None].repeat(1, candidates, 1)
         tried.scatter_(2, where[..., None], allowed[proposed[rows[:, None], where, which]][..., None])
         repeated = rows.repeat_interleave(candidates)
-        nll = _nll(model, prompts[repeated], tried.flatten(0, 1), answer[repeated]).view(n, candidates)
-        lowest, at = nll.min(dim=1)
+        tried_nll = _scored(model, prompts[repeated], tried.flatten(0, 1), answer[repeated]).view(n, candidates)
+        lowest, at = tried_nll.min(dim=1)
         better = lowest < best
         tokens = torch.where(better[:, None], tried[rows, at], tokens)
         best = torch.where(better, lowest, best)
@@ -78,10 +80,8 @@ def suffixes(
 
 
 @torch.no_grad()
-def _nll(
+def _scored(
     model: PreTrainedModel, prompts: Inputs, tokens: Int[Tensor, "n k"], answer: Int[Tensor, "n a"], rows: int = 512
 ) -> Float[Tensor, " n"]:
     parts = zip(prompts.split(rows), tokens.split(rows), answer.split(rows), strict=True)
-    return torch.cat(
-        [-gathered_logps(answer_logits(model, inserted(p, t, model), a), a).mean(dim=1) for p, t, a in parts]
-    )
+    return torch.cat([nll(answer_logps(model, inserted(p, t, model), a)) for p, t, a in parts])

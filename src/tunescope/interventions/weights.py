@@ -6,8 +6,9 @@ and rounded once, and a change of nothing, or of all, gives the base or the tune
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -30,12 +31,16 @@ def scaled(base: PreTrainedModel, tuned: PreTrainedModel, alpha: float) -> PreTr
     Raises:
         InputError: alpha is not finite, or the models do not match.
     """
-    _require(base, tuned, alpha)
+    _require_finite(alpha)
+    _require_match(base, tuned)
     model = deepcopy(tuned)
+    if alpha == 1:
+        return model
     before = dict(base.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_between(before[name], parameter, alpha))
+            w = before[name].double()
+            parameter.copy_(w + alpha * (parameter.double() - w))
     return model
 
 
@@ -51,20 +56,17 @@ def scaled_in(
     Raises:
         InputError: as `scaled`, or a matrix or layer that the model does not have.
     """
-    _require(base, tuned, alpha)
-    model = deepcopy(tuned)
-    known = [name for name in names if name in weight_names(base)]
+    _require_finite(alpha)
+    known = tuple(name for name in names if name in weight_names(base))
     chosen = range(layer_count(base)) if layers is None else list(layers)
     if not known or not all(0 <= layer < layer_count(base) for layer in chosen):
         raise InputError(
             f"matrices {list(names)}, layers {list(chosen)}: this model has {', '.join(weight_names(base))} "
             f"in layers 0 .. {layer_count(base) - 1}"
         )
-    for layer in chosen:
-        for name in known:
-            target = weight(model, layer, name)
-            target.copy_(_between(weight(base, layer, name), target, alpha))
-    return model
+    return _with_delta(
+        base, tuned, lambda delta, *_: alpha * delta, names=known, layers=chosen, whole=lambda _: alpha == 1
+    )
 
 
 def truncated(base: PreTrainedModel, tuned: PreTrainedModel, rank: int) -> PreTrainedModel:
@@ -107,21 +109,14 @@ def transferred(base: PreTrainedModel, tuned: PreTrainedModel, other: PreTrained
     Raises:
         InputError: models that do not match.
     """
-    _require(base, tuned, 0.0)
-    _require(base, other, 0.0)
+    _require_match(base, tuned)
+    _require_match(base, other)
     model = deepcopy(tuned)
     before, more = dict(base.named_parameters()), dict(other.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(parameter.double() + (more[name].double() - before[name].double()))
     return model
-
-
-def _between(before: Tensor, after: Tensor, alpha: float) -> Tensor:
-    """before + alpha (after - before), exact at both ends."""
-    if alpha == 1:
-        return after
-    return before.double() + alpha * (after.double() - before.double())
 
 
 def _on_columns(delta: Matrix, w: Matrix) -> Matrix:
@@ -135,19 +130,22 @@ def _with_delta(
     change: Callable[[Matrix, Matrix, Stream], Matrix],
     stream: Stream | None = None,
     *,
-    names: tuple[str, ...] | None = None,
+    names: Sequence[str] | None = None,
+    layers: Iterable[int] | None = None,
     rest: PreTrainedModel | None = None,
     whole: Callable[[Matrix], bool] = lambda _: False,
 ) -> PreTrainedModel:
     """A model whose matrices are W + change(dW, W, a stream of their own).
 
     Args:
+        names, layers: which matrices; all, if None.
         rest: gives all other parameters; the tuned model, if None.
         whole: where the change changes nothing, so that the tuned matrix can stay as it is to the bit.
     """
-    _require(base, tuned, 0.0)
+    _require_match(base, tuned)
     model = deepcopy(rest or tuned)
-    for layer, name in _matrices(base, names):
+    chosen = range(layer_count(base)) if layers is None else layers
+    for layer, name in product(chosen, names or weight_names(base)):
         before, after = weight(base, layer, name), weight(tuned, layer, name)
         delta = after.double() - before.double()
         if whole(delta):
@@ -157,14 +155,14 @@ def _with_delta(
     return model
 
 
-def _matrices(model: PreTrainedModel, names: tuple[str, ...] | None) -> Iterator[tuple[int, str]]:
-    return ((layer, name) for layer in range(layer_count(model)) for name in names or weight_names(model))
-
-
-def _require(base: PreTrainedModel, tuned: PreTrainedModel, alpha: float) -> None:
-    """Raises InputError, see the callers."""
+def _require_finite(alpha: float) -> None:
+    """Raises InputError."""
     if not math.isfinite(alpha):
         raise InputError(f"alpha: {alpha} must be a finite number")
+
+
+def _require_match(base: PreTrainedModel, tuned: PreTrainedModel) -> None:
+    """Raises InputError."""
     shapes = [{name: list(p.shape) for name, p in model.named_parameters()} for model in (base, tuned)]
     if shapes[0] != shapes[1]:
         name = next(n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n))

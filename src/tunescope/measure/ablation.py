@@ -1,10 +1,9 @@
 """Is refusal mediated by one direction? Takes out the difference of means and counts what is still refused."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -13,7 +12,6 @@ from tunescope.measure.activations import Classes
 from tunescope.measure.findings import UNSAFE, Findings, Sample
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site, layer_count
-from tunescope.probes.behaviour import wilson
 from tunescope.probes.controls import haar
 from tunescope.probes.directions import difference_of_means
 from tunescope.rng import Stream
@@ -48,13 +46,8 @@ def measure_ablation(
     width, device = len(means[chosen]), means[chosen].device
     random = [haar(width, 1, stream("random direction", i), device)[:, 0] for i in range(RANDOM)]
     before = refused(model, prompts).double()
-    _record(found, "refusal_intact", before, "", None)
+    found.rate("refusal_intact", before, kind=UNSAFE)
     for name, control, tried in (("direction", "", [means[chosen]]), ("random", "haar", random)):
         after = torch.stack([ablated(direction, prompts) for direction in tried]).double()
-        _record(found, "refusal_without_direction", after.flatten(), control, chosen)
+        found.rate("refusal_without_direction", after, kind=UNSAFE, control=control, layer=chosen)
         found.score(f"refusal_lost_without_{name}", before - after.mean(0), kind=UNSAFE, layer=chosen)
-
-
-def _record(found: Findings, metric: str, refused: Float[Tensor, " n"], control: str, layer: int | None) -> None:
-    rate = wilson(int(refused.sum()), len(refused))
-    found.value(metric, kind=UNSAFE, control=control, layer=layer, **asdict(rate))

@@ -81,10 +81,10 @@ def measure_activations(
             found.separation(key.metric, safe, unsafe, **where)
             found.ratio(key.metric, safe, unsafe, **where)
     tau = {kind: scores[Key("tau", "", last)] for kind, scores in scored.items()}
-    spread = ((tau[SAFE].var() + tau[UNSAFE].var()) / 2).sqrt()
+    spread = clusters.within_class_sd(tau[SAFE], tau[UNSAFE])
     for kind, values in tau.items():
         # In units of the spread within a class, so that a model with larger activations does not seem to separate more.
-        found.score("scaled_tau", values / spread if spread > 0 else torch.zeros_like(values), kind=kind, layer=last)
+        found.score("scaled_tau", clusters.in_units_of(values, spread), kind=kind, layer=last)
 
 
 def measure_classes(

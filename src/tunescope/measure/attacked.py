@@ -1,7 +1,7 @@
 """What attacked prompts do to a model, and what they look like inside it (Jain et al. 2024, observation 5)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,20 +12,20 @@ from transformers import PreTrainedModel
 
 from tunescope.attacks.attacks import Attacked
 from tunescope.config import ProbeConfig
+from tunescope.evidence import predictors
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, PerPrompt, Sample, logarithm
 from tunescope.measure.inside import gradient_norms
 from tunescope.measure.weights import CHANGED, delta_of
 from tunescope.models.logps import answer_logits, follows, gathered_logps
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes import clusters, projections
-from tunescope.probes.behaviour import wilson
 from tunescope.probes.collect import last_activations, moments
 from tunescope.probes.directions import difference_of_means
 from tunescope.probes.subspaces import Svd
 
 WITHIN = (0, 5, 20)  # gradient steps after which the success of a soft prompt is noted
 # What is read off every attacked prompt; all but the last are mechanistic.
-SCORES = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction", "refusal_margin")
+SCORES = (*predictors.SCORES, predictors.BASELINE)
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Instruments:
     Attributes:
         safe, unsafe: class means of mlp_post. spread: standard deviation of tau within a class.
         direction: unit vector from the safe to the unsafe mean of resid_post.
-        delta: change of W_in; None for the base model.
+        change: of W_in, as a matrix and decomposed; None for the base model.
     """
 
     layer: int
     safe: Float[Tensor, " hidden"]
     unsafe: Float[Tensor, " hidden"]
-    spread: float
+    spread: Float[Tensor, ""]
     direction: Float[Tensor, " width"]
-    delta: Svd | None
+    change: tuple[Float[Tensor, "hidden width"], Svd] | None
 
 
 def fit_instruments(
@@ -53,13 +53,14 @@ def fit_instruments(
     post, stream = Site(last, "mlp_post"), Site(last, "resid_post")
     means = {kind: moments(model, sample.fit[kind], [post, stream], config.rows) for kind in (SAFE, UNSAFE)}
     safe, unsafe = (means[kind][post].mean for kind in (SAFE, UNSAFE))
-    variances = []
+    tau = {}
     for kind in (SAFE, UNSAFE):
         parts = last_activations(model, sample.score[kind], [post], config.rows)
-        variances.append(torch.cat([clusters.tau(part[post], safe, unsafe) for part in parts]).var())
+        tau[kind] = torch.cat([clusters.tau(part[post], safe, unsafe) for part in parts])
     direction = difference_of_means(*(means[kind][stream].mean for kind in (SAFE, UNSAFE)))
-    delta = Svd.of(delta_of(base, model, last, CHANGED)) if base else None
-    return Instruments(last, safe, unsafe, torch.stack(variances).mean().sqrt().item(), direction, delta)
+    matrix = delta_of(base, model, last, CHANGED) if base else None
+    change = None if matrix is None else (matrix, Svd.of(matrix))
+    return Instruments(last, safe, unsafe, clusters.within_class_sd(tau[SAFE], tau[UNSAFE]), direction, change)
 
 
 def measure_attacks(
@@ -85,12 +86,12 @@ def measure_attacks(
             "attack_intact": follows(base, attack.inputs(base), attack.answer, rows),
         }
         for metric, hits in outcomes.items():
-            found.value(metric, **asdict(wilson(int(hits.sum()), len(hits))), **where)
+            found.rate(metric, hits, **where)
             found.score(metric, hits.double(), **where)
         if attack.steps is not None:
             for within in WITHIN:
                 hits = (attack.steps >= 0) & (attack.steps <= within)
-                found.value(f"attack_success_within_{within}", **asdict(wilson(int(hits.sum()), len(hits))), **where)
+                found.rate(f"attack_success_within_{within}", hits, **where)
         if attack.comparable:
             scores = attack_scores(model, attack, tools, rows)
             ladders.setdefault(attack.kind, []).append((attack.strength, scores))
@@ -113,10 +114,11 @@ def attack_scores(model: PreTrainedModel, attack: Attacked, tools: Instruments, 
     for batch in last_activations(model, inputs, sites, rows):
         a, post, stream = (batch[site] for site in sites)
         tau = clusters.tau(post, tools.safe, tools.unsafe)
-        new = {"scaled_tau": tau / tools.spread if tools.spread > 0 else torch.zeros_like(tau)}
-        if tools.delta:
-            new["log_gain"] = logarithm(projections.gain((tools.delta.u * tools.delta.s) @ tools.delta.v.mT, a))
-            new["log_row_projection"] = logarithm(projections.row_projection(tools.delta, a))
+        new = {"scaled_tau": clusters.in_units_of(tau, tools.spread)}
+        if tools.change:
+            matrix, delta = tools.change
+            new["log_gain"] = logarithm(projections.gain(matrix, a))
+            new["log_row_projection"] = logarithm(projections.row_projection(delta, a))
         new["along_direction"] = stream.to(tools.direction) @ tools.direction
         for metric, values in new.items():
             parts.setdefault(metric, []).append(values)

@@ -1,16 +1,17 @@
 """What was measured of one model, gathered as records and scores."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tunescope.evidence.records import Record, Scores, Subject
 from tunescope.models.inputs import Inputs
 from tunescope.probes import clusters
+from tunescope.probes.behaviour import wilson
 
 SAFE, UNSAFE = "safe", "unsafe"
 NORMAL_95 = 1.96  # half width of a 95 % interval, in standard errors
@@ -47,6 +48,10 @@ class Findings:
         half = NORMAL_95 * deviation / n**0.5
         self.value(metric, mean, low=mean - half, high=mean + half, n=n, **where)
         self.value(f"{metric}_sd", deviation, n=n, **where)
+
+    def rate(self, metric: str, hits: Bool[Tensor, " *n"] | Float[Tensor, " *n"], **where: Any) -> None:
+        """A share of prompts with its 95 % interval (Wilson)."""
+        self.value(metric, **asdict(wilson(int(hits.sum()), hits.numel())), **where)
 
     def separation(self, metric: str, low: PerPrompt, high: PerPrompt, **where: Any) -> None:
         """`<metric>_auc`: how often a prompt of the second class scores higher, with its 95 % interval (DeLong)."""

@@ -1,9 +1,8 @@
 """What models do when dW is scaled, cut, projected, rotated or joined by another: is dW the cause of refusal?"""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -16,7 +15,6 @@ from tunescope.measure.findings import Findings, PerPrompt
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import follows
 from tunescope.models.sites import layer_count
-from tunescope.probes.behaviour import wilson
 from tunescope.rng import Stream
 
 HALF, BEYOND = 0.5, 1.5  # values of alpha that claims speak of
@@ -89,9 +87,8 @@ def measure_interventions(
     for intervention in bar:
         for kind, outcomes in _outcomes(intervention.make(), prompts, rows).items():
             for outcome, hits in outcomes.items():
-                rate: dict[str, Any] = asdict(wilson(int(hits.sum()), len(hits)))
-                where: dict[str, Any] = {"kind": kind, "strength": intervention.dial, "site": intervention.scope}
-                found.value(f"{outcome}_{intervention.name}", **rate, **where)
+                where = {"kind": kind, "strength": intervention.dial, "site": intervention.scope}
+                found.rate(f"{outcome}_{intervention.name}", hits, **where)
             _scores(found, intervention, kind, intact[kind], outcomes)
 
 

@@ -36,6 +36,11 @@ def answer_logits(
         return model(**both, use_cache=False, logits_to_keep=length).logits
 
 
+def answer_logps(model: PreTrainedModel, prompts: Inputs, answer: Int[Tensor, "n a"]) -> Float[Tensor, "n a"]:
+    """Log-probability of each token of an answer, in nats."""
+    return gathered_logps(answer_logits(model, prompts, answer), answer)
+
+
 @torch.no_grad()
 def follows(
     model: PreTrainedModel,

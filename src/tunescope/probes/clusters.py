@@ -48,6 +48,16 @@ def tau(
     return (a - unsafe_mean).norm(dim=1) - (a - safe_mean).norm(dim=1)
 
 
+def within_class_sd(safe: Float[Tensor, " n"], unsafe: Float[Tensor, " m"]) -> Float[Tensor, ""]:
+    """Standard deviation within a class: the root of the mean of both variances."""
+    return ((safe.var() + unsafe.var()) / 2).sqrt()
+
+
+def in_units_of(values: Float[Tensor, " n"], deviation: Float[Tensor, ""]) -> Float[Tensor, " n"]:
+    """Values in units of a standard deviation; 0 where there is none."""
+    return values / deviation if deviation > 0 else torch.zeros_like(values)
+
+
 def auc(low: Float[Tensor, " n"], high: Float[Tensor, " m"]) -> tuple[float, float]:
     """Probability that a draw of `high` exceeds one of `low`, ties counting half, and its standard error.
 

@@ -5,9 +5,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tunescope.report.draw import curves, model_legend, new_figure
-from tunescope.report.select import inside_rows
-from tunescope.report.style import BASE, BENIGN, KINDS, NEUTRAL, models_of
+from tunescope.report.draw import curves, model_legend, new_figure, points
+from tunescope.report.select import inside_rows, strongest_rows
+from tunescope.report.style import BASE, BENIGN, KINDS, NEUTRAL, models_of, rates_of
 
 SEARCHED = {
     "prefill": "prefilled answer",
@@ -50,7 +50,8 @@ def features(records: pd.DataFrame) -> Figure:
     rows = ladder_rows(records)
     kinds = list(dict.fromkeys(kind for kind in (*ATTACKS, *KINDS) if (rows["kind"] == kind).any()))
     metrics = [metric for metric in FEATURES if (rows["metric"] == metric).any()]
-    models = [m for m in models_of(rows) if m.rate in ("", _first_rate(rows))]
+    models = models_of(rows)
+    models = [m for m in models if m.rate in ("", rates_of(models)[0])]
     figure = new_figure(0.8 + 1.15 * len(metrics))
     panels = figure.subplots(len(metrics), len(kinds), sharex="col", sharey="row", squeeze=False)
     for line, metric in zip(panels, metrics, strict=True):
@@ -70,18 +71,14 @@ def selection(records: pd.DataFrame) -> Figure:
     """tau of attacked prompts that got through beside those that did not, per attack and model."""
     rows = split_rows(records)
     kinds = [kind for kind in ATTACKS if (rows["kind"] == kind).any()]
-    rate = _first_rate(rows)
-    models = [m for m in models_of(rows) if m.rate == rate]
+    models = models_of(rows)
+    models = [m for m in models if m.rate == rates_of(models)[0]]
     figure = new_figure(2.8)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for panel, model in zip(panels, models, strict=True):
         for number, (outcome, (colour, marker)) in enumerate(SPLIT.items()):
-            of = rows[(rows["model"] == model.name) & rows["metric"].str.endswith(outcome)].set_index("kind")
-            found = [(place, of.loc[kind]) for place, kind in enumerate(kinds) if kind in of.index]
-            at = np.array([place for place, _ in found]) + 0.2 * (number - 0.5)
-            value, low, high = (np.array([row[name] for _, row in found], float) for name in ("value", "low", "high"))
-            errors = np.nan_to_num([value - low, high - value]).clip(min=0)
-            panel.errorbar(at, value, errors, color=colour, marker=marker, ls="", lw=1, ms=4)
+            of = rows[(rows["model"] == model.name) & rows["metric"].str.endswith(outcome)]
+            points(panel, of.set_index("kind"), kinds, 0.2 * (number - 0.5), color=colour, marker=marker)
         panel.axhline(0, color=NEUTRAL, lw=0.5)
         panel.set(title=model.label, xlabel="attack", xlim=(-0.5, len(kinds) - 0.5))
         panel.set_xticks(range(len(kinds)), [ATTACKS[kind].removeprefix("jailbreak:\n") for kind in kinds], rotation=60)
@@ -95,8 +92,7 @@ def selection(records: pd.DataFrame) -> Figure:
 def strongest(records: pd.DataFrame) -> pd.DataFrame:
     """Attack success at the greatest strength of every attack."""
     rows = inside_rows(records, "attack_success")
-    rows = rows[rows["kind"].isin(ATTACKS)]
-    return rows[rows["strength"] == rows.groupby("kind")["strength"].transform("max")]
+    return strongest_rows(rows[rows["kind"].isin(ATTACKS)])
 
 
 def ladder_rows(records: pd.DataFrame) -> pd.DataFrame:
@@ -109,9 +105,4 @@ def ladder_rows(records: pd.DataFrame) -> pd.DataFrame:
 def split_rows(records: pd.DataFrame) -> pd.DataFrame:
     """tau of successes and failures, at each attack's greatest strength."""
     rows = inside_rows(records, *(f"attacked_scaled_tau_on_{outcome}" for outcome in SPLIT))
-    rows = rows[rows["kind"].isin(ATTACKS) & ~rows["protocol"].isin([BASE, BENIGN])]
-    return rows[rows["strength"] == rows.groupby("kind")["strength"].transform("max")]
-
-
-def _first_rate(rows: pd.DataFrame) -> str:
-    return next((m.rate for m in models_of(rows) if m.rate), "")
+    return strongest_rows(rows[rows["kind"].isin(ATTACKS) & ~rows["protocol"].isin([BASE, BENIGN])])

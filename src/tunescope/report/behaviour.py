@@ -20,6 +20,7 @@ from tunescope.report.style import (
     models_of,
     protocol_label,
     rate_label,
+    rates_of,
     tint,
 )
 
@@ -61,7 +62,7 @@ def strength_curves(records: pd.DataFrame) -> Figure:
     """Compliance against strength: one column per kind, one row per learning rate, the base model in each."""
     rows = strength_rows(records)
     kinds, models = kinds_of(rows), models_of(rows)
-    rates = list(dict.fromkeys(model.rate for model in models if model.rate)) or [""]
+    rates = rates_of(models)
     figure = new_figure(0.9 + 1.4 * len(rates))
     panels = figure.subplots(len(rates), len(kinds), sharex=True, sharey=True, squeeze=False)
     for line, rate in zip(panels, rates, strict=True):

@@ -68,6 +68,15 @@ def curves(panel: Axes, rows: pd.DataFrame, x: str, models: Sequence[Model], sca
         panel.plot(at, scale * value, label=model.label, clip_on=False, **look)
 
 
+def points(panel: Axes, rows: pd.DataFrame, places: Sequence[str], shift: float, **look: Any) -> None:
+    """One point with its interval per place, `shift` beside it; none where the index of the rows has no such name."""
+    found = [(at, rows.loc[name]) for at, name in enumerate(places) if name in rows.index]
+    at = np.array([place for place, _ in found]) + shift
+    value, low, high = (np.array([row[name] for _, row in found], float) for name in ("value", "low", "high"))
+    errors = np.nan_to_num([value - low, high - value]).clip(min=0)
+    panel.errorbar(at, value, errors, ls="", lw=1, ms=4, **look)
+
+
 def percent_axis(panel: Axes) -> None:
     """A vertical axis of all rates there can be, in per cent, with room for markers at both ends."""
     panel.set(ylim=(-3, 103), yticks=(0, 25, 50, 75, 100))

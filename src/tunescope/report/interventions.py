@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from tunescope.report.attacks import ATTACKS
 from tunescope.report.draw import curves, model_legend, new_figure, percent_axis
 from tunescope.report.select import inside_rows
-from tunescope.report.style import BENIGN, NEUTRAL, looks_of, models_of, rate_label
+from tunescope.report.style import BENIGN, NEUTRAL, looks_of, models_of, rate_label, rates_of
 
 EVERYWHERE = "all"
 ALPHA = {"safe": "compliance", "unsafe": "refusal"} | dict.fromkeys(
@@ -26,7 +26,7 @@ def alpha_curves(records: pd.DataFrame) -> Figure:
     """W + alpha dW: safe prompts answered, unsafe ones refused, jailbreaks that get through; one row per rate."""
     rows = alpha_rows(records)
     models = models_of(rows)
-    rates = list(dict.fromkeys(m.rate for m in models)) or [""]
+    rates = rates_of(models)
     shown = [(kind, outcome) for kind, outcome in ALPHA.items() if (rows["kind"] == kind).any()]
     figure = new_figure(0.9 + 1.35 * len(rates))
     panels = figure.subplots(len(rates), len(shown), sharex=True, sharey=True, squeeze=False)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tunescope.report.draw import curves, model_legend, new_figure
+from tunescope.report.draw import curves, model_legend, new_figure, points
 from tunescope.report.select import final_rows, inside_rows
 from tunescope.report.style import (
     BASE,
@@ -22,6 +22,7 @@ from tunescope.report.style import (
     models_of,
     protocol_label,
     rate_label,
+    rates_of,
 )
 
 CHANCE: dict[str, Any] = {"color": NEUTRAL, "ls": ":", "lw": 1.0}  # how what chance would give is drawn
@@ -37,7 +38,7 @@ def clusters(records: pd.DataFrame) -> Figure:
     """tau by layer, mean and standard deviation of safe and unsafe prompts; the benign control behind it."""
     rows = final_rows(inside_rows(records, "tau", "tau_sd"))
     models = models_of(rows)
-    tested, rates = _tested(models)
+    tested, rates = _tested(models), rates_of(models)
     figure = new_figure(0.75 + 1.45 * len(rates))
     panels = figure.subplots(len(rates), len(tested), sharex=True, squeeze=False)
     for line, rate in zip(panels, rates, strict=True):
@@ -115,7 +116,7 @@ def specialisation(records: pd.DataFrame) -> Figure:
     }
     rows = final_rows(inside_rows(records, *panels_of))
     models = models_of(rows)
-    rates = _tested(models)[1]
+    rates = rates_of(models)
     figure = new_figure(0.8 + 1.6 * len(rates))
     panels = figure.subplots(len(rates), len(panels_of), sharex=True, sharey=True, squeeze=False)
     for line, rate in zip(panels, rates, strict=True):
@@ -188,15 +189,14 @@ def course_of_mechanism(records: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([last, null, ratio]).astype({"low": float, "high": float})
 
 
-def _tested(models: Sequence[Model]) -> tuple[list[str], list[str]]:
-    """Safety protocols, and learning rates, in order."""
-    protocols = dict.fromkeys(m.protocol for m in models if m.protocol not in (BASE, BENIGN))
-    return list(protocols) or [BENIGN], list(dict.fromkeys(m.rate for m in models if m.rate)) or [""]
+def _tested(models: Sequence[Model]) -> list[str]:
+    """Safety protocols, in order; the control alone if there is none."""
+    return list(dict.fromkeys(m.protocol for m in models if m.protocol not in (BASE, BENIGN))) or [BENIGN]
 
 
 def _panel_per_rate(models: Sequence[Model], ylabel: str, xlabel: str = "layer") -> tuple[Figure, dict[str, Axes]]:
     """A figure with a panel for each learning rate, against whole numbers."""
-    rates = _tested(models)[1]
+    rates = rates_of(models)
     figure = new_figure(2.7)
     panels = dict(zip(rates, figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], strict=True))
     for rate, panel in panels.items():
@@ -223,13 +223,9 @@ def _points_by_model(
     figure = new_figure(2.6)
     panel = figure.subplots()
     for number, (kind, (colour, marker)) in enumerate(looks.items()):
-        mine = rows[rows["kind"] == kind].set_index("model")
-        found = [(place, mine.loc[m.name]) for place, m in enumerate(models) if m.name in mine.index]
-        at = np.array([place for place, _ in found]) + 0.16 * (number - (len(looks) - 1) / 2)
-        value, low, high = (np.array([row[name] for _, row in found], float) for name in ("value", "low", "high"))
-        errors = np.nan_to_num([value - low, high - value]).clip(min=0)
-        label = (names or {}).get(kind, f"{kind} prompts")
-        panel.errorbar(at, value, errors, color=colour, marker=marker, ls="", lw=1, ms=4, label=label)
+        mine, label = rows[rows["kind"] == kind].set_index("model"), (names or {}).get(kind, f"{kind} prompts")
+        shift = 0.16 * (number - (len(looks) - 1) / 2)
+        points(panel, mine, [m.name for m in models], shift, color=colour, marker=marker, label=label)
     panel.set(xlabel="model", ylabel=ylabel, xlim=(-0.6, len(models) - 0.4))
     panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
     panel.set_xticks(range(len(models)), [m.label.replace(" ", "\n") for m in models])

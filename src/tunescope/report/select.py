@@ -17,7 +17,11 @@ def behaviour_rows(records: pd.DataFrame) -> pd.DataFrame:
 
 def headline_rows(records: pd.DataFrame) -> pd.DataFrame:
     """`behaviour_rows`, of each kind only the greatest strength (and all of a kind that has none)."""
-    rows = behaviour_rows(records)
+    return strongest_rows(behaviour_rows(records))
+
+
+def strongest_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each kind the rows at its greatest strength, and all of a kind that has none."""
     strength = rows["strength"].astype(float).fillna(0)
     return rows[strength == strength.groupby(rows["kind"]).transform("max")]
 

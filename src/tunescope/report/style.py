@@ -102,6 +102,11 @@ def models_of(records: pd.DataFrame) -> list[Model]:
     return sorted(models, key=lambda model: (protocols.index(model.protocol), rates.index(model.rate)))
 
 
+def rates_of(models: Iterable[Model]) -> list[str]:
+    """The learning rates of fine-tuned models, in order; one without a name if none has one."""
+    return list(dict.fromkeys(model.rate for model in models if model.rate)) or [""]
+
+
 def kinds_of(records: pd.DataFrame) -> list[Kind]:
     """The kinds in `records`, known ones first; an unknown one wants compliance if its name begins with `safe`."""
     found = [str(kind) for kind in records["kind"].unique() if kind]
