@@ -24,7 +24,9 @@ def table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def interval(value: float, low: float | None, high: float | None, form: str = "{:.2f}") -> str:
+def interval(value: float | None, low: float | None, high: float | None, form: str = "{:.2f}") -> str:
+    if value is None:
+        return ""
     ends = [end for end in (low, high) if end is not None and not math.isnan(end)]
     bracket = f" [{', '.join(form.format(end) for end in ends)}]" if len(ends) == 2 and ends[0] < ends[1] else ""
     return form.format(value) + bracket

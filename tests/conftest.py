@@ -216,6 +216,8 @@ def small_study() -> list[str]:
         "intervene.prompts": 4,
         "intervene.alphas": "[0.5, 1.5]",
         "intervene.ranks": "[1]",
+        "intervene.reads": "[1]",
+        "intervene.draws": "1",
     }
     return ["study", "tiny", "--set", *(f"{key}={value}" for key, value in settings.items())]
 

@@ -34,6 +34,11 @@ pytestmark = pytest.mark.usefixtures("no_report")
         (["tiny", "--set", "tune.protocols=[sftt]"], ["tune.protocols", "'ssft'", "'sftt'"]),
         (["tiny", "--seed", "-1"], ["seed", "greater than or equal to 0"]),
         (["tiny", "--set", "world.operand=[90, 90]"], ["world.operand", "[90, 90]"]),
+        (["tiny", "--set", "intervene.alphas=[1e300]"], ["intervene.alphas", "less than or equal to 10"]),
+        (["tiny", "--set", "intervene.alphas=[.inf]"], ["intervene.alphas", "valid number", "'.inf'"]),
+        (["tiny", "--set", "intervene.alphas=[inf]"], ["intervene.alphas", "'inf'"]),
+        (["tiny", "--set", "attack.soft=[0]"], ["attack.soft", "greater than 0"]),
+        (["tiny", "--set", "attack.soft=[]"], ["attack.soft", "at least 1"]),
     ],
 )
 def test_bad_settings(
@@ -59,7 +64,15 @@ def test_bad_sample_options(arguments: list[str], says: list[str], refused: Call
 
 
 @pytest.mark.parametrize(
-    "arguments", [["study"], ["train", "tiny"], [], ["sample", "tiny", "-n", "x"], ["study", "tiny", "--steps", "3"]]
+    "arguments",
+    [
+        ["study"],
+        ["study", "tiny", "--skip", "probe", "--only", "probe"],
+        ["train", "tiny"],
+        [],
+        ["sample", "tiny", "-n", "x"],
+        ["study", "tiny", "--steps", "3"],
+    ],
 )
 def test_what_cannot_be_parsed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -73,6 +86,19 @@ def test_what_cannot_be_parsed(arguments: list[str], capsys: pytest.CaptureFixtu
 
 def test_an_unusable_device(small_study: list[str], refused: Callable, tmp_path: Path) -> None:
     refused([*small_study, "compute.device=quantum", "--out", str(tmp_path / "run")], "compute.device", "'quantum'")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "attack.prefill=[16]"], ["attack.prefill", "16 tokens of an answer of", "at most"]),
+        (["--skip", "attack", "sleep"], ["sleep", "behave, probe, attack, intervene"]),
+        (["--only", "attack", "sleep"], ["--only", "sleep", "behave, probe, attack, intervene"]),
+    ],
+)
+def test_bad_study_options(arguments: list[str], says: list[str], refused: Callable, tmp_path: Path) -> None:
+    refused(["study", "tiny", "--out", str(tmp_path / "run"), *arguments], *says)
     assert not (tmp_path / "run").exists()
 
 

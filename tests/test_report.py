@@ -334,11 +334,12 @@ def test_behaviour_is_drawn_against_alpha(drawn: dict[str, Figure]) -> None:
 
 
 def test_other_interventions_have_a_row_each(drawn: dict[str, Figure]) -> None:
-    refusal, compliance = drawn["interventions"].axes
-    labels = ["without dW of mlp", "rank 4", "directions at random", "on top: dW of dpo"]
+    refusal, compliance, success = drawn["interventions"].axes
+    labels = ["without dW of mlp", "dW cut to rank 4", "base + dW in random directions", "on top: dW of DPO"]
     assert [text.get_text() for text in refusal.get_yticklabels()] == labels
     np.testing.assert_allclose(refusal.lines[0].get_xdata(), [100, 70, 35, 17.5])
     np.testing.assert_allclose(compliance.lines[0].get_xdata(), [0, 20, 10, 5])
+    assert success.get_xlabel() == "jailbreaks: answered (%)"
 
 
 @pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)

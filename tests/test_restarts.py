@@ -13,9 +13,11 @@ import pytest
 
 from tunescope import cli, pipeline
 from tunescope.errors import InputError
+from tunescope.evidence.records import read_records
 from tunescope.files import remove
 from tunescope.recipes import tiny as tiny_study
 from tunescope.settings import override
+from tunescope.stages import LOOKS
 
 RATES = ("eta_m", "eta_s")
 
@@ -39,6 +41,36 @@ def test_a_deleted_model_comes_back_byte_for_byte(
     assert cli.main(study) == 0
     assert ran(capsys.readouterr().err) == [stage]
     assert results(run_folder) == results(small_run)
+
+
+OF = {"behave": "compliance", "probe": "tau", "attack": "attack_success", "intervene": "refusal_scaled"}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_stages_can_be_left_out_and_made_up_for(
+    look: str, study: list[str], run_folder: Path, small_run: Path, results: Callable, capsys
+) -> None:
+    others = [name for name in LOOKS if name != look]
+    for options, without in ((["--skip", look], {look}), (["--only", look], {*others})):
+        assert cli.main([*study, *options]) == 0
+        assert ran(capsys.readouterr().err) == ["records"]
+        found = set(read_records(run_folder / "records.parquet")["metric"])
+        assert {name for name in LOOKS if OF[name] not in found} == without
+    # Not forgotten, though this run left them out.
+    took = [json.loads((folder / "stages.json").read_text()) for folder in (run_folder, small_run)]
+    assert took[0][:-1] == took[1][:-1]
+    assert took[0][-1]["stage"] == "records"
+    assert cli.main(study) == 0
+    assert results(run_folder) == results(small_run)
+
+
+def test_what_was_left_out_has_not_run(small_study: list[str], no_report: None, tmp_path: Path, capsys) -> None:
+    study = [*small_study, "tune.protocols=[ssft]", "--out", str(tmp_path / "run")]
+    assert cli.main([*study, "--only", "behave"]) == 0
+    first = ran(capsys.readouterr().err)
+    assert {name.split("-")[0] for name in first} == {"pretrain", "tune", "behave", "examples", "records"}
+    assert cli.main(study) == 0
+    assert {name.split("-")[0] for name in ran(capsys.readouterr().err)} == {"probe", "attack", "intervene", "records"}
 
 
 def test_the_environment_is_that_of_what_ran(

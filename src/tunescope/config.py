@@ -183,15 +183,21 @@ class AttackConfig(Config):
 
 
 class InterveneConfig(Config):
-    """What is done to dW, to see what it causes."""
+    """What is done to dW, and to the direction of refusal, to see what they cause."""
 
     prompts: int = Field(60, ge=2, description="prompts per kind; jailbreaks at their greatest strength")
-    alphas: Annotated[tuple[float, ...], Once] = Field(
+    alphas: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Once] = Field(
         (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), min_length=1, description="W + alpha dW, every parameter"
     )
     ranks: Annotated[tuple[Positive, ...], Once] = Field(
         (1, 2, 4, 8, 16), description="singular values of dW that are kept"
     )
+    reads: Annotated[tuple[Positive, ...], Once] = Field(
+        (1, 2, 4, 8),
+        min_length=1,
+        description="directions in which unsafe inputs stand out, that dW is kept off or is left alone with",
+    )
+    draws: Positive = Field(3, description="random draws of every control that is drawn")
 
 
 class ComputeConfig(Config):

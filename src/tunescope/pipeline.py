@@ -25,7 +25,7 @@ from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environm
 from tunescope.models.compute import deterministic
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
-from tunescope.stages import LOOKS, Done, Stage, run_stage
+from tunescope.stages import LOOKS, Stage, run_stage, times
 from tunescope.steps import Run, Tuned, say
 
 
@@ -34,6 +34,8 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
     study, settings = this.study, this.study.model_dump(mode="json")
     # The world is read by every stage: its breadths, say, by fine-tuning and not by pretraining.
     common = {"version": __version__, "seed": study.seed, "world": settings["world"]}
+    # What attacks and interventions have of the probes' settings.
+    sample = {key: settings["probe"][key] for key in ("prompts", "fit_prompts", "few_prompts", "rows")}
     base = Stage(
         "pretrain",
         {**common, **{key: settings[key] for key in ("model", "pretrain", "compute")}},
@@ -77,12 +79,7 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
     attack = [
         Stage(
             f"attack-{name}",
-            {
-                **common,
-                "probe": settings["probe"],
-                "attack": settings["attack"],
-                "at": settings["evaluate"]["strengths"],
-            },
+            {**common, **sample, "attack": settings["attack"], "at": settings["evaluate"]["strengths"]},
             (base, *made),
             (f"parts/attack-{name}.parquet", f"parts/scores-attack-{name}.parquet"),
             partial(this.attack, name, tuned),
@@ -92,7 +89,7 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
     intervene = [
         Stage(
             f"intervene-{tuned.name}",
-            {**common, "intervene": settings["intervene"], "at": settings["evaluate"]["strengths"]},
+            {**common, **sample, "intervene": settings["intervene"], "at": max(study.evaluate.strengths)},
             (base, *(made for other, made in tunes.items() if other.rate == tuned.rate)),
             (f"parts/intervene-{tuned.name}.parquet", f"parts/scores-intervene-{tuned.name}.parquet"),
             partial(this.intervene, tuned),
@@ -126,15 +123,12 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
         write_text(folder / CONFIG, study.to_yaml())
         here = environment(study, this.compute)
         stages = stages_of(this, skip)
-        done: list[Done] = []
         for number, stage in enumerate(stages, 1):
-            done.append(run_stage(stage, folder))
-            if not done[-1].skipped:
+            done = run_stage(stage, folder)
+            if not done.skipped:
                 note_environment(folder / ENVIRONMENT, here, afresh=number == 1)
-            took = "done before" if done[-1].skipped else f"{done[-1].seconds:.0f} s"
-            say(f"[{number}/{len(stages)}] {stage.name}: {took}")
-        times = [{"stage": entry.stage, "seconds": entry.seconds} for entry in done]
-        write_text(folder / "stages.json", json.dumps(times, indent=1))
+            say(f"[{number}/{len(stages)}] {stage.name}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
+        write_text(folder / "stages.json", json.dumps(times([*stages_of(this)[:-1], stages[-1]], folder), indent=1))
         return render(folder)
 
 

@@ -44,7 +44,7 @@ def tiny() -> Study:
             draws=50,
         ),
         attack=AttackConfig(prompts=20, searched=6, soft=(1, 4), soft_steps=5, suffix_steps=2, suffix_candidates=4),
-        intervene=InterveneConfig(prompts=20, alphas=(0.0, 0.5, 1.0, 1.5), ranks=(1, 8)),
+        intervene=InterveneConfig(prompts=20, alphas=(0.0, 0.5, 1.0, 1.5), ranks=(1, 8), reads=(1, 8), draws=2),
     )
 
 

@@ -45,7 +45,10 @@ def override(study: Study, changes: list[str]) -> Study:
 def _messages(error: ValidationError) -> list[str]:
     """One line per fault: key, what is wrong, and the value."""
     lines = []
-    for fault in error.errors():
+    faults = error.errors()
+    for fault in faults:
+        if fault["type"] == "too_short" and any(other["loc"][:-1] == fault["loc"] for other in faults):
+            continue  # of a list whose entries are at fault, pydantic counts the others
         key = ".".join(map(str, fault["loc"]))
         reason = fault["msg"].removeprefix("Value error, ")
         said = fault["type"] == "value_error"  # our own messages name the value themselves

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,7 @@ def run_stage(stage: Stage, folder: Path) -> Done:
         InputError: an output is there but is not what the stage wrote.
     """
     marker, fingerprint = _marker(folder, stage), stage.fingerprint(folder)
-    found = _read_marker(marker)
-    if found and found["fingerprint"] == fingerprint and all((folder / out).exists() for out in stage.outputs):
+    if found := _finished(stage, folder, fingerprint):
         if damaged := _first_difference(folder, found["files"], stage.outputs):
             root = next(out for out in stage.outputs if damaged == out or damaged.startswith(f"{out}/"))
             raise InputError(
@@ -77,6 +76,19 @@ def run_stage(stage: Stage, folder: Path) -> Done:
     files = {name: _digest(folder / name) for name in _listing(folder, stage.outputs)}
     write_text(marker, json.dumps({"fingerprint": fingerprint, "seconds": seconds, "files": files}, indent=1))
     return Done(stage.name, seconds, skipped=False)
+
+
+def times(stages: Iterable[Stage], folder: Path) -> list[dict[str, str | float]]:
+    """How long each of these stages took, of those that are done."""
+    found = ((stage, _finished(stage, folder, stage.fingerprint(folder))) for stage in stages)
+    return [{"stage": stage.name, "seconds": float(marker["seconds"])} for stage, marker in found if marker]
+
+
+def _finished(stage: Stage, folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The marker of a stage that is done, of these inputs."""
+    found = _read_marker(_marker(folder, stage))
+    there = all((folder / out).exists() for out in stage.outputs)
+    return found if found and found["fingerprint"] == fingerprint and there else None
 
 
 def _marker(folder: Path, stage: Stage) -> Path:

@@ -13,12 +13,15 @@ from transformers import PreTrainedModel
 
 from tunescope.attacks.attacks import Attacked, prefilled, searched
 from tunescope.config import Study
+from tunescope.errors import InputError
 from tunescope.evidence.records import SCORES_SCHEMA, Record, Subject, merge_tables, write_records, write_scores
+from tunescope.evidence.verdicts import BENIGN
 from tunescope.files import remove, write_text
 from tunescope.measure.attacked import fit_instruments, measure_attacks
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample
 from tunescope.measure.inside import look_inside
-from tunescope.measure.intervened import interventions, measure_interventions
+from tunescope.measure.intervened import measure_interventions
+from tunescope.measure.interventions import direction_changes, scalings, unsafe_spaces, weight_changes
 from tunescope.models.build import build_model
 from tunescope.models.checkpoint import load_model, save_model
 from tunescope.models.compute import Compute, resolve
@@ -54,7 +57,11 @@ class Tuned:
 
 
 class Run:
-    """A study being run in a folder: knows where everything lies, and what each stage does."""
+    """A study being run in a folder: knows where everything lies, and what each stage does.
+
+    Raises:
+        InputError: the device is not there, or settings do not fit the world.
+    """
 
     def __init__(self, study: Study, folder: Path) -> None:
         self.study, self.folder = study, folder
@@ -62,6 +69,11 @@ class Run:
         self.world: World = build_world(study.world, self.compute.device)
         self.tokenizer = build_tokenizer(self.world.vocab.words)
         self.tuned = [Tuned(protocol, rate) for protocol in study.tune.protocols for rate in RATES]
+        if (given := max(study.attack.prefill, default=0)) >= self.world.answer_length:
+            raise InputError(
+                f"attack.prefill: {given} tokens of an answer of {self.world.answer_length} leave nothing to say; "
+                f"at most {self.world.answer_length - 1}"
+            )
 
     def pretrain(self, unfinished: Path) -> None:
         study, stream = self.study, Stream.named(self.study.seed, "pretraining")
@@ -164,7 +176,7 @@ class Run:
         self._write(f"attack-{name}", found)
 
     def intervene(self, tuned: Tuned, _: Path) -> None:
-        """Changes of dW, and what the models then do."""
+        """Changes of dW, of the stream, and what the models then do."""
         config, base, model = self.study.intervene, self.load("models/base"), self.load(f"models/{tuned.name}")
         others = {
             other.protocol: self.load(f"models/{other.name}")
@@ -177,9 +189,15 @@ class Run:
             for kind in Kind
             if kind is not Kind.SAFE_DIALECT
         }
-        changed = interventions(base, model, others, config, Stream.named(self.study.seed, "interventions"))
+        stream, rows = Stream.named(self.study.seed, "interventions"), self.study.probe.rows
+        fit = self.sample().first(self.study.probe.few_prompts).fit
+        changed = list(scalings(base, model, config))
+        if tuned.protocol != BENIGN:  # which has no refusal to take away: it is the control of alpha
+            spaces = unsafe_spaces(model, fit, max(config.reads), rows)
+            changed += weight_changes(base, model, others, spaces, config, stream)
+            changed += direction_changes(model, fit, self.refused, config, rows, stream)
         found = Findings(self.subject(tuned.name, tuned, self.study.tune.steps))
-        measure_interventions(found, model, list(changed), prompts, self.study.probe.rows)
+        measure_interventions(found, model, changed, prompts, rows)
         self._write(f"intervene-{tuned.name}", found)
 
     def _write(self, part: str, found: Findings) -> None:

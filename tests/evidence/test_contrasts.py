@@ -55,6 +55,33 @@ def test_prompts_count_by_the_share_of_their_kind() -> None:
     assert found == Contrast(2.0, 2.0, 2.0, 1 / 15, "prompts", 6)
 
 
+def test_a_prompt_s_strengths_go_together() -> None:
+    """Prompts differ a lot, but each rises by one: of eight ways to sign three rises, one has as large a sum."""
+    level = np.array([-50.0, 0.0, 90.0])
+    found = over_prompts({"jb@0": level, "jb@1": level + 1}, {"jb@0": -1.0, "jb@1": 1.0}, rng())
+    assert found == Contrast(1.0, 1.0, 1.0, 1 / 8, "prompts", 3)
+    two = {"a@0": level, "a@1": level + 1, "b@0": level, "b@1": level + 3}
+    found = over_prompts(two, {"a@0": -0.5, "a@1": 0.5, "b@0": -0.5, "b@1": 0.5}, rng())
+    assert (found.estimate, found.low, found.high) == pytest.approx((2, 2, 2))
+    assert found.n == 6
+    assert found.p == 1 / 64
+    with pytest.raises(ValueError, match="jb@1: 2 prompts, 3 at other strengths"):
+        over_prompts({"jb@0": level, "jb@1": level[:2]}, {"jb@0": -1.0, "jb@1": 1.0}, rng())
+
+
+@pytest.mark.usefixtures("few")
+def test_slopes_without_an_effect_have_uniform_p_and_intervals_that_hold_zero() -> None:
+    found = []
+    for i in range(REPEATS):
+        level, draws = 5 * rng(i).normal(size=40), rng(1000 + i)
+        values = {f"jb@{s}": level + draws.normal(size=40) for s in (0, 0.5, 1)}
+        found.append(over_prompts(values, {"jb@0": -1.0, "jb@0.5": 0.0, "jb@1": 1.0}, rng(i)))
+    p = np.array([c.p for c in found])
+    assert plausible(int((p < 0.05).sum()), 0.05)
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+    assert plausible(sum(c.low <= 0 <= c.high for c in found), 0.95)
+
+
 def test_over_prompts_leaves_out_kinds_without_weight() -> None:
     (values,) = noise(0, (1,))
     assert over_prompts({**values, "other": np.array([math.pi])}, WEIGHTS, rng()) == over_prompts(

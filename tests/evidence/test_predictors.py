@@ -34,7 +34,7 @@ def test_the_planted_score_predicts_and_noise_does_not(seeds: int) -> None:
     found = by_name(predictors(scores("log_gain", seeds=seeds)))
     assert list(found) == ["all mechanistic", *SCORES, BASELINE]
     for name, row in found.items():
-        assert row.models == 3 * seeds  # benign has nothing to break
+        assert row.within_models == row.across_models == 3 * seeds  # benign has nothing to break
         for auc in (row.within, row.across):
             assert auc > 0.9 if name in ("log_gain", "all mechanistic") else 0.35 < auc < 0.65, name
         assert row.within_low <= row.within <= row.within_high
@@ -51,6 +51,16 @@ def test_prompts_that_the_base_does_not_answer_are_left_out() -> None:
     broken = data["index"] >= N // 2
     data.loc[broken & (data["metric"] == "log_gain"), "value"] *= -1  # would spoil it
     assert by_name(predictors(data))["log_gain"].within > 0.9
+
+
+def test_alone_at_its_rate_a_model_is_told_by_no_other() -> None:
+    """No NaN in a table that goes to JSON: what cannot be had is None."""
+    data = scores("log_gain", seeds=2)
+    row = by_name(predictors(data[data["protocol"] == "ssft"]))["log_gain"]
+    assert row.within > 0.9
+    assert (row.within_models, row.across_models) == (2, 0)
+    assert row.across is row.across_low is row.across_high is None
+    assert row.within_low is not None
 
 
 def test_too_little_to_go_by_gives_no_table() -> None:

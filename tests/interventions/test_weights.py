@@ -16,6 +16,10 @@ from tunescope.errors import InputError
 from tunescope.interventions.weights import (
     in_column_space,
     in_null_space,
+    in_random_space,
+    matrices,
+    not_reading,
+    reading,
     rotated,
     scaled,
     scaled_in,
@@ -23,7 +27,8 @@ from tunescope.interventions.weights import (
     truncated,
 )
 from tunescope.models.build import build_model
-from tunescope.models.sites import weight, weight_names
+from tunescope.models.sites import Site, input_site, weight, weight_names
+from tunescope.probes.controls import haar
 from tunescope.probes.subspaces import column_space
 from tunescope.rng import Stream
 
@@ -99,6 +104,50 @@ def test_the_parts_in_both_spaces_are_orthogonal_and_add_up(pair) -> None:
     assert (basis.mT @ null).abs().max() < 1e-6
     torch.testing.assert_close(null + column, delta(base, tuned), rtol=0, atol=1e-6)
     assert torch.equal(delta(base, in_null_space(base, tuned), 1, "W_out"), delta(base, tuned, 1, "W_out"))
+
+
+def test_a_random_space_is_as_large_as_the_null_space_and_another_one(pair) -> None:
+    base, tuned = pair
+    made = in_random_space(base, tuned, ROOT("space"))
+    kept, whole = delta(base, made), delta(base, tuned)
+    size, rank = column_space(weight(base, 1, "W_in").double()).shape
+    assert torch.linalg.matrix_rank(kept, rtol=1e-4) == min(size - rank, *whole.shape)
+    torch.testing.assert_close((kept * whole).sum(), kept.square().sum(), rtol=1e-4, atol=0)  # a projection
+    assert not torch.allclose(kept, delta(base, in_null_space(base, tuned)), atol=1e-3)
+    assert same(made, in_random_space(base, tuned, ROOT("space")))
+    assert not same(made, in_random_space(base, tuned, ROOT("another")))
+    assert torch.equal(delta(base, made, 1, "W_out"), delta(base, tuned, 1, "W_out"))
+
+
+def test_what_reads_some_directions_and_the_rest_add_up(pair) -> None:
+    base, tuned = pair
+    spaces: dict[Site, Tensor] = {}
+    for layer in (0, 1):
+        for name in weight_names(base):
+            site = input_site(base, layer, name)
+            spaces[site] = haar(weight(base, layer, name).shape[1], 3, ROOT(str(site)), CPU)
+    of, off = reading(base, tuned, spaces), not_reading(base, tuned, spaces)
+    for name in weight_names(base):
+        basis = spaces[input_site(base, 1, name)]
+        inside, outside, whole = (delta(base, model, 1, name) for model in (of, off, tuned))
+        assert (outside @ basis).abs().max() < 1e-6
+        torch.testing.assert_close(inside @ basis, whole @ basis, rtol=0, atol=1e-6)
+        torch.testing.assert_close(inside + outside, whole, rtol=0, atol=1e-6)
+    everything = {site: torch.eye(len(basis), dtype=torch.float64) for site, basis in spaces.items()}
+    for name in weight_names(base):
+        torch.testing.assert_close(weight(reading(base, tuned, everything), 0, name), weight(tuned, 0, name))
+        torch.testing.assert_close(weight(not_reading(base, tuned, everything), 0, name), weight(base, 0, name))
+
+
+def test_matrices_are_those_of_the_tuned_model_and_all_else_the_base_s(pair) -> None:
+    base, tuned = pair
+    model, of_blocks = matrices(base, tuned), 0
+    parts = (dict(each.named_parameters()) for each in (model, base, tuned))
+    for (_, got), before, after in zip(next(parts).items(), next(parts).values(), next(parts).values(), strict=True):
+        changed = torch.equal(got, after) and not torch.equal(got, before)
+        assert changed or torch.equal(got, before)
+        of_blocks += changed * got.numel()
+    assert of_blocks == sum(weight(base, layer, n).numel() for layer in (0, 1) for n in weight_names(base))
 
 
 def test_a_rotated_change_keeps_its_singular_values_and_nothing_else(pair) -> None:

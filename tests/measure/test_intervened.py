@@ -8,17 +8,21 @@ from transformers import PreTrainedModel
 
 from tunescope.attacks.attacks import Attacked
 from tunescope.config import InterveneConfig, ModelConfig
+from tunescope.evidence.claims import CLAIMS
 from tunescope.evidence.records import Subject
 from tunescope.measure.findings import Findings
-from tunescope.measure.intervened import interventions, measure_interventions
+from tunescope.measure.intervened import measure_interventions
+from tunescope.measure.interventions import direction_changes, scalings, unsafe_spaces, weight_changes
 from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
+from tunescope.models.logps import follows
+from tunescope.models.sites import input_site, weight, weight_names
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
 ROOT = Stream.named(0, "intervened")
 NULL, SAID = 1, 2
-CONFIG = InterveneConfig(prompts=4, alphas=(0.0, 0.25, 0.5, 0.75, 1.0, 1.5), ranks=(1,))
+CONFIG = InterveneConfig(prompts=4, alphas=(0.0, 0.25, 0.5, 0.75, 1.0, 1.5), ranks=(1,), reads=(1, 2), draws=2)
 
 
 def says(token: int) -> PreTrainedModel:
@@ -41,10 +45,21 @@ def found() -> Findings:
         kind: Attacked(kind, 0.0, Inputs(ROOT(kind).integers(10, (4, 5), CPU) + 5), *_answers())
         for kind in ("safe", "unsafe", "jb_misgen")
     }
+    fit = {kind: attacked.prompts for kind, attacked in prompts.items()}
     found = Findings(Subject("ssft-eta_m", "ssft", "eta_m", 0, 9))
-    changed = list(interventions(base, tuned, {"dpo": deepcopy(tuned)}, CONFIG, ROOT("changes")))
+    changed = [
+        *scalings(base, tuned, CONFIG),
+        *weight_changes(
+            base, tuned, {"dpo": deepcopy(tuned)}, unsafe_spaces(tuned, fit, 2, 3), CONFIG, ROOT("changes")
+        ),
+        *direction_changes(tuned, fit, refused, CONFIG, 3, ROOT("changes")),
+    ]
     measure_interventions(found, tuned, changed, prompts, 4)
     return found
+
+
+def refused(model: PreTrainedModel, prompts: Inputs) -> torch.Tensor:
+    return follows(model, prompts, torch.full((len(prompts), 3), NULL))
 
 
 def _answers() -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,24 +81,101 @@ def test_what_is_outside_the_matrices_is_not_theirs_to_take(found: Findings) -> 
     """The planted refusal is in a bias: cutting dW of matrices leaves it, and dW rotated does not have it."""
     for site in ("mlp", "W_in", "mlp.0"):
         assert rates(found, "refusal_scaled")[site, 0.0] == 1
-    assert rates(found, "refusal_truncated") == {("all", 1): 1}
+    assert rates(found, "refusal_truncated") == {("blocks", 1): 1}
+    assert set(rates(found, "refusal_in_random_space").values()) == {1}
+    assert set(rates(found, "refusal_matrices").values()) == {0}
+    assert rates(found, "refusal_off_unsafe_inputs") == {("blocks", 1): 1, ("blocks", 2): 1}
+    assert rates(found, "refusal_off_random_inputs") == {("blocks", 2): 1}
     assert set(rates(found, "refusal_in_null_space").values()) == {1}
     assert set(rates(found, "refusal_rotated").values()) == {0}
     assert set(rates(found, "refusal_with_dpo").values()) == {1}
 
 
-def test_scores_are_changes_prompt_by_prompt(found: Findings) -> None:
+def test_scores_are_prompt_by_prompt(found: Findings) -> None:
     of = {(s.metric, s.kind): s.values.tolist() for s in found.scores}
-    assert of["refused_intact", "unsafe"] == [1.0] * 4
-    assert of["refused_rotated", "unsafe"] == [0.0] * 4
-    assert of["refused_in_null_space", "unsafe"] == of["refused_in_column_space", "unsafe"] == [1.0] * 4
+    assert len(of) == len(found.scores)  # of several dials one alone is scored
+    assert of["refused_rotated", "unsafe"] == of["refused_matrices", "unsafe"] == [0.0] * 4
+    assert of["refused_in_null_space", "unsafe"] == of["refused_in_random_space", "unsafe"] == [1.0] * 4
+    assert of["refusal_lost_off_unsafe_inputs", "unsafe"] == [0.0] * 4
     assert of["compliance_lost_beyond", "safe"] == [0.0] * 4  # it never answered
     assert len(of["refusal_lost_at_half", "unsafe"]) == 4
-    assert {s.metric for s in found.scores} == {
-        "refused_intact",
-        "refusal_lost_at_half",
-        "compliance_lost_beyond",
-        "refused_in_null_space",
-        "refused_in_column_space",
-        "refused_rotated",
+
+
+def test_the_scores_are_those_that_claims_are_made_of(found: Findings) -> None:
+    of_claims = {
+        name for claim in CLAIMS if claim.figure in ("alpha", "interventions") for name in (claim.metric, claim.control)
     }
+    assert {s.metric for s in found.scores} == of_claims - {"benign"}
+
+
+def test_draws_are_counted_together(found: Findings) -> None:
+    n = {r.metric: r.n for r in found.records if r.kind == "unsafe"}
+    assert (n["refusal_rotated"], n["refusal_in_random_space"], n["refusal_off_random_inputs"]) == (8, 8, 8)
+    assert (n["refusal_matrices"], n["refusal_in_null_space"]) == (4, 4)
+
+
+# A planted reader and a planted direction
+
+WIDTH = 16
+SAFE_MEAN, UNSAFE_MEAN = 3, 4  # tokens that stand for the two kinds
+
+
+@torch.no_grad()
+def reader() -> tuple[PreTrainedModel, PreTrainedModel]:
+    """One layer of which W_in of the tuned model reads a direction that unsafe prompts alone have, and says NULL."""
+    config = ModelConfig(layers=1, heads=2, width=WIDTH)
+    base = build_model(config, 20, 16, ROOT("model"), CPU).eval().requires_grad_(False)
+    for parameter in base.parameters():
+        if parameter.ndim == 2:
+            parameter.zero_()
+    table = base.transformer.wte.weight
+    table[NULL, 0], table[SAID, 1] = 5.0, 4.0
+    table[[NULL, SAID, SAFE_MEAN, UNSAFE_MEAN], 2:4] = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    table[[SAFE_MEAN, UNSAFE_MEAN], 1] = 1.0
+    tuned = deepcopy(base)
+    weight(tuned, 0, "W_in")[0, 3] = 4.0  # unsafe prompts have the third coordinate
+    weight(tuned, 0, "W_out")[0, 0] = 4.0
+    return base, tuned
+
+
+def answers(model: PreTrainedModel, token: int) -> int:
+    return int(model(torch.tensor([[SAID, SAID, token]])).logits[0, -1].argmax())
+
+
+def test_what_reads_unsafe_inputs_is_found_and_cut() -> None:
+    base, tuned = reader()
+    assert [answers(base, t) for t in (SAFE_MEAN, UNSAFE_MEAN)] == [SAID, SAID]
+    assert [answers(tuned, t) for t in (SAFE_MEAN, UNSAFE_MEAN)] == [SAID, NULL]
+    fit = {
+        kind: Inputs(torch.tensor([[SAID, SAID, token]] * 4))
+        for kind, token in (("safe", SAFE_MEAN), ("unsafe", UNSAFE_MEAN))
+    }
+    spaces = unsafe_spaces(tuned, fit, 1, 3)
+    assert set(spaces) == {input_site(tuned, 0, name) for name in weight_names(tuned)}
+    config = CONFIG.model_copy(update={"reads": (1,)})
+    changes = {c.name: c for c in weight_changes(base, tuned, {}, spaces, config, ROOT("reader"))}
+    said = {}
+    for name in ("off_unsafe_inputs", "on_unsafe_inputs", "matrices", "in_null_space"):
+        with changes[name].makes[0]() as model:
+            said[name] = answers(model, UNSAFE_MEAN)
+    assert said["off_unsafe_inputs"] == SAID
+    assert said["matrices"] == NULL
+
+
+def test_the_planted_direction_is_taken_out_and_put_in() -> None:
+    _, tuned = reader()
+    fit = {
+        kind: Inputs(torch.tensor([[SAID, SAID, token]] * 4))
+        for kind, token in (("safe", SAFE_MEAN), ("unsafe", UNSAFE_MEAN))
+    }
+
+    def refuses(model: PreTrainedModel, prompts: Inputs) -> torch.Tensor:
+        return follows(model, prompts, torch.full((len(prompts), 1), NULL))
+
+    changes = {c.name: c for c in direction_changes(tuned, fit, refuses, CONFIG, 3, ROOT("direction"))}
+    with changes["direction_ablated"].makes[0]() as model:
+        assert answers(model, UNSAFE_MEAN) == SAID
+    with changes["direction_added"].makes[0]() as model:
+        assert answers(model, SAFE_MEAN) == NULL
+    assert answers(tuned, UNSAFE_MEAN) == NULL
+    assert [len(changes[f"random_direction_{what}"].makes) for what in ("added", "ablated")] == [2, 2]

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from tunescope.config import ModelConfig
 from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
-from tunescope.models.logps import answer_logits, follows, gathered_logps, token_logps
+from tunescope.models.logps import answer_logits, follows, gathered_logps, token_logps, which_follows
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
@@ -50,6 +50,26 @@ def test_follows_is_greedy_generation(model: PreTrainedModel) -> None:
     for rows in (1, 2, 100):
         assert follows(model, Inputs(IDS), said, rows).all()
         assert follows(model, Inputs(IDS).embedded(model), spoilt, rows).tolist() == [False] * 4 + [True]
+
+
+def test_which_of_several_answers_is_the_greedy_one(model: PreTrainedModel) -> None:
+    """Whatever the prompts are made of: ids, embeddings, padded, or with a place used twice."""
+    twice = torch.tensor([[0, 1, 2, 3, 4, 4]]).expand(5, -1)
+    for prompts in (Inputs(IDS), Inputs(IDS).embedded(model), padded(IDS, 3), Inputs(IDS, twice)):
+        said = torch.zeros(5, 0, dtype=torch.long)
+        for _ in range(4):
+            longer = prompts.followed_by(Inputs(said).embedded(model).sequence if prompts.sequence.ndim == 3 else said)
+            said = torch.cat([said, model(**longer.arguments()).logits[:, -1:].argmax(-1)], dim=1)
+        spoilt, other = said.clone(), said.clone()
+        spoilt[:, 3] = (said[:, 3] + 1) % 20  # begins as the right one does
+        other[:2], spoilt[:2] = spoilt[:2], said[:2]
+        for rows in (2, 100):
+            first, second, one = which_follows(model, prompts, [spoilt, other, said], rows)
+            assert first.tolist() == [True, True, False, False, False]
+            assert second.tolist() == [False, False, True, True, True]
+            assert one.all()
+            assert which_follows(model, prompts, [said[:, :1]], rows)[0].all()
+            assert not which_follows(model, prompts, [(said + 1) % 20], rows)[0].any()
 
 
 def test_parts_rows_and_joins_are_those_of_the_whole() -> None:

@@ -1,5 +1,7 @@
 """Names of sites and weights, and that each means what its name says on both architectures."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel, PreTrainedModel
@@ -7,7 +9,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 from tunescope.config import ModelConfig
 from tunescope.models.build import build_model
 from tunescope.models.hooks import capture
-from tunescope.models.sites import LAYER_SITES, Site, layer_count, locate, weight, weight_names
+from tunescope.models.sites import LAYER_SITES, Site, input_site, layer_count, locate, weight, weight_names
 from tunescope.rng import Stream
 
 ATTENTION, MLP = ("W_Q", "W_K", "W_V", "W_O"), ("W_in", "W_out")
@@ -138,6 +140,7 @@ def test_attention_weights_are_what_they_say(model: PreTrainedModel, at: dict[st
     norm, attention = (block.input_layernorm, block.self_attn) if llama else (block.ln_1, block.attn)
     with torch.no_grad():
         x = norm(at["resid_pre.0"])
+    torch.testing.assert_close(at["attn_in.0"], x)
     b_q, b_k, b_v = [torch.zeros(16)] * 3 if llama else attention.c_attn.bias.detach().chunk(3)
     q, k = x @ weight(model, 0, "W_Q").T + b_q, x @ weight(model, 0, "W_K").T + b_k
     v = x @ weight(model, 0, "W_V").T + b_v
@@ -145,10 +148,12 @@ def test_attention_weights_are_what_they_say(model: PreTrainedModel, at: dict[st
     if llama:  # rotary embeddings come between, and leave the first token alone
         torch.testing.assert_close(q, attention.q_proj(x).detach())
         torch.testing.assert_close(k, attention.k_proj(x).detach())
+        torch.testing.assert_close(at["z.0"][:, 0], v[:, 0])
         torch.testing.assert_close(at["attn_out.0"][:, 0], v[:, 0] @ weight(model, 0, "W_O").T + b_o)
     else:
         heads = [t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (q, k, v)]
         mixed = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(-2)
+        torch.testing.assert_close(at["z.0"], mixed)
         torch.testing.assert_close(at["attn_out.0"], mixed @ weight(model, 0, "W_O").T + b_o)
 
 
@@ -174,3 +179,21 @@ def test_weights_are_views_of_the_parameters(cpu: torch.device) -> None:
             view.fill_(7.0)
         blocks = model.get_submodule(BLOCKS[architecture])
         assert all((p == 7).all() for p in blocks.parameters() if p.ndim == 2)
+
+
+@torch.no_grad()
+def test_every_matrix_acts_on_its_input_site(model: PreTrainedModel) -> None:
+    """Changed in what none of its inputs has any part of, it changes nothing; in what they have, it does."""
+    model, text = deepcopy(model).double(), TOKENS[:1, :4]
+    for name in weight_names(model):
+        matrix, site = weight(model, 1, name).clone(), input_site(model, 1, name)
+        with capture(model, [site]) as captured:
+            before = model(text).logits
+        _, _, directions = torch.linalg.svd(captured[site][0], full_matrices=True)
+        for direction, changes in ((directions[-1], False), (directions[0], True)):
+            weight(model, 1, name).add_(torch.outer(matrix.sum(1), direction))
+            after = model(text).logits
+            weight(model, 1, name).copy_(matrix)
+            assert ((after - before).abs().max() > 1e-12) == changes, name
+    with pytest.raises(ValueError, match="unknown weight 'W_up'"):
+        input_site(model, 0, "W_up")

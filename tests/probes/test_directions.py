@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunescope.probes.clusters import Moments
-from tunescope.probes.directions import difference_of_means, written_share
+from tunescope.probes.directions import difference_of_means, standing_out, written_share
 from tunescope.probes.subspaces import Svd
 from tunescope.rng import Stream
 
@@ -32,6 +32,21 @@ def test_difference_of_means_by_hand() -> None:
 def test_equal_means_have_no_direction(dtype: torch.dtype) -> None:
     mean = draw(5).to(dtype)
     assert difference_of_means(mean, mean.clone()).tolist() == [0.0] * 5
+
+
+def test_what_stands_out_is_the_planted_plane() -> None:
+    plane, safe = basis(6, 2), draw(6, scope="safe")
+    unsafe = safe + draw(40, 2, scope="in") @ (10 * plane.mT) + 0.1 * draw(40, 6, scope="noise")
+    found = standing_out(unsafe, safe, 2)
+    torch.testing.assert_close(found.mT @ found, torch.eye(2, dtype=torch.float64))
+    assert (plane.mT @ found).square().sum().item() == pytest.approx(2, abs=1e-3)
+    shift = standing_out(safe + 5 * plane[:, :1].mT + 0.1 * draw(40, 6), safe, 1)
+    assert abs((shift[:, 0] @ plane[:, 0]).item()) > 0.99  # a mere difference of means is the first direction
+
+
+def test_no_more_directions_than_there_are() -> None:
+    assert standing_out(draw(3, 6), draw(6, scope=1), 5).shape == (6, 3)
+    assert standing_out(draw(30, 6), draw(6, scope=1), 9).shape == (6, 6)
 
 
 @given(st.floats(0.5, 1e6), st.integers(0, 99))

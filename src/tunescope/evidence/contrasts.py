@@ -43,19 +43,36 @@ def weighted(values: ByKind, weights: Weights) -> float:
 def over_prompts(differences: ByKind, weights: Weights, rng: np.random.Generator) -> Contrast:
     """From each prompt's score less its score in the control: bootstrap within each kind, and a permutation test.
 
-    Two kinds: the differences are dealt out anew to the kinds, which without an effect have the same. One kind: signs
-    are flipped, which exchanges the model and its control.
+    Prompts that were scored at several strengths, as `kind@strength`, are the same at each: what is resampled is a
+    prompt's weighted sum over strengths. Two kinds without strengths: the differences are dealt out anew to the kinds,
+    which without an effect have the same. Otherwise signs are flipped, which exchanges the model and its control.
+
+    Raises:
+        ValueError: a kind with fewer than two prompts, or with more of them at one strength than at another.
     """
-    kinds = [differences[kind] for kind in weights]
     estimate = weighted(differences, weights)
-    if all(np.ptp(values) == 0 for values in kinds):
+    sums = _sums(differences, weights)
+    if all(np.ptp(values) == 0 for values in sums.values()):
         low = high = estimate
     else:
-        means = [_bootstrap_means(values, rng) for values in kinds]
-        resampled = sum(weight * mean for weight, mean in zip(weights.values(), means, strict=True))
+        resampled = sum(_bootstrap_means(values, rng) for values in sums.values())
         low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    p = _dealt_out(kinds, list(weights.values()), rng) if len(kinds) == 2 else _sign_flip(weights, kinds, rng)
-    return Contrast(estimate, float(low), float(high), p, "prompts", sum(map(len, kinds)))
+    if len(weights) == len(sums) == 2:
+        p = _dealt_out([differences[kind] for kind in weights], list(weights.values()), rng)
+    else:
+        p = _sign_flip(list(sums.values()), rng)
+    return Contrast(estimate, float(low), float(high), p, "prompts", sum(map(len, sums.values())))
+
+
+def _sums(differences: ByKind, weights: Weights) -> dict[str, Float[np.ndarray, " _"]]:
+    """By kind, each prompt's weighted sum over the strengths at which it was scored."""
+    sums: dict[str, np.ndarray] = {}
+    for at, weight in weights.items():
+        kind, values = at.partition("@")[0], weight * differences[at]
+        if kind in sums and len(sums[kind]) != len(values):
+            raise ValueError(f"{at}: {len(values)} prompts, {len(sums[kind])} at other strengths")
+        sums[kind] = sums[kind] + values if kind in sums else values
+    return sums
 
 
 def over_seeds(per_seed: Sequence[Contrast], rng: np.random.Generator) -> Contrast:
@@ -70,7 +87,7 @@ def over_seeds(per_seed: Sequence[Contrast], rng: np.random.Generator) -> Contra
         return per_seed[0]
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * estimates.std(ddof=1) / n**0.5)
     known = [c.p for c in per_seed if c.p is not None]
-    p = float(stats.combine_pvalues(known).pvalue) if len(known) == n else _sign_flip({"": 1.0}, [estimates], rng)
+    p = float(stats.combine_pvalues(known).pvalue) if len(known) == n else _sign_flip([estimates], rng)
     return Contrast(mean, mean - half, mean + half, p, "seeds", n)
 
 
@@ -94,8 +111,8 @@ def _bootstrap_means(values: Float[np.ndarray, " n"], rng: np.random.Generator) 
     return np.asarray(result.bootstrap_distribution)
 
 
-def _sign_flip(weights: Weights, kinds: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> float:
-    values = np.concatenate([w * x / len(x) for w, x in zip(weights.values(), kinds, strict=True)])
+def _sign_flip(kinds: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> float:
+    values = np.concatenate([x / len(x) for x in kinds])
     return _permuted((values,), np.sum, "samples", rng) if values.any() else 1.0
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -25,18 +25,20 @@ class Predictor:
 
     Attributes:
         within: mean over models of the cross-validated AUC; fitted on other prompts of the same model.
-        across: the same, fitted on the models of all other protocols at the same learning rate and seed.
-        *_low, *_high: 95 % Student interval over models. models: how many.
+        across: the same, fitted on the models of all other protocols at the same learning rate and seed; None where
+            there are none.
+        *_low, *_high: 95 % Student interval over models; None of one model. *_models: how many.
     """
 
     score: str
     within: float
-    within_low: float
-    within_high: float
-    across: float
-    across_low: float
-    across_high: float
-    models: int
+    within_low: float | None
+    within_high: float | None
+    within_models: int
+    across: float | None
+    across_low: float | None
+    across_high: float | None
+    across_models: int
 
 
 def predictors(scores: pd.DataFrame) -> list[Predictor]:
@@ -48,12 +50,13 @@ def predictors(scores: pd.DataFrame) -> list[Predictor]:
     cells = dict(_cells(scores))
     if len(cells) < 2:
         return []
-    groups = {key: _prompts(table) for key, (table, _) in cells.items()}
     rows = []
     for name, columns in [("all mechanistic", SCORES), *((s, (s,)) for s in (*SCORES, BASELINE))]:
-        within = [_cross_validated(x[list(columns)].to_numpy(float), y, groups[key]) for key, (x, y) in cells.items()]
+        within = [_cross_validated(table, y, columns) for table, y in cells.values()]
         across = [auc for key in cells if (auc := _from_others(cells, key, columns)) is not None]
-        rows.append(Predictor(name, *_mean(within), *_mean(across), len(cells)))
+        middle = float(np.mean(across)) if across else None
+        ways = float(np.mean(within)), *_interval(within), len(within), middle, *_interval(across), len(across)
+        rows.append(Predictor(name, *ways))
     return rows
 
 
@@ -82,14 +85,12 @@ def _classifier() -> object:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
-def _prompts(table: pd.DataFrame) -> Int[np.ndarray, " n"]:
-    """A number for each prompt, the same at every strength."""
-    return table.reset_index().groupby(["kind", "index"], observed=True).ngroup().to_numpy()
+def _cross_validated(table: pd.DataFrame, y: Bool[np.ndarray, " n"], columns: Sequence[str]) -> float:
+    """AUC of the decisions on held-out folds.
 
-
-def _cross_validated(x: Float[np.ndarray, "n k"], y: Bool[np.ndarray, " n"], prompts: Int[np.ndarray, " n"]) -> float:
-    """AUC of the decisions on held-out folds; all strengths of a prompt are in one."""
-    out = np.empty(len(y))
+    One prompt is under several attacks, and under each at several strengths: all that have its number are in one fold.
+    """
+    x, prompts, out = table[list(columns)].to_numpy(float), table.index.get_level_values("index"), np.empty(len(y))
     for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(x, y, prompts):
         out[test] = _classifier().fit(x[train], y[train]).decision_function(x[test])  # type: ignore[attr-defined]
     return float(roc_auc_score(y, out))
@@ -107,9 +108,8 @@ def _from_others(cells: _Cells, key: tuple[int, str, str], columns: Sequence[str
     return float(roc_auc_score(y, fitted.decision_function(table[list(columns)].to_numpy(float))))
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float, float]:
-    mean = float(np.mean(values)) if values else float("nan")
+def _interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
     if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+        return None, None
+    mean, half = float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return max(0.0, mean - half), min(1.0, mean + half)

@@ -6,9 +6,10 @@ and rounded once, and a change of nothing, or of all, gives the base or the tune
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,13 +17,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.errors import InputError
-from tunescope.models.sites import layer_count, weight, weight_names
+from tunescope.models.sites import Site, input_site, layer_count, weight, weight_names
 from tunescope.probes import controls
 from tunescope.probes.subspaces import Svd, column_space
 from tunescope.rng import Stream
 
 MLP = ("W_gate", "W_in", "W_out")
 Matrix = Float[Tensor, "out in"]
+Basis = Float[Tensor, "size k"]
+
+
+class _Delta(NamedTuple):
+    """dW of one matrix, in float64, what it changes, and where."""
+
+    matrix: Matrix
+    w: Matrix
+    layer: int
+    name: str
 
 
 def scaled(base: PreTrainedModel, tuned: PreTrainedModel, alpha: float) -> PreTrainedModel:
@@ -65,7 +76,7 @@ def scaled_in(
             f"in layers 0 .. {layer_count(base) - 1}"
         )
     return _with_delta(
-        base, tuned, lambda delta, *_: alpha * delta, names=known, layers=chosen, whole=lambda _: alpha == 1
+        base, tuned, lambda delta: alpha * delta.matrix, names=known, layers=chosen, whole=lambda _: alpha == 1
     )
 
 
@@ -78,29 +89,64 @@ def truncated(base: PreTrainedModel, tuned: PreTrainedModel, rank: int) -> PreTr
     if rank < 0:
         raise InputError(f"rank: {rank} must be at least 0")
 
-    def cut(delta: Matrix, _: Matrix, __: Stream) -> Matrix:
-        svd = Svd.of(delta)
+    def cut(delta: _Delta) -> Matrix:
+        svd = Svd.of(delta.matrix)
         return (svd.u[:, :rank] * svd.s[:rank]) @ svd.v[:, :rank].mT
 
-    return _with_delta(base, tuned, cut, whole=lambda delta: rank >= min(delta.shape))
+    return _with_delta(base, tuned, cut, whole=lambda delta: rank >= min(delta.matrix.shape))
 
 
 def in_null_space(base: PreTrainedModel, tuned: PreTrainedModel) -> PreTrainedModel:
     """Of dW of W_in only what writes into N(W^T); everything else is the tuned model's."""
-    return _with_delta(base, tuned, lambda delta, w, _: delta - _on_columns(delta, w), names=("W_in",))
+
+    def kept(delta: _Delta) -> Matrix:
+        return delta.matrix - _onto(column_space(delta.w), delta.matrix)
+
+    return _with_delta(base, tuned, kept, names=("W_in",))
 
 
 def in_column_space(base: PreTrainedModel, tuned: PreTrainedModel) -> PreTrainedModel:
     """Of dW of W_in only what writes into C(W); everything else is the tuned model's."""
-    return _with_delta(base, tuned, lambda delta, w, _: _on_columns(delta, w), names=("W_in",))
+    return _with_delta(base, tuned, lambda delta: _onto(column_space(delta.w), delta.matrix), names=("W_in",))
+
+
+def in_random_space(base: PreTrainedModel, tuned: PreTrainedModel, stream: Stream) -> PreTrainedModel:
+    """The control of `in_null_space`: what writes into a random space of as many dimensions as N(W^T)."""
+
+    def kept(delta: _Delta) -> Matrix:
+        size, rank = column_space(delta.w).shape
+        space = controls.haar(size, size - rank, stream(delta.layer), delta.matrix.device)
+        return _onto(space, delta.matrix)
+
+    return _with_delta(base, tuned, kept, names=("W_in",))
+
+
+def reading(base: PreTrainedModel, tuned: PreTrainedModel, spaces: Mapping[Site, Basis]) -> PreTrainedModel:
+    """Of dW of every matrix only what reads from some directions of its input; everything else is the tuned model's.
+
+    Args:
+        spaces: orthonormal directions, by the site that a matrix acts on (`models.sites.input_site`).
+    """
+    return _with_delta(base, tuned, lambda delta: _read(base, delta, spaces))
+
+
+def not_reading(base: PreTrainedModel, tuned: PreTrainedModel, spaces: Mapping[Site, Basis]) -> PreTrainedModel:
+    """The rest of `reading`: dW of every matrix kept off these directions of its input."""
+    return _with_delta(base, tuned, lambda delta: delta.matrix - _read(base, delta, spaces))
+
+
+def matrices(base: PreTrainedModel, tuned: PreTrainedModel) -> PreTrainedModel:
+    """The base with dW of the blocks' matrices, and nothing else of the tuned model."""
+    return _with_delta(base, tuned, lambda delta: delta.matrix, rest=base)
 
 
 def rotated(base: PreTrainedModel, tuned: PreTrainedModel, stream: Stream) -> PreTrainedModel:
-    """The control: dW of every matrix with its singular values kept and its directions drawn at random.
+    """The control of `matrices`: dW of every matrix with singular values kept and directions drawn."""
 
-    Everything else is the base's, so that nothing of safety training is left but the size of the change.
-    """
-    return _with_delta(base, tuned, lambda delta, _, draw: controls.rotated(Svd.of(delta), draw), stream, rest=base)
+    def turned(delta: _Delta) -> Matrix:
+        return controls.rotated(Svd.of(delta.matrix), stream(delta.layer, delta.name))
+
+    return _with_delta(base, tuned, turned, rest=base)
 
 
 def transferred(base: PreTrainedModel, tuned: PreTrainedModel, other: PreTrainedModel) -> PreTrainedModel:
@@ -119,23 +165,27 @@ def transferred(base: PreTrainedModel, tuned: PreTrainedModel, other: PreTrained
     return model
 
 
-def _on_columns(delta: Matrix, w: Matrix) -> Matrix:
-    basis = column_space(w.double())
+def _onto(basis: Basis, delta: Matrix) -> Matrix:
+    """What dW writes into the span of a basis."""
     return basis @ (basis.mT @ delta)
+
+
+def _read(base: PreTrainedModel, delta: _Delta, spaces: Mapping[Site, Basis]) -> Matrix:
+    basis = spaces[input_site(base, delta.layer, delta.name)].to(delta.matrix)
+    return (delta.matrix @ basis) @ basis.mT
 
 
 def _with_delta(
     base: PreTrainedModel,
     tuned: PreTrainedModel,
-    change: Callable[[Matrix, Matrix, Stream], Matrix],
-    stream: Stream | None = None,
+    change: Callable[[_Delta], Matrix],
     *,
     names: Sequence[str] | None = None,
     layers: Iterable[int] | None = None,
     rest: PreTrainedModel | None = None,
-    whole: Callable[[Matrix], bool] = lambda _: False,
+    whole: Callable[[_Delta], bool] = lambda _: False,
 ) -> PreTrainedModel:
-    """A model whose matrices are W + change(dW, W, a stream of their own).
+    """A model whose matrices are W + change(dW).
 
     Args:
         names, layers: which matrices; all, if None.
@@ -146,12 +196,10 @@ def _with_delta(
     model = deepcopy(rest or tuned)
     chosen = range(layer_count(base)) if layers is None else layers
     for layer, name in product(chosen, names or weight_names(base)):
-        before, after = weight(base, layer, name), weight(tuned, layer, name)
-        delta = after.double() - before.double()
-        if whole(delta):
-            continue
-        draw = (stream or Stream.named(0))(layer, name)
-        weight(model, layer, name).copy_(before.double() + change(delta, before, draw))
+        before = weight(base, layer, name).double()
+        delta = _Delta(weight(tuned, layer, name).double() - before, before, layer, name)
+        if not whole(delta):
+            weight(model, layer, name).copy_(before + change(delta))
     return model
 
 

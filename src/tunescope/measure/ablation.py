@@ -1,7 +1,5 @@
 """Is refusal mediated by one direction? Takes out the difference of means and counts what is still refused."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -10,6 +8,7 @@ from transformers import PreTrainedModel
 from tunescope.interventions.directions import without_direction
 from tunescope.measure.activations import Classes
 from tunescope.measure.findings import UNSAFE, Findings, Sample
+from tunescope.measure.interventions import Refused
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes.controls import haar
@@ -17,7 +16,6 @@ from tunescope.probes.directions import difference_of_means
 from tunescope.rng import Stream
 
 RANDOM = 5  # random directions that stand against the one
-Refused = Callable[[PreTrainedModel, Inputs], Bool[Tensor, " n"]]
 
 
 def measure_ablation(

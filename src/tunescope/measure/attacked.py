@@ -16,7 +16,7 @@ from tunescope.evidence import predictors
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, PerPrompt, Sample, logarithm
 from tunescope.measure.inside import gradient_norms
 from tunescope.measure.weights import CHANGED, delta_of
-from tunescope.models.logps import answer_logits, follows, gathered_logps
+from tunescope.models.logps import answer_logits, follows, gathered_logps, which_follows
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes import clusters, projections
 from tunescope.probes.collect import last_activations, moments
@@ -79,10 +79,10 @@ def measure_attacks(
     for attack in attacks:
         where: dict[str, Any] = {"kind": attack.kind, "strength": attack.strength}
         inputs = attack.inputs(model)
-        succeeded = follows(model, inputs, attack.answer, rows)
+        succeeded, refused = which_follows(model, inputs, [attack.answer, attack.refusal], rows)
         outcomes = {
             "attack_success": succeeded,
-            "attack_refusal": follows(model, inputs, attack.refusal, rows),
+            "attack_refusal": refused,
             "attack_intact": follows(base, attack.inputs(base), attack.answer, rows),
         }
         for metric, hits in outcomes.items():

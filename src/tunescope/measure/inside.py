@@ -5,9 +5,10 @@ from transformers import PreTrainedModel
 
 from tunescope.config import ProbeConfig
 from tunescope.evidence.records import Subject
-from tunescope.measure.ablation import Refused, measure_ablation
+from tunescope.measure.ablation import measure_ablation
 from tunescope.measure.activations import fit_classes, measure_activations, measure_classes
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, PerPrompt, Sample, logarithm
+from tunescope.measure.interventions import Refused
 from tunescope.measure.weights import changes_of, measure_weights, require_comparable
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import layer_count

@@ -54,13 +54,27 @@ class Inputs:
 
     def followed_by(self, more: Int[Tensor, "n a"] | Float[Tensor, "n a width"]) -> "Inputs":
         """The same with more tokens, or embeddings where these are, behind, at the next positions."""
-        positions, mask, length = self.positions, self.mask, more.shape[1]
+        positions, mask = self._next(more.shape[1])
+        if self.positions is not None and positions is not None:
+            positions = torch.cat([self.positions, positions], dim=1)
+        return Inputs(torch.cat([self.sequence, more], dim=1), positions, mask)
+
+    def next_arguments(self, more: Int[Tensor, "n a"]) -> dict[str, Tensor]:
+        """Of a forward pass on more tokens behind these, of which the model has kept keys and values."""
+        positions, mask = self._next(more.shape[1])
+        if positions is not None and mask is None:
+            mask = torch.ones(len(more), self.sequence.shape[1] + more.shape[1], dtype=torch.long, device=more.device)
+        named = {"input_ids": more, "position_ids": positions, "attention_mask": mask}
+        return {key: value for key, value in named.items() if value is not None}
+
+    def _next(self, length: int) -> tuple[Int[Tensor, "n _"] | None, Int[Tensor, "n _"] | None]:
+        """Positions of so many further tokens, and the mask of all."""
+        positions, mask = self.positions, self.mask
         if positions is not None:
-            steps = torch.arange(1, length + 1, device=positions.device)
-            positions = torch.cat([positions, positions[:, -1:] + steps], dim=1)
+            positions = positions[:, -1:] + torch.arange(1, length + 1, device=positions.device)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), length)], dim=1)
-        return Inputs(torch.cat([self.sequence, more], dim=1), positions, mask)
+        return positions, mask
 
     @classmethod
     def joined(cls, parts: Sequence["Inputs"]) -> "Inputs":

@@ -1,5 +1,7 @@
 """The ways in which training and scoring read a model: what it says of given tokens."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -41,7 +43,6 @@ def answer_logps(model: PreTrainedModel, prompts: Inputs, answer: Int[Tensor, "n
     return gathered_logps(answer_logits(model, prompts, answer), answer)
 
 
-@torch.no_grad()
 def follows(
     model: PreTrainedModel,
     prompts: Inputs,
@@ -49,10 +50,36 @@ def follows(
     rows: int = 512,
     dtype: torch.dtype = torch.float32,
 ) -> Bool[Tensor, " n"]:
-    """Whether greedy generation gives exactly this answer.
+    """Whether greedy generation gives exactly this answer."""
+    return which_follows(model, prompts, [answer], rows, dtype)[0]
 
-    It does if and only if, in every place, the answer's token is the most likely one after the answer so far: one
-    forward pass tells.
+
+@torch.no_grad()
+def which_follows(
+    model: PreTrainedModel,
+    prompts: Inputs,
+    answers: Sequence[Int[Tensor, "n a"]],
+    rows: int = 512,
+    dtype: torch.dtype = torch.float32,
+) -> list[Bool[Tensor, " n"]]:
+    """For each of several answers of one length, whether greedy generation gives exactly it.
+
+    It does if and only if, in every place, the answer's token is the most likely one after the answer so far. Prompts
+    are read once, and only answers that begin with the most likely first token are looked at further, all at once.
     """
-    parts = zip(prompts.split(rows), answer.split(rows), strict=True)
-    return torch.cat([(answer_logits(model, p, a, dtype).argmax(-1) == a).all(dim=1) for p, a in parts])
+    hits = [torch.zeros(len(prompts), dtype=torch.bool, device=prompts.sequence.device) for _ in answers]
+    for start in range(0, len(prompts), rows):
+        part, said = prompts[start : start + rows], torch.stack([each[start : start + rows] for each in answers])
+        with torch.autocast(said.device.type, dtype, enabled=dtype is not torch.float32):
+            read = model(**part.arguments(), use_cache=True, logits_to_keep=1)
+            which, row = (said[..., 0] == read.logits[:, -1].argmax(-1)).nonzero(as_tuple=True)
+            begun = said[which, row]
+            right = torch.ones(len(row), dtype=torch.bool, device=said.device)
+            if begun[:, 1:].numel():
+                read.past_key_values.batch_select_indices(row)
+                rest = part[row].next_arguments(begun[:, :-1])
+                logits = model(**rest, past_key_values=read.past_key_values, use_cache=True).logits
+                right = (logits.argmax(-1) == begun[:, 1:]).all(dim=1)
+        for answer, hit in enumerate(hits):
+            hit[start + row[which == answer]] = right[which == answer]
+    return hits

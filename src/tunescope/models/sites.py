@@ -3,6 +3,8 @@
 A site is a place in the forward pass, b x t x width. Within a layer, in order of computation:
 
     resid_pre   the residual stream as the layer finds it
+    attn_in     what queries, keys and values are made of: resid_pre after the first norm
+    z           the input of W_O: every head's mixture of values, side by side
     attn_out    what attention adds to it
     resid_mid   = resid_pre + attn_out
     mlp_in      a, the input of the MLP's first matrix: resid_mid after the second norm
@@ -23,7 +25,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-LAYER_SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_post", "mlp_out", "resid_post")
+LAYER_SITES = (
+    "resid_pre",
+    "attn_in",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "mlp_pre",
+    "mlp_post",
+    "mlp_out",
+    "resid_post",
+)
 MODEL_SITES = ("embed",)
 
 Side = Literal["input", "output"]
@@ -71,8 +84,9 @@ class Place(NamedTuple):
 
 
 class _Matrix(NamedTuple):
-    """A weight matrix: one of the equal parts, along the outputs, of a module's weight."""
+    """A weight matrix: one of the equal parts, along the outputs, of a module's weight; it acts on the site `reads`."""
 
+    reads: str
     module: str
     part: int = 0
     parts: int = 1
@@ -94,6 +108,8 @@ _FAMILIES: Mapping[str, _Family] = {
         blocks="transformer.h",
         sites={
             "resid_pre": ("", "input"),
+            "attn_in": ("ln_1", "output"),
+            "z": ("attn.c_proj", "input"),
             "attn_out": ("attn", "output"),
             "resid_mid": ("ln_2", "input"),
             "mlp_in": ("mlp", "input"),
@@ -103,12 +119,12 @@ _FAMILIES: Mapping[str, _Family] = {
             "resid_post": ("", "output"),
         },
         weights={
-            "W_Q": _Matrix("attn.c_attn", 0, 3),
-            "W_K": _Matrix("attn.c_attn", 1, 3),
-            "W_V": _Matrix("attn.c_attn", 2, 3),
-            "W_O": _Matrix("attn.c_proj"),
-            "W_in": _Matrix("mlp.c_fc"),
-            "W_out": _Matrix("mlp.c_proj"),
+            "W_Q": _Matrix("attn_in", "attn.c_attn", 0, 3),
+            "W_K": _Matrix("attn_in", "attn.c_attn", 1, 3),
+            "W_V": _Matrix("attn_in", "attn.c_attn", 2, 3),
+            "W_O": _Matrix("z", "attn.c_proj"),
+            "W_in": _Matrix("mlp_in", "mlp.c_fc"),
+            "W_out": _Matrix("mlp_post", "mlp.c_proj"),
         },
     ),
     "llama": _Family(
@@ -116,6 +132,8 @@ _FAMILIES: Mapping[str, _Family] = {
         blocks="model.layers",
         sites={
             "resid_pre": ("", "input"),
+            "attn_in": ("input_layernorm", "output"),
+            "z": ("self_attn.o_proj", "input"),
             "attn_out": ("self_attn", "output"),
             "resid_mid": ("post_attention_layernorm", "input"),
             "mlp_in": ("mlp", "input"),
@@ -125,13 +143,13 @@ _FAMILIES: Mapping[str, _Family] = {
             "resid_post": ("", "output"),
         },
         weights={
-            "W_Q": _Matrix("self_attn.q_proj"),
-            "W_K": _Matrix("self_attn.k_proj"),
-            "W_V": _Matrix("self_attn.v_proj"),
-            "W_O": _Matrix("self_attn.o_proj"),
-            "W_gate": _Matrix("mlp.gate_proj"),
-            "W_in": _Matrix("mlp.up_proj"),
-            "W_out": _Matrix("mlp.down_proj"),
+            "W_Q": _Matrix("attn_in", "self_attn.q_proj"),
+            "W_K": _Matrix("attn_in", "self_attn.k_proj"),
+            "W_V": _Matrix("attn_in", "self_attn.v_proj"),
+            "W_O": _Matrix("z", "self_attn.o_proj"),
+            "W_gate": _Matrix("mlp_in", "mlp.gate_proj"),
+            "W_in": _Matrix("mlp_in", "mlp.up_proj"),
+            "W_out": _Matrix("mlp_post", "mlp.down_proj"),
         },
     ),
 }
@@ -168,16 +186,29 @@ def weight(model: PreTrainedModel, layer: int, name: str) -> Float[Tensor, "out 
     Raises:
         ValueError: the model has no such layer or matrix, or there is no map of its architecture.
     """
-    weights = _family(model).weights
-    if name not in weights:
-        architecture = model.config.model_type
-        raise ValueError(f"unknown weight {name!r}; a layer of {architecture} has {', '.join(weights)}")
-    path, part, parts = weights[name]
+    _, path, part, parts = _matrix(model, name)
     module = _submodule(model, layer, path)
     stored = module.get_parameter("weight").detach()
     # Conv1D, in GPT-2, computes a @ weight.
     matrix = stored.T if isinstance(module, Conv1D) else stored
     return matrix.chunk(parts)[part]
+
+
+def input_site(model: PreTrainedModel, layer: int, name: str) -> Site:
+    """The site of a in y = W a.
+
+    Raises:
+        ValueError: as `weight`, but for the layer.
+    """
+    return Site(layer, _matrix(model, name).reads)
+
+
+def _matrix(model: PreTrainedModel, name: str) -> _Matrix:
+    weights = _family(model).weights
+    if name not in weights:
+        architecture = model.config.model_type
+        raise ValueError(f"unknown weight {name!r}; a layer of {architecture} has {', '.join(weights)}")
+    return weights[name]
 
 
 def _family(model: PreTrainedModel) -> _Family:

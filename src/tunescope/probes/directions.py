@@ -1,4 +1,4 @@
-"""Directions: the difference of means of safe and unsafe activations (Arditi et al. 2024), and dW along it."""
+"""Directions: in which safe and unsafe activations differ (Arditi et al. 2024), and dW along them."""
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,16 @@ def difference_of_means(
     """Unit vector from the safe to the unsafe mean; zero where they are one."""
     difference = unsafe_mean - safe_mean
     return difference / difference.norm().clamp(min=torch.finfo(difference.dtype).tiny)
+
+
+def standing_out(
+    unsafe: Float[Tensor, "n width"], safe_mean: Float[Tensor, " width"], k: int
+) -> Float[Tensor, "width _"]:
+    """The k orthonormal directions that hold most of what unsafe activations are beyond the mean of safe ones.
+
+    Fewer where there are fewer: at most n, and no more than the width.
+    """
+    return torch.linalg.svd((unsafe - safe_mean).double(), full_matrices=False)[2][:k].mT
 
 
 def written_share(direction: Float[Tensor, " out"], delta: Svd, k: int) -> float:

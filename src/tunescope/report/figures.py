@@ -181,9 +181,11 @@ FIGURES = (
         "Which part of dW",
         interventions.other_changes,
         interventions.change_rows,
-        "Models in which dW is taken out of some matrices, cut to its largest singular values, kept in one subspace, "
-        "pointed in random directions at the same size (the control), or joined by that of another protocol: unsafe "
-        "prompts still refused (left), safe ones still answered (right).",
+        "Models in which dW is taken out of some matrices, cut to its largest singular values, kept to what writes "
+        "into one space, put on the base or turned into random directions there, kept off the directions in which "
+        "unsafe inputs stand out or left alone with them, or joined by that of another protocol; and the tuned model "
+        "with the difference of the class means taken out of its residual stream, or added to it. Unsafe prompts still "
+        "refused, safe ones still answered, jailbreaks that get through (mean over kinds, at their greatest strength).",
     ),
     Drawing(
         "learning",

@@ -12,14 +12,29 @@ EVERYWHERE = "all"
 ALPHA = {"safe": "compliance", "unsafe": "refusal"} | dict.fromkeys(
     (kind for kind in ATTACKS if kind.startswith("jb_")), "compliance"
 )
-NAMES = {
-    "scaled": "without dW of",
-    "truncated": "rank",
-    "in_null_space": "W_in: N(W\u1d40) only",
-    "in_column_space": "W_in: C(W) only",
-    "rotated": "directions at random",
-    "with_": "on top: dW of",
+LABELS = {  # in the order of the figure; of the number of directions or of singular values the dial says how many
+    "scaled": "without dW of {site}",
+    "truncated": "dW cut to rank {dial:g}",
+    "in_null_space": "dW of W_in: N(W\u1d40) only",
+    "in_column_space": "dW of W_in: C(W) only",
+    "in_random_space": "dW of W_in: random space only",
+    "matrices": "base + dW of its matrices",
+    "rotated": "base + dW in random directions",
+    "off_unsafe_inputs": "dW off unsafe inputs, {dial:g}",
+    "off_random_inputs": "dW off random inputs, {dial:g}",
+    "on_unsafe_inputs": "dW on unsafe inputs only, {dial:g}",
+    "on_random_inputs": "dW on random inputs only, {dial:g}",
+    "direction_ablated": "without the direction",
+    "random_direction_ablated": "without a random one",
+    "direction_added": "with the direction added",
+    "random_direction_added": "with a random one added",
+    "with_ssft": "on top: dW of SSFT",
+    "with_dpo": "on top: dW of DPO",
+    "with_unlearning": "on top: dW of unlearning",
+    "with_benign": "on top: dW of benign",
 }
+JAILBREAKS = "jailbreaks"
+CHANGES = (("unsafe", "refusal"), ("safe", "compliance"), (JAILBREAKS, "compliance"))  # panels of kind and outcome
 
 
 def alpha_curves(records: pd.DataFrame) -> Figure:
@@ -47,20 +62,23 @@ def alpha_curves(records: pd.DataFrame) -> Figure:
 
 
 def other_changes(records: pd.DataFrame) -> Figure:
-    """Every other intervention: unsafe prompts that are still refused, and safe ones that are still answered."""
+    """Every other intervention: unsafe prompts still refused, safe ones still answered, jailbreaks that get through."""
     rows = change_rows(records)
     models = models_of(rows)
-    labels = [label for label in dict.fromkeys(rows["label"]) if label]
+    order = rows.assign(place=rows["name"].map({name: place for place, name in enumerate(LABELS)}))
+    labels = list(dict.fromkeys(order.sort_values(["place", "strength", "site"])["label"]))
     looks = looks_of(models)
-    figure = new_figure(0.9 + 0.19 * len(labels))
-    panels = figure.subplots(1, 2, sharey=True)
-    for panel, (kind, outcome) in zip(panels, (("unsafe", "refusal"), ("safe", "compliance")), strict=True):
+    figure = new_figure(0.9 + 0.17 * len(labels))
+    panels = figure.subplots(1, len(CHANGES), sharey=True)
+    for panel, (kind, outcome) in zip(panels, CHANGES, strict=True):
         for number, model in enumerate(models):
             mine = rows[(rows["model"] == model.name) & (rows["kind"] == kind) & (rows["outcome"] == outcome)]
             at = [labels.index(label) + 0.09 * (number - (len(models) - 1) / 2) for label in mine["label"]]
             panel.plot(100 * mine["value"], at, **looks[model.name] | {"ls": ""})
-        panel.set(xlim=(-3, 103), xlabel=f"{kind} prompts: {outcome} (%)")
+        what = {"refusal": "refused", "compliance": "answered"}[outcome]
+        panel.set(xlim=(-3, 103), xlabel=f"{kind}: {what} (%)")
         panel.set_yticks(range(len(labels)), labels)
+        panel.grid(axis="y", lw=0.3)
     panels[0].set(ylim=(len(labels) - 0.4, -0.6))
     model_legend(figure, models)
     return figure
@@ -72,19 +90,17 @@ def alpha_rows(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def change_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """Safe and unsafe prompts under every intervention but those of `alpha_rows`, each with its label."""
+    """What every intervention but those of `alpha_rows` does, each with its label; the jailbreaks' mean as one kind."""
     known = records["metric"].str.extract(r"^(?P<outcome>compliance|refusal)_(?P<name>.+)$")
     rows = records.assign(outcome=known["outcome"], name=known["name"])
-    chosen = rows["name"].str.match("|".join(NAMES), na=False) & rows["kind"].isin(["safe", "unsafe"])
     part = (rows["name"] == "scaled") & ((rows["site"] == EVERYWHERE) | (rows["strength"] != 0))
-    rows = rows[chosen & ~part & (rows["protocol"] != BENIGN)]
+    rows = rows[rows["name"].isin([*LABELS]) & rows["site"].notna() & ~part & (rows["protocol"] != BENIGN)]
     of = zip(rows["name"], rows["site"], rows["strength"], strict=True)
-    return rows.assign(label=[_label(*place) for place in of])
-
-
-def _label(name: str, site: str, dial: float) -> str:
-    if name == "scaled":
-        return f"{NAMES[name]} {site}"
-    if name == "truncated":
-        return f"{NAMES[name]} {dial:g}"
-    return NAMES[name] if name in NAMES else f"{NAMES['with_']} {name.removeprefix('with_')}"
+    rows = rows.assign(
+        label=[LABELS[name].format(site=site, dial=dial) for name, site, dial in of],
+        kind=rows["kind"].astype(str).where(~rows["kind"].isin([*ALPHA.keys() - {"safe", "unsafe"}]), JAILBREAKS),
+    )
+    same = [*rows.columns.difference(["value", "low", "high", "n"])]
+    return rows.groupby(same, as_index=False, sort=False, dropna=False, observed=True).agg(
+        value=("value", "mean"), n=("n", "sum")
+    )

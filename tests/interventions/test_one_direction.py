@@ -1,4 +1,4 @@
-"""Without a direction, no part of the model sees or writes it: as if its weights could not write it at all."""
+"""Without a direction no part of the model sees or writes it; a vector put in is seen by all that comes after."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import ModelConfig
-from tunescope.interventions.directions import ablate, without_direction
+from tunescope.interventions.directions import ablate, with_vector, without_direction
 from tunescope.models.build import build_model
 from tunescope.models.hooks import capture
 from tunescope.models.sites import Site, weight
@@ -120,4 +120,17 @@ def test_the_model_is_left_as_it_was_when_the_block_fails(model: PreTrainedModel
     before = logits(model)
     with pytest.raises(ZeroDivisionError), without_direction(model, direction):
         raise ZeroDivisionError
+    assert torch.equal(logits(model), before)
+
+
+def test_a_vector_is_added_after_one_layer_at_every_place(model: PreTrainedModel, direction: Tensor) -> None:
+    sites = [Site(0, "resid_pre"), Site(0, "resid_post"), Site(1, "resid_pre")]
+    before = logits(model)
+    with capture(model, sites) as untouched:
+        logits(model)
+    with with_vector(model, 3 * direction, 0) as changed, capture(changed, sites) as found:
+        assert (logits(changed) - before).abs().max().item() > 0.1
+    assert torch.equal(found[sites[0]], untouched[sites[0]])
+    for site in sites[1:]:
+        torch.testing.assert_close(found[site], untouched[site] + 3 * direction.float())
     assert torch.equal(logits(model), before)
