@@ -103,14 +103,24 @@ def _along_skip(replace: _Step) -> tuple[_Step, _Step]:
 def _hook(place: Place, see: Callable[[Tensor], Tensor | None], *, first: bool = False) -> RemovableHandle:
     """Shows `see` the activation on every pass; the model goes on with what it returns, if not None."""
 
+    def seen(whole: Tensor) -> Tensor | None:
+        if place.part is None:
+            return see(whole)
+        new = see(whole[..., place.part])
+        if new is None:
+            return None
+        whole = whole.clone()
+        whole[..., place.part] = new
+        return whole
+
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        new = see(args[0])
+        new = seen(args[0])
         return None if new is None else (new, *args[1:])
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not isinstance(output, tuple):
-            return see(output)
-        new = see(output[0])
+            return seen(output)
+        new = seen(output[0])
         return None if new is None else (new, *output[1:])
 
     if place.side == "input":

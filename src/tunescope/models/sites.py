@@ -16,14 +16,14 @@ A site is a place in the forward pass, b x t x width. Within a layer, in order o
 and before the first layer `embed`, the output of the token embedding.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from tunescope.models.families import FAMILIES, Family, Fused, Matrix, Side
 
 LAYER_SITES = (
     "resid_pre",
@@ -38,8 +38,6 @@ LAYER_SITES = (
     "resid_post",
 )
 MODEL_SITES = ("embed",)
-
-Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
@@ -77,92 +75,26 @@ class Site:
 
 
 class Place(NamedTuple):
-    """Where a site is to be read: the first input, or the (first) output, of a module."""
+    """Where a site is to be read: the first input, or the (first) output, of a module, or a part of its width."""
 
     module: nn.Module
     side: Side
-
-
-class _Matrix(NamedTuple):
-    """A weight matrix: one of the equal parts, along the outputs, of a module's weight; it acts on the site `reads`."""
-
-    reads: str
-    module: str
-    part: int = 0
-    parts: int = 1
-
-
-@dataclass(frozen=True)
-class _Family:
-    """One architecture. Modules of `sites` and `weights` are named from the block on; "" is the block itself."""
-
-    embed: str
-    blocks: str
-    sites: Mapping[str, tuple[str, Side]]
-    weights: Mapping[str, _Matrix]
-
-
-_FAMILIES: Mapping[str, _Family] = {
-    "gpt2": _Family(
-        embed="transformer.wte",
-        blocks="transformer.h",
-        sites={
-            "resid_pre": ("", "input"),
-            "attn_in": ("ln_1", "output"),
-            "z": ("attn.c_proj", "input"),
-            "attn_out": ("attn", "output"),
-            "resid_mid": ("ln_2", "input"),
-            "mlp_in": ("mlp", "input"),
-            "mlp_pre": ("mlp.c_fc", "output"),
-            "mlp_post": ("mlp.c_proj", "input"),
-            "mlp_out": ("mlp", "output"),
-            "resid_post": ("", "output"),
-        },
-        weights={
-            "W_Q": _Matrix("attn_in", "attn.c_attn", 0, 3),
-            "W_K": _Matrix("attn_in", "attn.c_attn", 1, 3),
-            "W_V": _Matrix("attn_in", "attn.c_attn", 2, 3),
-            "W_O": _Matrix("z", "attn.c_proj"),
-            "W_in": _Matrix("mlp_in", "mlp.c_fc"),
-            "W_out": _Matrix("mlp_post", "mlp.c_proj"),
-        },
-    ),
-    "llama": _Family(
-        embed="model.embed_tokens",
-        blocks="model.layers",
-        sites={
-            "resid_pre": ("", "input"),
-            "attn_in": ("input_layernorm", "output"),
-            "z": ("self_attn.o_proj", "input"),
-            "attn_out": ("self_attn", "output"),
-            "resid_mid": ("post_attention_layernorm", "input"),
-            "mlp_in": ("mlp", "input"),
-            "mlp_pre": ("mlp.up_proj", "output"),
-            "mlp_post": ("mlp.down_proj", "input"),
-            "mlp_out": ("mlp", "output"),
-            "resid_post": ("", "output"),
-        },
-        weights={
-            "W_Q": _Matrix("attn_in", "self_attn.q_proj"),
-            "W_K": _Matrix("attn_in", "self_attn.k_proj"),
-            "W_V": _Matrix("attn_in", "self_attn.v_proj"),
-            "W_O": _Matrix("z", "self_attn.o_proj"),
-            "W_gate": _Matrix("mlp_in", "mlp.gate_proj"),
-            "W_in": _Matrix("mlp_in", "mlp.up_proj"),
-            "W_out": _Matrix("mlp_post", "mlp.down_proj"),
-        },
-    ),
-}
+    part: slice | None = None
 
 
 def layer_count(model: PreTrainedModel) -> int:
     """How many layers the model has."""
-    return sum(1 for _ in model.get_submodule(_family(model).blocks).children())
+    return sum(1 for _ in model.get_submodule(_family(model.config).blocks).children())
 
 
 def weight_names(model: PreTrainedModel) -> tuple[str, ...]:
     """The weight matrices of every layer, as `weight` takes them."""
-    return tuple(_family(model).weights)
+    return matrix_names(model.config)
+
+
+def matrix_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The same, of a model of which there is no more than a config."""
+    return tuple(_family(config).weights)
 
 
 def locate(model: PreTrainedModel, site: Site) -> Place:
@@ -171,11 +103,11 @@ def locate(model: PreTrainedModel, site: Site) -> Place:
     Raises:
         ValueError: the model has no such layer, or there is no map of its architecture.
     """
-    family = _family(model)
+    family = _family(model.config)
     if site.layer is None:
         return Place(model.get_submodule(family.embed), "output")
-    path, side = family.sites[site.name]
-    return Place(_submodule(model, site.layer, path), side)
+    path, side, *fused = family.sites[site.name]
+    return Place(_submodule(model, site.layer, path), side, *(_part(model.config, each) for each in fused))
 
 
 def weight(model: PreTrainedModel, layer: int, name: str) -> Float[Tensor, "out in"]:
@@ -186,12 +118,26 @@ def weight(model: PreTrainedModel, layer: int, name: str) -> Float[Tensor, "out 
     Raises:
         ValueError: the model has no such layer or matrix, or there is no map of its architecture.
     """
-    _, path, part, parts = _matrix(model, name)
-    module = _submodule(model, layer, path)
-    stored = module.get_parameter("weight").detach()
-    # Conv1D, in GPT-2, computes a @ weight.
-    matrix = stored.T if isinstance(module, Conv1D) else stored
-    return matrix.chunk(parts)[part]
+    module = _submodule(model, layer, _matrix(model.config, name).module)
+    return within_stored(model.config, name, module.get_parameter("weight").detach())
+
+
+def stored_name(config: PreTrainedConfig, layer: int, name: str) -> str:
+    """The parameter that holds a matrix, as checkpoints call it.
+
+    Raises:
+        ValueError: as `weight`, but for the layer.
+    """
+    return f"{_family(config).blocks}.{layer}.{_matrix(config, name).module}.weight"
+
+
+def within_stored(
+    config: PreTrainedConfig, name: str, stored: Float[Tensor, "rows columns"]
+) -> Float[Tensor, "out in"]:
+    """A matrix as a view of the parameter that holds it, by itself or with others, or as a @ weight takes it."""
+    matrix = stored.T if _family(config).transposed else stored
+    fused = _matrix(config, name).fused
+    return matrix[_part(config, fused)] if fused else matrix
 
 
 def input_site(model: PreTrainedModel, layer: int, name: str) -> Site:
@@ -200,27 +146,33 @@ def input_site(model: PreTrainedModel, layer: int, name: str) -> Site:
     Raises:
         ValueError: as `weight`, but for the layer.
     """
-    return Site(layer, _matrix(model, name).reads)
+    return Site(layer, _matrix(model.config, name).reads)
 
 
-def _matrix(model: PreTrainedModel, name: str) -> _Matrix:
-    weights = _family(model).weights
+def _matrix(config: PreTrainedConfig, name: str) -> Matrix:
+    weights = _family(config).weights
     if name not in weights:
-        architecture = model.config.model_type
+        architecture = config.model_type
         raise ValueError(f"unknown weight {name!r}; a layer of {architecture} has {', '.join(weights)}")
     return weights[name]
 
 
-def _family(model: PreTrainedModel) -> _Family:
-    architecture = model.config.model_type
-    if architecture not in _FAMILIES:
-        known = ", ".join(_FAMILIES)
+def _part(config: PreTrainedConfig, fused: Fused) -> slice:
+    sizes = fused.sizes(config)
+    start = sum(sizes[: fused.which])
+    return slice(start, start + sizes[fused.which])
+
+
+def _family(config: PreTrainedConfig) -> Family:
+    architecture = config.model_type
+    if architecture not in FAMILIES:
+        known = ", ".join(FAMILIES)
         raise ValueError(f"no map of sites for architecture {architecture!r}; there is one for {known}")
-    return _FAMILIES[architecture]
+    return FAMILIES[architecture]
 
 
 def _submodule(model: PreTrainedModel, layer: int, path: str) -> nn.Module:
     layers = layer_count(model)
     if not 0 <= layer < layers:
         raise ValueError(f"no layer {layer}; this model's layers are 0 .. {layers - 1}")
-    return model.get_submodule(f"{_family(model).blocks}.{layer}").get_submodule(path)
+    return model.get_submodule(f"{_family(model.config).blocks}.{layer}").get_submodule(path)
