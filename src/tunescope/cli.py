@@ -71,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--json", action="store_true", help="one JSON object a line")
     sample.set_defaults(command=_sample)
 
+    weights = commands.add_parser(
+        "weights",
+        help="what changed in the weights of any two models",
+        description="Size, spectrum and null-space share of the change of every weight matrix, read from safetensors "
+        "without building a model; the report is at DIR/report.html.",
+    )
+    for name, what in (("base", "the model before"), ("tuned", "and after fine-tuning")):
+        weights.add_argument(name, metavar=name.upper(), help=f"{what}: a folder, or a hub's owner/name[@revision]")
+    weights.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    weights.add_argument("--svd", action="store_true", help="full decompositions instead of Gram matrices (slower)")
+    weights.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    weights.set_defaults(command=_weights)
+
     report = commands.add_parser(
         "report",
         help="judge and draw again",
@@ -158,6 +171,12 @@ def _readable(row: dict[str, Any]) -> str:
     if row["safe"]:
         del lines["obeyed"]  # the same
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items()) + "\n"
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from tunescope.compare import compare_weights
+
+    print(compare_weights(options.base, options.tuned, options.out, exact=options.svd, device=options.device))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from tunescope.files import atomic_path
 
+PAIR = "pair"  # the protocol of a model that came with its base, and of which no more is known
+
 
 @dataclass(frozen=True)
 class Record:
@@ -22,7 +24,7 @@ class Record:
 
     Attributes:
         model: folder name under models/, e.g. `base`, `ssft-eta_m`.
-        protocol: `pretraining`, `ssft`, `dpo`, `unlearning` or `benign`.
+        protocol: `pretraining`, `ssft`, `dpo`, `unlearning` or `benign`; `pair` where there is no telling.
         learning_rate: `eta_m`, `eta_s`, or empty for the base model.
         seed: seed of the study.
         step: training step at which it was measured (the final one for finished models).

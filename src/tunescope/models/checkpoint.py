@@ -79,9 +79,9 @@ def load_model(
         CheckpointError: a file is missing or cannot be read, weights are pickled, tensors are missing, unexpected, of
             the wrong shape, or not finite.
     """
-    _check_weight_files(folder)
+    _checkweight_files(folder)
     with quiet():
-        config, tokenizer = _load_config(folder), _load_tokenizer(folder)
+        config, tokenizer = load_config(folder), _load_tokenizer(folder)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -94,29 +94,33 @@ def load_model(
                 **_LOCAL,
             )
         except (OSError, ValueError, TypeError, KeyError, ArithmeticError, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: transformers cannot load this model: {_first_line(error)}") from error
+            raise CheckpointError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
     model, info = loaded
     _check_tensors(folder, model, info)
     return model.to(device).eval(), tokenizer
 
 
-def _check_weight_files(folder: Path) -> None:
+def _checkweight_files(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; save or fetch the model first")
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder}: has an adapter; merge it into its base model and save the whole model")
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt"):
                 pass
         except FileNotFoundError as error:
             raise CheckpointError(f"{file}: no such file; {_AGAIN}") from error
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: truncated or corrupt ({_first_line(error)}); {_AGAIN}") from error
+            raise CheckpointError(f"{file}: truncated or corrupt ({first_line(error)}); {_AGAIN}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The one file of the weights, or all those that the index lists."""
+def weight_files(folder: Path) -> list[Path]:
+    """The one file of the weights, or all those that the index lists.
+
+    Raises:
+        CheckpointError: there is neither, the index cannot be used, or weights are pickled.
+    """
     if (folder / _WEIGHTS).exists():
         return [folder / _WEIGHTS]
     if (folder / _INDEX).exists():
@@ -135,7 +139,12 @@ def _weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder / _WEIGHTS}: no such file; {_AGAIN}")
 
 
-def _load_config(folder: Path) -> PreTrainedConfig:
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The config of a model folder.
+
+    Raises:
+        CheckpointError: it is missing or not usable.
+    """
     if (folder / _GENERATION).exists():
         _read_json(folder / _GENERATION)  # transformers would pass over one that it cannot read
     # This entry would have transformers read weights from a file that has not been checked.
@@ -146,7 +155,7 @@ def _load_config(folder: Path) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **_LOCAL)
     except Exception as error:  # whatever validators of the architecture raise
-        raise CheckpointError(f"{folder / _CONFIG}: not a usable config ({_first_line(error)}); {_AGAIN}") from error
+        raise CheckpointError(f"{folder / _CONFIG}: not a usable config ({first_line(error)}); {_AGAIN}") from error
     return config
 
 
@@ -158,7 +167,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise CheckpointError(f"{file}: not a usable tokenizer ({_first_line(error)}); {_AGAIN}") from error
+        raise CheckpointError(f"{file}: not a usable tokenizer ({first_line(error)}); {_AGAIN}") from error
     for how in ("is_local", "local_files_only"):
         # transformers would write down, with the tokenizer, how it was loaded: the bytes would differ from those read.
         tokenizer.init_kwargs.pop(how, None)
@@ -187,13 +196,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file; {_AGAIN}") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not readable JSON ({_first_line(error)}); {_AGAIN}") from error
+        raise CheckpointError(f"{file}: not readable JSON ({first_line(error)}); {_AGAIN}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: must hold a JSON object; {_AGAIN}")
     return content
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

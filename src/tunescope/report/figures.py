@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tunescope.files import atomic_path
-from tunescope.report import attacks, behaviour, interventions, mechanism
+from tunescope.report import attacks, behaviour, interventions, matrices, mechanism
 from tunescope.report.select import (
     course_rows,
     final_rows,
@@ -95,7 +95,7 @@ FIGURES = (
         "null_space",
         "Observation 2: null space",
         mechanism.null_space,
-        lambda records: inside_rows(records, "null_share").query("control == ''").assign(n=1),
+        lambda records: inside_rows(records, "null_share").query("control == '' and protocol != 'pair'").assign(n=1),
         "Share of the squared norm of dW that lies in the left null space of the base model's W_in, by layer. The "
         "space is most of all directions: dW with its singular values kept and its directions drawn at random (dotted, "
         "with the central 95 % of draws) has the share that its dimension alone gives.",
@@ -186,6 +186,15 @@ FIGURES = (
         "unsafe inputs stand out or left alone with them, or joined by that of another protocol; and the tuned model "
         "with the difference of the class means taken out of its residual stream, or added to it. Unsafe prompts still "
         "refused, safe ones still answered, jailbreaks that get through (mean over kinds, at their greatest strength).",
+    ),
+    Drawing(
+        "matrices",
+        "The change of every matrix",
+        matrices.changes,
+        matrices.matrix_rows,
+        "Size of the change beside the matrix itself (Frobenius norms); its effective rank, dotted that of independent "
+        "normal entries; and, where the matrix is taller than wide, the share of the change that lies in the left null "
+        "space of the base model's matrix, dotted that of a random direction.",
     ),
     Drawing(
         "learning",

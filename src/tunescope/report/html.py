@@ -129,7 +129,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Sc
         "rare": RARE,
         "kinds": KINDS,
         "examples": _load(folder / "examples.json", lambda text: examples(json.loads(text), models), {}),
-        "environment": _load(folder / "environment.json", lambda text: flat(_mapping(json.loads)(text)), {}),
+        "environment": _facts(folder / "pair.json") | _facts(folder / "environment.json"),
         "stages": stages,
         "total": duration(sum((seconds for _, seconds, _ in stages), 0.0)),
         "duration": duration,
@@ -150,6 +150,10 @@ def _drawn(folder: Path, records: pd.DataFrame) -> list[dict[str, Any]]:
         for entry, path in found
         if path.is_file()
     ]
+
+
+def _facts(path: Path) -> dict[str, str]:
+    return _load(path, lambda text: flat(_mapping(json.loads)(text)), {})
 
 
 def _load(path: Path, read: Callable[[str], Any], default: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from tunescope.evidence.records import PAIR
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import BASE, Kind, Model, kinds_of, models_of, protocol_label, rate_label, wanted
 
@@ -83,6 +84,9 @@ def summary(records: pd.DataFrame, config: Mapping[str, Any]) -> str:
     """What was run, in one sentence."""
     models = models_of(records)
     tuned = [model for model in models if model.protocol != BASE]
+    if {model.protocol for model in models} == {PAIR}:
+        names = " and ".join(_joined([model.name for model in tuned]))
+        return f"The weights of {names} beside those of its base; {len(records):,} measurements."
     name = f"Study {config['name']}" if config.get("name") else "A study"
     seeds = ", ".join(str(seed) for seed in sorted(records["seed"].unique()))
     sentence = f"{name}, seed {seeds}: {_base_text(config)}"

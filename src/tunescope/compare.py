@@ -1,0 +1,119 @@
+"""Any base and fine-tuned model, beside each other: so far their weights, read from disk matrix by matrix."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from tunescope import __version__
+from tunescope.config import ComputeConfig
+from tunescope.errors import InputError
+from tunescope.evidence.records import PAIR, SCORES_SCHEMA, Subject, merge_tables, write_records, write_scores
+from tunescope.files import sweep, write_text
+from tunescope.measure.findings import Findings
+from tunescope.models.compute import resolve
+from tunescope.models.hub import Source, fetched
+from tunescope.models.shards import Shards, require_pair
+from tunescope.probes.spectra import gaussian_effective_rank, spectrum
+from tunescope.probes.subspaces import haar_share
+from tunescope.report.html import render
+
+_DESCRIPTION, _LOCK = "pair.json", ".lock"
+_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """One kind of matrix of one layer, and where its records go."""
+
+    layer: int
+    name: str
+
+    @property
+    def part(self) -> str:
+        return f"{self.name}-{self.layer:03d}.parquet"
+
+
+def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, device: str = "auto") -> Path:
+    """Size, spectrum and null-space share of dW of every matrix (docs/metrics.md); returns the path of the report.
+
+    No model is built: memory holds a few matrices. What was done before an interruption is not done again.
+
+    Args:
+        base, tuned: folders, or repositories on the hub, of safetensors.
+        out: a new folder, or one of the same pair.
+        exact: singular values by decomposition, not through Gram matrices (see `probes.spectra`).
+
+    Raises:
+        InputError: a model cannot be read, the two do not match, or `out` holds something else.
+    """
+    where = resolve(ComputeConfig(device=device)).device
+    sources = [fetched(name, _FILES) for name in (base, tuned)]
+    pair = [Shards(source.folder) for source in sources]
+    require_pair(*pair)
+    matrices = [_Matrix(layer, name) for layer in range(pair[0].layers) for name in pair[0].names]
+    told = {"version": __version__, "base": _told(base, sources[0]), "tuned": _told(tuned, sources[1]), "exact": exact}
+    _check(out, told)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(out / _LOCK).acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{out}: another tunescope is at work in this folder; wait for it or use another") from error
+    with lock:
+        sweep(out)
+        write_text(out / _DESCRIPTION, json.dumps(told, indent=1))
+        subject = Subject(sources[1].folder.resolve().name, PAIR, "", 0, 0)
+        for matrix in tqdm(matrices, desc="weights", unit="matrix", disable=None):
+            # The records are written last: where they are, the scores are.
+            if not (out / "parts" / matrix.part).exists():
+                found = Findings(subject)
+                before, after = (each.matrix(matrix.layer, matrix.name).to(where) for each in pair)
+                _measure(found, matrix, before, after, exact)
+                write_scores(found.scores, out / "parts" / f"scores-{matrix.part}")
+                write_records(found.records, out / "parts" / matrix.part)
+        merge_tables([out / "parts" / matrix.part for matrix in matrices], out / "records.parquet")
+        scores = [out / "parts" / f"scores-{matrix.part}" for matrix in matrices]
+        merge_tables(scores, out / "scores.parquet", SCORES_SCHEMA)
+        return render(out)
+
+
+def _measure(
+    found: Findings, matrix: _Matrix, w: Float[Tensor, "out in"], tuned: Float[Tensor, "out in"], exact: bool
+) -> None:
+    delta = tuned - w
+    size = w.double().norm().item()
+    of = spectrum(w, delta, exact=exact)
+    where = {"layer": matrix.layer, "site": matrix.name}
+    found.value("relative_norm", of.values.square().sum().sqrt().item() / size if size else 0.0, **where)
+    found.value("stable_rank", of.stable_rank, **where)
+    found.value("effective_rank", of.effective_rank, **where)
+    found.value("effective_rank", gaussian_effective_rank(*w.shape), control="gaussian", **where)
+    if of.null_share is not None and of.rank is not None:
+        found.value("null_share", of.null_share, **where)
+        found.value("null_share", haar_share(len(w), of.rank), control="haar", **where)
+    found.score("singular_value", of.values, kind=matrix.name, layer=matrix.layer)
+
+
+def _told(name: str, source: Source) -> dict[str, Any]:
+    """What a model is known by: its files' sizes and times stand for what is in them."""
+    files = sorted(source.folder.glob("*.safetensors"))
+    stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    return {"name": name, "revision": source.revision, "files": stats}
+
+
+def _check(out: Path, told: dict[str, Any]) -> None:
+    """Raises InputError where a folder holds anything but this comparison."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        found = json.loads((out / _DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{out}: there already, and not a comparison of weights; choose another --out") from error
+    if found != told:
+        changed = [key for key in told if not isinstance(found, dict) or found.get(key) != told[key]]
+        raise InputError(f"{out}: holds a comparison of another {', '.join(changed)}; choose another --out")

@@ -1,0 +1,44 @@
+"""Model folders by name: a path on this machine, or a repository on the Hugging Face hub."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from tunescope.errors import InputError
+from tunescope.models.checkpoint import first_line
+
+_REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+class Source(NamedTuple):
+    """Where a model lies, and the commit that it was fetched at; None for a folder of one's own."""
+
+    folder: Path
+    revision: str | None
+
+
+def fetched(name: str, patterns: Sequence[str]) -> Source:
+    """A folder as it is, or what a repository, `owner/name` or `owner/name@revision`, has of these files.
+
+    Raises:
+        InputError: there is no such folder, and no repository that can be fetched.
+    """
+    if Path(name).is_dir():
+        return Source(Path(name), None)
+    known = _REPOSITORY.fullmatch(name)
+    if not known or Path(name).exists():
+        raise InputError(
+            f"{name}: no such folder, nor the name of a repository, as in owner/name or owner/name@revision"
+        )
+    try:
+        folder = snapshot_download(known["name"], revision=known["revision"], allow_patterns=list(patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{name}: no such folder, and the hub does not give it ({first_line(error)}); "
+            "check the name and the network, or fetch the model and name its folder"
+        ) from error
+    return Source(Path(folder), Path(folder).name)

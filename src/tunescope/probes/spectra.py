@@ -1,0 +1,90 @@
+"""Spectra of large matrices without their singular vectors: through Gram matrices, which are as small as a side.
+
+Squaring costs accuracy: singular values are right to about 1e-8 of the largest one (the root of float64's precision),
+so that below it they are noise; `torch.linalg.svdvals` has no such floor and takes longer.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tunescope.probes.subspaces import RANK_THRESHOLD
+
+FLOOR = 1e-7  # singular values up to this share of the largest are taken for zero
+BLOCK = 1024  # rows that are in float64 at a time
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of a change dW, descending, in float64, and where its energy lies.
+
+    Attributes:
+        null_share: share of the squared Frobenius norm in N(W^T), at `RANK_THRESHOLD`; None where W is not taller than
+            wide. rank: of W, likewise.
+    """
+
+    values: Float[Tensor, " k"]
+    null_share: float | None
+    rank: int | None
+
+    @property
+    def stable_rank(self) -> float:
+        """Squared Frobenius norm over squared spectral norm; 0 for no change."""
+        return (self.values.square().sum() / self.values[0].square()).item() if self.values.any() else 0.0
+
+    @property
+    def effective_rank(self) -> float:
+        """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for no change."""
+        return _effective_rank(self.values) if self.values.any() else 0.0
+
+
+def spectrum(w: Float[Tensor, "out in"], delta: Float[Tensor, "out in"], *, exact: bool = False) -> Spectrum:
+    """Singular values of dW, and its share in the left null space of W.
+
+    Args:
+        exact: by singular value decomposition, not through the Gram matrix.
+    """
+    tall = len(w) > w.shape[1]
+    if exact:
+        values = torch.linalg.svdvals(delta.double())
+    else:
+        values = torch.linalg.eigvalsh(gram(delta, delta)).flip(0).clamp(min=0).sqrt()
+    values = torch.where(values > FLOOR * values[0], values, 0.0)
+    if not tall:
+        return Spectrum(values, None, None)
+    energies, v = torch.linalg.eigh(gram(w, w))
+    kept = energies > RANK_THRESHOLD**2 * energies[-1]
+    inside = (v[:, kept].mT @ gram(w, delta)) / energies[kept].sqrt()[:, None]
+    whole = values.square().sum()
+    share = (1 - inside.square().sum() / whole).clamp(0, 1).item() if whole > 0 else 0.0
+    return Spectrum(values, share, int(kept.sum()))
+
+
+def gram(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> Float[Tensor, "k k"]:
+    """a^T b, or a b^T where that is the smaller, in float64, a block at a time."""
+    if len(a) < a.shape[1]:
+        a, b = a.mT, b.mT
+    total = torch.zeros(a.shape[1], a.shape[1], dtype=torch.float64, device=a.device)
+    for start in range(0, len(a), BLOCK):
+        total.addmm_(a[start : start + BLOCK].double().mT, b[start : start + BLOCK].double())
+    return total
+
+
+def gaussian_effective_rank(out: int, into: int) -> float:
+    """Effective rank of a large matrix of independent normal entries: the control, from Marchenko & Pastur's law."""
+    short, ratio = min(out, into), min(out, into) / max(out, into)
+    low, high = (1 - ratio**0.5) ** 2, (1 + ratio**0.5) ** 2
+    # x = low + (high - low) sin^2: the density's square roots at both ends are gone.
+    angle = (np.arange(4096) + 0.5) / 4096 * np.pi / 2
+    x = low + (high - low) * np.sin(angle) ** 2
+    density = np.sqrt((high - x) * (x - low)) / x * np.sin(2 * angle)
+    shares = np.cumsum(density) / density.sum()
+    at = np.interp((np.arange(short) + 0.5) / short, shares, x)
+    return _effective_rank(torch.from_numpy(np.sqrt(at)))
+
+
+def _effective_rank(values: Float[Tensor, " k"]) -> float:
+    return torch.special.entr(values / values.sum()).sum().exp().item()

@@ -1,0 +1,81 @@
+"""Spectra through Gram matrices are those of a decomposition, and say where a planted change lies."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tunescope.probes.controls import haar
+from tunescope.probes.spectra import BLOCK, gaussian_effective_rank, gram, spectrum
+from tunescope.probes.subspaces import Svd, column_space, null_share
+from tunescope.rng import Stream
+
+CPU = torch.device("cpu")
+
+
+def draw(*shape: int, scope: object = 0) -> Tensor:
+    return Stream.named(0, "spectra", scope).normal(shape, CPU)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (7, 7), (BLOCK + 3, 4), (1, 6), (6, 1)])
+def test_the_two_ways_agree(shape: tuple[int, int]) -> None:
+    w, delta = draw(*shape).float(), draw(*shape, scope=1).float()
+    quick, exact = spectrum(w, delta), spectrum(w, delta, exact=True)
+    torch.testing.assert_close(quick.values, exact.values, rtol=1e-7, atol=0)
+    assert quick.effective_rank == pytest.approx(exact.effective_rank)
+    if shape[0] <= shape[1]:
+        assert quick.null_share is quick.rank is exact.null_share is None
+        return
+    assert quick.rank == shape[1]
+    share = null_share(Svd.of(delta), column_space(w))
+    assert quick.null_share == pytest.approx(share, abs=1e-9) == exact.null_share
+
+
+@given(st.integers(0, 50), st.floats(-7, 0))
+def test_small_singular_values_are_right_to_the_stated_floor(scope: int, exponent: float) -> None:
+    """One of size 1, one far below it: right to 1e-8 of the largest, or taken for zero."""
+    small = 10**exponent
+    u, v = haar(9, 2, Stream.named(scope, "u"), CPU), haar(6, 2, Stream.named(scope, "v"), CPU)
+    delta = u @ torch.diag(torch.tensor([1.0, small], dtype=torch.float64)) @ v.mT
+    found = spectrum(draw(9, 6), delta).values
+    assert found[0].item() == pytest.approx(1)
+    assert found[1].item() == pytest.approx(small, abs=2e-8) or (found[1] == 0 and small < 1.2e-7)
+    assert not found[2:].any()
+
+
+@given(st.floats(0, 1), st.integers(1, 4))
+def test_the_planted_share_in_the_null_space_is_found(share: float, rank: int) -> None:
+    w = draw(12, 4, scope=(share, rank))
+    columns = column_space(w)
+    inside, outside = columns[:, :rank], torch.linalg.svd(w.double()).U[:, 4 : 4 + rank]
+    right = haar(4, rank, Stream.named(rank, "right"), CPU)
+    delta = (share**0.5 * outside + (1 - share) ** 0.5 * inside) @ right.mT
+    found = spectrum(w, delta)
+    assert found.null_share == pytest.approx(share, abs=1e-9)
+    assert found.effective_rank == pytest.approx(rank)
+    assert found.stable_rank == pytest.approx(rank)
+
+
+def test_a_base_of_lower_rank_leaves_more_room() -> None:
+    w = draw(12, 2) @ draw(2, 4, scope=1)
+    assert spectrum(w, draw(12, 4, scope=2)).rank == 2
+
+
+def test_no_change_has_a_spectrum_of_zeros() -> None:
+    found = spectrum(draw(8, 3), torch.zeros(8, 3))
+    assert found.values.tolist() == [0.0] * 3
+    assert (found.effective_rank, found.stable_rank, found.null_share) == (0.0, 0.0, 0.0)
+
+
+def test_gram_by_hand() -> None:
+    a, b = torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    assert gram(a, b).tolist() == [[4.0, 3.0], [2.0, 1.0]]
+    assert gram(a.mT, b.mT).tolist() == [[4.0, 3.0], [2.0, 1.0]]
+
+
+@pytest.mark.parametrize("shape", [(400, 100), (300, 300), (100, 400)])
+def test_the_effective_rank_of_noise_is_foretold(shape: tuple[int, int]) -> None:
+    assert gaussian_effective_rank(*shape) == pytest.approx(
+        spectrum(draw(*shape), draw(*shape)).effective_rank, rel=0.01
+    )

@@ -1,0 +1,237 @@
+"""Weights of two folders beside each other: planted changes are found, and what cannot be compared is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from tunescope import cli, compare
+from tunescope.evidence.records import read_records, read_scores
+from tunescope.models import hub
+from tunescope.models.shards import Shards
+from tunescope.models.sites import weight, weight_names
+from tunescope.probes.subspaces import Svd, column_space, null_share
+
+LAYERS, PLANTED = 2, (1, "W_in")
+SIZES = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
+GPT2 = {"n_layer": LAYERS, "n_head": 4, "n_embd": 16, "vocab_size": 30, "n_positions": 32}
+
+
+def build(architecture: str, **sizes: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[architecture](**((GPT2 if architecture == "gpt2" else SIZES) | sizes))
+    return AutoModelForCausalLM.from_config(config)
+
+
+@torch.no_grad()
+def planted(base: PreTrainedModel) -> PreTrainedModel:
+    """W_in of one layer has changed by a matrix of rank two, of which all lies in the left null space."""
+    tuned = deepcopy(base)
+    w = weight(base, *PLANTED)
+    outside = torch.linalg.svd(w.double()).U[:, w.shape[1] : w.shape[1] + 2]
+    weight(tuned, *PLANTED).add_((outside @ torch.randn(2, w.shape[1], dtype=torch.float64)).float())
+    return tuned
+
+
+@pytest.fixture(scope="module", params=["gpt2", "mistral", "qwen3", "gemma2", "phi3"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a base, in one file, and a fine-tune of it, in several. Not to be changed."""
+    base, folder = build(request.param), tmp_path_factory.mktemp("pair")
+    base.save_pretrained(folder / "base")
+    planted(base).save_pretrained(folder / "tuned", max_shard_size="10KB")
+    assert len(list((folder / "tuned").glob("*.safetensors"))) > 1
+    return folder / "base", folder / "tuned"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same of one architecture, to be copied and spoilt."""
+    base, folder = build("llama"), tmp_path_factory.mktemp("one")
+    base.save_pretrained(folder / "base")
+    planted(base).save_pretrained(folder / "tuned")
+    return folder / "base", folder / "tuned"
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "render", lambda folder: folder / "report.html")
+
+
+def values(records: pd.DataFrame, metric: str) -> dict[tuple[int, str], float]:
+    rows = records[(records["metric"] == metric) & (records["control"] == "")]
+    return {(r.layer, r.site): r.value for r in rows.itertuples()}
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_planted_change_is_found_and_nothing_else(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    assert cli.main(["weights", *map(str, pair), "--out", str(tmp_path / "out")]) == 0
+    records = read_records(tmp_path / "out" / "records.parquet")
+    sizes, ranks, shares = (values(records, m) for m in ("relative_norm", "effective_rank", "null_share"))
+    model = AutoModelForCausalLM.from_pretrained(pair[0])
+    assert set(sizes) == {(layer, name) for layer in range(LAYERS) for name in weight_names(model)}
+    assert {place for place, size in sizes.items() if size > 0} == {PLANTED}
+    assert 1 < ranks[PLANTED] <= 2.001
+    assert shares[PLANTED] == pytest.approx(1, abs=1e-5)
+    scores = read_scores(tmp_path / "out" / "scores.parquet")
+    found = scores[(scores["layer"] == 1) & (scores["kind"] == "W_in")]["value"].to_numpy()
+    assert (found > 1e-6).sum() == 2
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_numbers_are_those_of_the_models(one: tuple[Path, Path], tmp_path: Path) -> None:
+    """Against a decomposition of what transformers loads, with every matrix changed."""
+    base, tuned = (AutoModelForCausalLM.from_pretrained(folder) for folder in one)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    tuned.save_pretrained(tmp_path / "tuned")
+    for options in ([], ["--svd"]):
+        out = tmp_path / f"out{len(options)}"
+        assert cli.main(["weights", str(one[0]), str(tmp_path / "tuned"), "--out", str(out), *options]) == 0
+        records = read_records(out / "records.parquet")
+        shares, ranks, sizes = (values(records, m) for m in ("null_share", "effective_rank", "relative_norm"))
+        for (layer, name), rank in ranks.items():
+            w = weight(base, layer, name)
+            delta = Svd.of(weight(tuned, layer, name) - w)
+            assert rank == pytest.approx(delta.effective_rank(), rel=1e-6)
+            assert sizes[layer, name] == pytest.approx((delta.s.norm() / w.double().norm()).item(), rel=1e-6)
+            if (layer, name) in shares:
+                assert shares[layer, name] == pytest.approx(null_share(delta, column_space(w)), abs=1e-6)
+        assert {name for _, name in shares} == {"W_in", "W_gate"}
+
+
+def test_it_goes_on_where_it_stopped(one: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, read = ["weights", *map(str, one), "--out", str(tmp_path / "out")], Shards.matrix
+    seen: list[tuple[int, str]] = []
+
+    def counted(shards: Shards, layer: int, name: str) -> torch.Tensor:
+        seen.append((layer, name))
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        return read(shards, layer, name)
+
+    monkeypatch.setattr(Shards, "matrix", counted)
+    assert cli.main(command) == 130
+    seen[:] = [(9, "")] * 10  # never seven again
+    assert cli.main(command) == 0
+    assert len(seen) == 10 + 2 * (LAYERS * 7 - 3)  # three matrices were done, each read from both
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure") == 1
+    assert "The weights of tuned beside those of its base" in page
+    whole = read_records(tmp_path / "out" / "records.parquet")
+    assert cli.main([*command[:-1], str(tmp_path / "afresh")]) == 0
+    pd.testing.assert_frame_equal(whole, read_records(tmp_path / "afresh" / "records.parquet"))
+
+
+def test_bfloat16_is_read_as_float32(one: tuple[Path, Path], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(one[0], dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    matrix = Shards(tmp_path / "half").matrix(0, "W_in")
+    assert matrix.dtype == torch.float32
+    assert torch.equal(matrix, weight(model, 0, "W_in").float())
+
+
+def test_names_may_lack_their_first_part(tmp_path: Path) -> None:
+    model = build("gpt2")
+    model.transformer.save_pretrained(tmp_path / "bare")  # as the first GPT-2 is kept
+    assert torch.equal(Shards(tmp_path / "bare").matrix(1, "W_out"), weight(model, 1, "W_out"))
+
+
+# What cannot be compared
+
+
+@pytest.fixture
+def spoilt(one: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the fine-tune."""
+    return Path(shutil.copytree(one[1], tmp_path / "tuned"))
+
+
+def test_bad_pairs(one: tuple[Path, Path], refused: Callable, tmp_path: Path) -> None:
+    base, out = str(one[0]), tmp_path / "out"
+    others = {
+        "mistral": (build("mistral"), "llama and mistral, two architectures"),
+        "deep": (build("llama", num_hidden_layers=3), "2 and 3 layers"),
+        "wide": (
+            build("llama", intermediate_size=40),
+            "W_gate of layer 0 is [48, 16] in one and [40, 16] in the other",
+        ),
+    }
+    for name, (model, says) in others.items():
+        model.save_pretrained(tmp_path / name)
+        refused(["weights", base, str(tmp_path / name), "--out", str(out)], says)
+    refused(["weights", base, str(tmp_path / "absent"), "--out", str(out)], "absent", "no such folder")
+    assert not out.exists()
+
+
+def test_bad_files(one: tuple[Path, Path], spoilt: Path, refused: Callable, tmp_path: Path) -> None:
+    command = ["weights", str(one[0]), str(spoilt), "--out", str(tmp_path / "out")]
+    file, config = spoilt / "model.safetensors", spoilt / "config.json"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**tensors, name: torch.full_like(tensors[name], torch.nan)}, file)
+    refused(command, name, "NaN")
+    assert not (tmp_path / "out" / "records.parquet").exists()
+    shutil.rmtree(tmp_path / "out")
+    save_file({key: value for key, value in tensors.items() if key != name}, file)
+    refused(command, name, "missing")
+    file.write_bytes(file.read_bytes()[:100])
+    refused(command, "model.safetensors", "truncated or corrupt")
+    file.rename(spoilt / "pytorch_model.bin")
+    refused(command, "pytorch_model.bin", "pickled weights")
+    save_file(tensors, file)
+    config.write_text(json.dumps({"model_type": "bert"}))
+    refused(command, "config.json", "no map of architecture 'bert'", "gpt2, llama, mistral")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_shard(pair: tuple[Path, Path], refused: Callable, tmp_path: Path) -> None:
+    tuned = Path(shutil.copytree(pair[1], tmp_path / "tuned"))
+    lost = sorted(tuned.glob("*.safetensors"))[0]
+    lost.unlink()
+    refused(["weights", str(pair[0]), str(tuned), "--out", str(tmp_path / "out")], lost.name, "no such file")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_folder_of_something_else(one: tuple[Path, Path], refused: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    refused(["weights", *map(str, one), "--out", str(tmp_path / "full")], "full", "not a comparison of weights")
+    assert cli.main(["weights", *map(str, one), "--out", str(out)]) == 0
+    refused(["weights", *map(str, reversed(one)), "--out", str(out)], "another base, tuned", "choose another --out")
+    refused(["weights", *map(str, one), "--out", str(out), "--svd"], "another exact")
+
+
+def test_a_repository_is_fetched_at_a_commit_and_without_a_network_refused(
+    one: tuple[Path, Path], refused: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        if name == "owner/base":
+            return str(one[0])
+        raise hub.LocalEntryNotFoundError("cannot reach the hub\nat all")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    found = hub.fetched("owner/base@v1.0", ("*.safetensors", "config.json"))
+    assert (found.folder, found.revision) == (one[0], "base")
+    assert asked == [("owner/base", "v1.0", ["*.safetensors", "config.json"])]
+    refused(["weights", "owner/absent", str(one[1]), "--out", str(tmp_path / "out")], "owner/absent", "cannot reach")
