@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from tunescope.evidence.pool import pool
 from tunescope.evidence.records import (
     ORDER,
+    PAIR,
     Record,
     Scores,
     Subject,
@@ -184,7 +185,34 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
-    return figures(pd.concat([records, vectors({7: 0.0}, tmp_path_factory.mktemp("vectors"))]))
+    """Every figure there is: those of a study, and that of a pair of models of which there is nothing but weights."""
+    study = figures(pd.concat([records, vectors({7: 0.0}, tmp_path_factory.mktemp("vectors"))]))
+    pair = figures(frame(weights_of_a_pair(), tmp_path_factory.mktemp("pair")))
+    assert set(pair) == {"matrices"}
+    assert not {*study} & {*pair}
+    return study | pair
+
+
+def weights_of_a_pair() -> list[Record]:
+    """Values that tell metrics, matrices and layers apart; W_in alone is taller than wide."""
+    one = partial(Record, "chat", PAIR, "", 0, 0)
+    out = []
+    for (number, name), layer in product(enumerate(("W_Q", "W_in")), range(3)):
+        about = {"site": name, "layer": layer}
+        out.append(one("relative_norm", 0.1 + 0.1 * number + 0.01 * layer, **about))
+        out.append(one("effective_rank", 10.0 + number + layer, **about))
+        out.append(one("effective_rank", 20.0, control="gaussian", **about))
+        if name == "W_in":
+            out.append(one("null_share", 0.7 + 0.01 * layer, **about))
+            out.append(one("null_share", 0.75, control="haar", **about))
+    return out
+
+
+def test_the_change_of_every_matrix_has_a_line(drawn: dict[str, Figure]) -> None:
+    size, rank, share = drawn["matrices"].axes
+    np.testing.assert_allclose([line.get_ydata() for line in size.lines[::2]], [[0.1, 0.11, 0.12], [0.2, 0.21, 0.22]])
+    np.testing.assert_allclose(rank.lines[1].get_ydata(), [20, 20, 20])
+    np.testing.assert_allclose([line.get_ydata() for line in share.lines], [[0.7, 0.71, 0.72], [0.75] * 3])
 
 
 @pytest.fixture(scope="module")
