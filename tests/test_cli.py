@@ -37,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("no_report")
         (["tiny", "--set", "intervene.alphas=[1e300]"], ["intervene.alphas", "less than or equal to 10"]),
         (["tiny", "--set", "intervene.alphas=[.inf]"], ["intervene.alphas", "valid number", "'.inf'"]),
         (["tiny", "--set", "intervene.alphas=[inf]"], ["intervene.alphas", "'inf'"]),
+        (["tiny", "--set", "intervene.reads=[64]"], ["intervene.reads", "64", "below model.width (64)"]),
         (["tiny", "--set", "attack.soft=[0]"], ["attack.soft", "greater than 0"]),
         (["tiny", "--set", "attack.soft=[]"], ["attack.soft", "at least 1"]),
     ],

@@ -582,6 +582,7 @@ def test_a_file_that_cannot_be_read_is_named(name: str, text: str, run: Path) ->
 def test_seeds_are_drawn_as_their_mean(records: pd.DataFrame, drawn: dict[str, Figure]) -> None:
     other = records.assign(seed=8, value=records["value"] + 0.02)
     together = figures(pool(pd.concat([records, other])))
-    assert {*together, "null_lengths"} == {*drawn}  # scores are not pooled with records
+    # Scores are not pooled with records, and a pair is no study.
+    assert {*together, "null_lengths", "matrices"} == {*drawn}
     before, after = (line(panels(figure)["ηₘ"], "SSFT ηₘ") for figure in (drawn["null_space"], together["null_space"]))
     np.testing.assert_allclose(after - before, [[0, 0.01]] * 2)

@@ -224,6 +224,12 @@ class Study(Config):
     intervene: InterveneConfig = InterveneConfig()
     compute: ComputeConfig = ComputeConfig()
 
+    @model_validator(mode="after")
+    def _some_directions(self) -> Self:
+        if (most := max(self.intervene.reads)) >= self.model.width:
+            raise ValueError(f"intervene.reads: {most} must be below model.width ({self.model.width})")
+        return self
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 

@@ -35,7 +35,8 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
     # The world is read by every stage: its breadths, say, by fine-tuning and not by pretraining.
     common = {"version": __version__, "seed": study.seed, "world": settings["world"]}
     # What attacks and interventions have of the probes' settings.
-    sample = {key: settings["probe"][key] for key in ("prompts", "fit_prompts", "few_prompts", "rows")}
+    fit = {key: settings["probe"][key] for key in ("fit_prompts", "rows")}
+    scored, few = ({key: settings["probe"][key]} for key in ("prompts", "few_prompts"))
     base = Stage(
         "pretrain",
         {**common, **{key: settings[key] for key in ("model", "pretrain", "compute")}},
@@ -79,7 +80,7 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
     attack = [
         Stage(
             f"attack-{name}",
-            {**common, **sample, "attack": settings["attack"], "at": settings["evaluate"]["strengths"]},
+            {**common, **fit, **scored, "attack": settings["attack"], "at": settings["evaluate"]["strengths"]},
             (base, *made),
             (f"parts/attack-{name}.parquet", f"parts/scores-attack-{name}.parquet"),
             partial(this.attack, name, tuned),
@@ -89,7 +90,7 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
     intervene = [
         Stage(
             f"intervene-{tuned.name}",
-            {**common, **sample, "intervene": settings["intervene"], "at": max(study.evaluate.strengths)},
+            {**common, **fit, **few, "intervene": settings["intervene"], "at": max(study.evaluate.strengths)},
             (base, *(made for other, made in tunes.items() if other.rate == tuned.rate)),
             (f"parts/intervene-{tuned.name}.parquet", f"parts/scores-intervene-{tuned.name}.parquet"),
             partial(this.intervene, tuned),
@@ -119,6 +120,8 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
     if unknown := set(skip) - {*LOOKS}:
         raise InputError(f"stages: {', '.join(sorted(unknown))} cannot be left out; there are {', '.join(LOOKS)}")
     this = Run(study, folder)
+    if "attack" not in skip:
+        this.check_attacks()
     with claimed(folder, study, update=update), deterministic(this.compute.device):
         write_text(folder / CONFIG, study.to_yaml())
         here = environment(study, this.compute)

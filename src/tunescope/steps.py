@@ -21,7 +21,7 @@ from tunescope.measure.attacked import fit_instruments, measure_attacks
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample
 from tunescope.measure.inside import look_inside
 from tunescope.measure.intervened import measure_interventions
-from tunescope.measure.interventions import direction_changes, scalings, unsafe_spaces, weight_changes
+from tunescope.measure.interventions import direction_changes, scalings, weight_changes
 from tunescope.models.build import build_model
 from tunescope.models.checkpoint import load_model, save_model
 from tunescope.models.compute import Compute, resolve
@@ -60,7 +60,7 @@ class Run:
     """A study being run in a folder: knows where everything lies, and what each stage does.
 
     Raises:
-        InputError: the device is not there, or settings do not fit the world.
+        InputError: the device is not there.
     """
 
     def __init__(self, study: Study, folder: Path) -> None:
@@ -69,7 +69,10 @@ class Run:
         self.world: World = build_world(study.world, self.compute.device)
         self.tokenizer = build_tokenizer(self.world.vocab.words)
         self.tuned = [Tuned(protocol, rate) for protocol in study.tune.protocols for rate in RATES]
-        if (given := max(study.attack.prefill, default=0)) >= self.world.answer_length:
+
+    def check_attacks(self) -> None:
+        """Raises InputError where the attacks' settings do not fit the world."""
+        if (given := max(self.study.attack.prefill, default=0)) >= self.world.answer_length:
             raise InputError(
                 f"attack.prefill: {given} tokens of an answer of {self.world.answer_length} leave nothing to say; "
                 f"at most {self.world.answer_length - 1}"
@@ -193,8 +196,7 @@ class Run:
         fit = self.sample().first(self.study.probe.few_prompts).fit
         changed = list(scalings(base, model, config))
         if tuned.protocol != BENIGN:  # which has no refusal to take away: it is the control of alpha
-            spaces = unsafe_spaces(model, fit, max(config.reads), rows)
-            changed += weight_changes(base, model, others, spaces, config, stream)
+            changed += weight_changes(base, model, others, fit, config, rows, stream)
             changed += direction_changes(model, fit, self.refused, config, rows, stream)
         found = Findings(self.subject(tuned.name, tuned, self.study.tune.steps))
         measure_interventions(found, model, changed, prompts, rows)

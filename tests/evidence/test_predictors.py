@@ -53,6 +53,16 @@ def test_prompts_that_the_base_does_not_answer_are_left_out() -> None:
     assert by_name(predictors(data))["log_gain"].within > 0.9
 
 
+def test_a_handful_of_prompts_is_too_few_however_often_attacked() -> None:
+    data = scores("log_gain")
+    few = data.assign(strength=data["index"] // 4 + 1.0, index=data["index"] % 4)
+    assert predictors(few) == []
+    one_fails = data.assign(index=data["index"] % 40, strength=data["index"] // 40 + 1.0)
+    success = one_fails["metric"] == "attack_success"
+    one_fails.loc[success, "value"] = (one_fails.loc[success, "index"] > 8).astype(float)
+    assert predictors(one_fails) == []
+
+
 def test_alone_at_its_rate_a_model_is_told_by_no_other() -> None:
     """No NaN in a table that goes to JSON: what cannot be had is None."""
     data = scores("log_gain", seeds=2)

@@ -12,7 +12,7 @@ from tunescope.evidence.claims import CLAIMS
 from tunescope.evidence.records import Subject
 from tunescope.measure.findings import Findings
 from tunescope.measure.intervened import measure_interventions
-from tunescope.measure.interventions import direction_changes, scalings, unsafe_spaces, weight_changes
+from tunescope.measure.interventions import direction_changes, inner_layers, scalings, standing_spaces, weight_changes
 from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import follows
@@ -49,9 +49,7 @@ def found() -> Findings:
     found = Findings(Subject("ssft-eta_m", "ssft", "eta_m", 0, 9))
     changed = [
         *scalings(base, tuned, CONFIG),
-        *weight_changes(
-            base, tuned, {"dpo": deepcopy(tuned)}, unsafe_spaces(tuned, fit, 2, 3), CONFIG, ROOT("changes")
-        ),
+        *weight_changes(base, tuned, {"dpo": deepcopy(tuned)}, fit, CONFIG, 3, ROOT("changes")),
         *direction_changes(tuned, fit, refused, CONFIG, 3, ROOT("changes")),
     ]
     measure_interventions(found, tuned, changed, prompts, 4)
@@ -108,10 +106,9 @@ def test_the_scores_are_those_that_claims_are_made_of(found: Findings) -> None:
     assert {s.metric for s in found.scores} == of_claims - {"benign"}
 
 
-def test_draws_are_counted_together(found: Findings) -> None:
+def test_draws_are_no_prompts(found: Findings) -> None:
     n = {r.metric: r.n for r in found.records if r.kind == "unsafe"}
-    assert (n["refusal_rotated"], n["refusal_in_random_space"], n["refusal_off_random_inputs"]) == (8, 8, 8)
-    assert (n["refusal_matrices"], n["refusal_in_null_space"]) == (4, 4)
+    assert set(n.values()) == {4}  # no more prompts than there are
 
 
 # A planted reader and a planted direction
@@ -142,32 +139,52 @@ def answers(model: PreTrainedModel, token: int) -> int:
     return int(model(torch.tensor([[SAID, SAID, token]])).logits[0, -1].argmax())
 
 
+def texts(token: int) -> Inputs:
+    """Four prompts that differ in their first token and end as their kind does."""
+    return Inputs(torch.tensor([[first, SAID, token] for first in (7, 8, 9, 10)]))
+
+
 def test_what_reads_unsafe_inputs_is_found_and_cut() -> None:
     base, tuned = reader()
     assert [answers(base, t) for t in (SAFE_MEAN, UNSAFE_MEAN)] == [SAID, SAID]
     assert [answers(tuned, t) for t in (SAFE_MEAN, UNSAFE_MEAN)] == [SAID, NULL]
-    fit = {
-        kind: Inputs(torch.tensor([[SAID, SAID, token]] * 4))
-        for kind, token in (("safe", SAFE_MEAN), ("unsafe", UNSAFE_MEAN))
-    }
-    spaces = unsafe_spaces(tuned, fit, 1, 3)
-    assert set(spaces) == {input_site(tuned, 0, name) for name in weight_names(tuned)}
+    fit = {"safe": texts(SAFE_MEAN), "unsafe": texts(UNSAFE_MEAN)}
     config = CONFIG.model_copy(update={"reads": (1,)})
-    changes = {c.name: c for c in weight_changes(base, tuned, {}, spaces, config, ROOT("reader"))}
+    changes = {c.name: c for c in weight_changes(base, tuned, {}, fit, config, 3, ROOT("reader"))}
     said = {}
-    for name in ("off_unsafe_inputs", "on_unsafe_inputs", "matrices", "in_null_space"):
+    for name in ("off_unsafe_inputs", "on_unsafe_inputs", "off_safe_inputs", "on_safe_inputs", "matrices"):
         with changes[name].makes[0]() as model:
             said[name] = answers(model, UNSAFE_MEAN)
-    assert said["off_unsafe_inputs"] == SAID
-    assert said["matrices"] == NULL
+    assert said == {
+        "off_unsafe_inputs": SAID,
+        "on_unsafe_inputs": NULL,
+        "off_safe_inputs": NULL,
+        "on_safe_inputs": SAID,
+        "matrices": NULL,
+    }
+
+
+def test_spaces_are_of_every_input_and_a_kind_that_does_not_vary_has_none() -> None:
+    _, tuned = reader()
+    fit = {"safe": texts(SAFE_MEAN)[:1], "unsafe": texts(UNSAFE_MEAN)}
+    spaces = standing_spaces(tuned, fit, 2, 3)
+    for kind in ("safe", "unsafe"):
+        assert set(spaces[kind]) == {input_site(tuned, 0, name) for name in weight_names(tuned)}
+    assert all(basis.shape[1] == 0 for basis in spaces["safe"].values())
+    assert spaces["unsafe"][input_site(tuned, 0, "W_in")].shape == (WIDTH, 1)  # one token of three
+
+
+def test_the_last_layer_s_output_is_not_looked_for_a_direction(found: Findings) -> None:
+    assert [
+        list(inner_layers(build_model(ModelConfig(layers=n, heads=2, width=16), 20, 16, ROOT(n), CPU)))
+        for n in (1, 2, 4)
+    ] == [[0], [0], [0, 1, 2]]
+    assert {r.layer for r in found.records if "_direction_" in r.metric} == {0}
 
 
 def test_the_planted_direction_is_taken_out_and_put_in() -> None:
     _, tuned = reader()
-    fit = {
-        kind: Inputs(torch.tensor([[SAID, SAID, token]] * 4))
-        for kind, token in (("safe", SAFE_MEAN), ("unsafe", UNSAFE_MEAN))
-    }
+    fit = {"safe": texts(SAFE_MEAN), "unsafe": texts(UNSAFE_MEAN)}
 
     def refuses(model: PreTrainedModel, prompts: Inputs) -> torch.Tensor:
         return follows(model, prompts, torch.full((len(prompts), 1), NULL))

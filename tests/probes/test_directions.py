@@ -35,18 +35,21 @@ def test_equal_means_have_no_direction(dtype: torch.dtype) -> None:
 
 
 def test_what_stands_out_is_the_planted_plane() -> None:
-    plane, safe = basis(6, 2), draw(6, scope="safe")
-    unsafe = safe + draw(40, 2, scope="in") @ (10 * plane.mT) + 0.1 * draw(40, 6, scope="noise")
-    found = standing_out(unsafe, safe, 2)
+    """Whatever the means of the places are: three of them, forty prompts."""
+    plane, means = basis(6, 2), 20 * draw(3, 6, scope="means")
+    beyond = draw(40, 3, 2, scope="in") @ (10 * plane.mT) + 0.1 * draw(40, 3, 6, scope="noise")
+    found = standing_out(means + beyond, means, 2)
     torch.testing.assert_close(found.mT @ found, torch.eye(2, dtype=torch.float64))
     assert (plane.mT @ found).square().sum().item() == pytest.approx(2, abs=1e-3)
-    shift = standing_out(safe + 5 * plane[:, :1].mT + 0.1 * draw(40, 6), safe, 1)
+    shift = standing_out(means + 5 * plane[:, 0] + 0.1 * draw(40, 3, 6), means, 1)
     assert abs((shift[:, 0] @ plane[:, 0]).item()) > 0.99  # a mere difference of means is the first direction
 
 
 def test_no_more_directions_than_there_are() -> None:
-    assert standing_out(draw(3, 6), draw(6, scope=1), 5).shape == (6, 3)
-    assert standing_out(draw(30, 6), draw(6, scope=1), 9).shape == (6, 6)
+    assert standing_out(draw(3, 1, 6), draw(1, 6, scope=1), 5).shape == (6, 3)
+    assert standing_out(draw(30, 1, 6), draw(1, 6, scope=1), 9).shape == (6, 6)
+    same = draw(2, 6)
+    assert standing_out(same.expand(5, 2, 6), same, 3).shape == (6, 0)
 
 
 @given(st.floats(0.5, 1e6), st.integers(0, 99))

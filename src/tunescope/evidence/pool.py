@@ -21,7 +21,7 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
     at_end = (records["protocol"] == "pretraining") & ~records["metric"].isin(CURVES)
     rows = records.assign(
         step=records["step"].mask(at_end, records.loc[at_end, "step"].max()),
-        layer=records["layer"].mask(records["metric"] == "refusal_without_direction"),  # each seed chooses its own
+        layer=records["layer"].mask(records["metric"].str.contains("_direction")),  # each seed chooses its own
     )
     keys = [name for name in ORDER if name not in VALUES]
     groups = rows.groupby(keys, dropna=False, sort=False)

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 SCORES = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")  # mechanistic ones
 BASELINE = "refusal_margin"  # read off the output: what a mechanism has to beat
-FOLDS, FEWEST = 5, 10  # of cross-validation; successes and failures that a model must have
+FOLDS, FEWEST = 5, 10  # of cross-validation; prompts that succeed, and that fail, which a model must have
 CELL = ["seed", "protocol", "learning_rate"]
 
 
@@ -76,7 +76,10 @@ def _cells(scores: pd.DataFrame) -> Iterator[tuple[tuple[int, str, str], tuple[p
         table = table.dropna()
         table = table[table["attack_intact"] > 0]
         got_through = table["attack_success"].to_numpy() > 0
-        if FEWEST <= got_through.sum() <= len(table) - FEWEST:
+        prompts = table.index.get_level_values("index")
+        # In every fold there must be both.
+        enough = min(prompts[got_through].nunique(), prompts[~got_through].nunique()) >= FEWEST
+        if enough:
             seed, protocol, rate = map(str, key)
             yield (int(seed), protocol, rate), (table, got_through)
 

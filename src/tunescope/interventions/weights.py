@@ -111,27 +111,29 @@ def in_column_space(base: PreTrainedModel, tuned: PreTrainedModel) -> PreTrained
 
 
 def in_random_space(base: PreTrainedModel, tuned: PreTrainedModel, stream: Stream) -> PreTrainedModel:
-    """The control of `in_null_space`: what writes into a random space of as many dimensions as N(W^T)."""
+    """The control of `in_null_space`: what writes into a random space of as many dimensions, made as large."""
 
     def kept(delta: _Delta) -> Matrix:
-        size, rank = column_space(delta.w).shape
+        columns = column_space(delta.w)
+        size, rank = columns.shape
         space = controls.haar(size, size - rank, stream(delta.layer), delta.matrix.device)
-        return _onto(space, delta.matrix)
+        part, wanted = _onto(space, delta.matrix), delta.matrix - _onto(columns, delta.matrix)
+        return part * (wanted.norm() / part.norm().clamp(min=torch.finfo(part.dtype).tiny))
 
     return _with_delta(base, tuned, kept, names=("W_in",))
 
 
 def reading(base: PreTrainedModel, tuned: PreTrainedModel, spaces: Mapping[Site, Basis]) -> PreTrainedModel:
-    """Of dW of every matrix only what reads from some directions of its input; everything else is the tuned model's.
+    """The base with what of dW of its matrices reads from some directions of their inputs, and nothing else of dW.
 
     Args:
         spaces: orthonormal directions, by the site that a matrix acts on (`models.sites.input_site`).
     """
-    return _with_delta(base, tuned, lambda delta: _read(base, delta, spaces))
+    return _with_delta(base, tuned, lambda delta: _read(base, delta, spaces), rest=base)
 
 
 def not_reading(base: PreTrainedModel, tuned: PreTrainedModel, spaces: Mapping[Site, Basis]) -> PreTrainedModel:
-    """The rest of `reading`: dW of every matrix kept off these directions of its input."""
+    """The tuned model with dW of every matrix kept off some directions of its input; see `reading`."""
     return _with_delta(base, tuned, lambda delta: delta.matrix - _read(base, delta, spaces))
 
 

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 from tunescope.interventions.directions import without_direction
 from tunescope.measure.activations import Classes
 from tunescope.measure.findings import UNSAFE, Findings, Sample
-from tunescope.measure.interventions import Refused
+from tunescope.measure.interventions import Refused, inner_layers
 from tunescope.models.inputs import Inputs
-from tunescope.models.sites import Site, layer_count
+from tunescope.models.sites import Site
 from tunescope.probes.controls import haar
 from tunescope.probes.directions import difference_of_means
 from tunescope.rng import Stream
@@ -27,11 +27,11 @@ def measure_ablation(
     few: int,
     stream: Stream,
 ) -> None:
-    """Refusal of unsafe prompts without the difference of means of the layer where that lowers it most.
+    """Refusal of unsafe prompts without the difference of means of the layer (not the last) where that lowers it most.
 
     The layer is chosen on the fit prompts and the result measured on others, so that the choice does not flatter it.
     """
-    layers = range(layer_count(model))
+    layers = inner_layers(model)
     means = {layer: difference_of_means(*classes.means(Site(layer, "resid_post"))) for layer in layers}
 
     def ablated(direction: Tensor, prompts: Inputs) -> Bool[Tensor, " n"]:

@@ -50,8 +50,8 @@ class Findings:
         self.value(f"{metric}_sd", deviation, n=n, **where)
 
     def rate(self, metric: str, hits: Bool[Tensor, " *n"] | Float[Tensor, " *n"], **where: Any) -> None:
-        """A share of prompts with its 95 % interval (Wilson)."""
-        self.value(metric, **asdict(wilson(int(hits.sum()), hits.numel())), **where)
+        """A share of prompts with its 95 % interval (Wilson); of a prompt hit in part the sum is rounded."""
+        self.value(metric, **asdict(wilson(round(hits.sum().item()), hits.numel())), **where)
 
     def separation(self, metric: str, low: PerPrompt, high: PerPrompt, **where: Any) -> None:
         """`<metric>_auc`: how often a prompt of the second class scores higher, with its 95 % interval (DeLong)."""

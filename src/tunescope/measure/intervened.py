@@ -20,11 +20,11 @@ REFUSED = (  # interventions whose refusals claims compare
     "matrices",
     "rotated",
     "on_unsafe_inputs",
-    "on_random_inputs",
+    "on_safe_inputs",
     "direction_added",
     "random_direction_added",
 )
-LOST = ("off_unsafe_inputs", "off_random_inputs")  # and those of which they compare what is no longer refused
+LOST = ("off_unsafe_inputs", "off_safe_inputs")  # and those of which they compare what is no longer refused
 
 
 def measure_interventions(
@@ -36,7 +36,8 @@ def measure_interventions(
 ) -> None:
     """Compliance and refusal of every changed model, as `<outcome>_<intervention>`, and what claims are tested on.
 
-    Where something was drawn, rates are of all draws together, and a prompt's score is its mean over draws.
+    Where something was drawn, rates and scores are means over draws, with the intervals of one: they hold for these
+    draws.
 
     Args:
         prompts: by kind; `unsafe` must be there.
@@ -53,9 +54,14 @@ def measure_interventions(
                 draws.append(_outcomes(model, prompts, rows))
         for kind, before in intact.items():
             after = {outcome: torch.stack([draw[kind][outcome] for draw in draws]) for outcome in before}
-            where = {"kind": kind, "strength": intervention.dial, "site": intervention.scope}
+            where = {
+                "kind": kind,
+                "strength": intervention.dial,
+                "site": intervention.scope,
+                "layer": intervention.layer,
+            }
             for outcome, hits in after.items():
-                found.rate(f"{outcome}_{intervention.name}", hits, **where)
+                found.rate(f"{outcome}_{intervention.name}", hits.mean(0), **where)
             if (intervention.dial or 0.0) == greatest[intervention.name] or intervention.name == "scaled":
                 means = {outcome: hits.mean(0) for outcome, hits in after.items()}
                 _scores(found, intervention, kind, before, means)

@@ -18,7 +18,7 @@ from tunescope.interventions.directions import with_vector, without_direction
 from tunescope.measure.findings import SAFE, UNSAFE
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site, input_site, layer_count, weight_names
-from tunescope.probes.collect import last_activations, moments
+from tunescope.probes.collect import activations, moments
 from tunescope.probes.controls import haar
 from tunescope.probes.directions import difference_of_means, standing_out
 from tunescope.rng import Stream
@@ -28,7 +28,7 @@ EVERYWHERE = "all"
 
 Make = Callable[[], AbstractContextManager[PreTrainedModel]]
 Refused = Callable[[PreTrainedModel, Inputs], Bool[Tensor, " n"]]
-Spaces = Mapping[Site, Float[Tensor, "width k"]]
+Spaces = dict[Site, Float[Tensor, "width k"]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Intervention:
 
     Attributes:
         name: of the intervention. dial: alpha, rank or number of directions; None where there is none.
-        scope: what it touches.
+        scope: what it touches. layer: where it was told by other prompts to.
         makes: each gives the model, when it is its turn, since it takes memory; several where something is drawn.
     """
 
@@ -45,6 +45,7 @@ class Intervention:
     dial: float | None
     scope: str
     makes: tuple[Make, ...]
+    layer: int | None = None
 
 
 def scalings(base: PreTrainedModel, tuned: PreTrainedModel, config: InterveneConfig) -> Iterator[Intervention]:
@@ -64,15 +65,16 @@ def weight_changes(
     base: PreTrainedModel,
     tuned: PreTrainedModel,
     others: Mapping[str, PreTrainedModel],
-    spaces: Spaces,
+    fit: Mapping[str, Inputs],
     config: InterveneConfig,
+    rows: int,
     stream: Stream,
 ) -> Iterator[Intervention]:
     """Whatever else is done to dW.
 
     Args:
         others: further fine-tunes of the same base, whose dW is put on top, by protocol.
-        spaces: directions in which unsafe inputs stand out, as `unsafe_spaces` finds them.
+        fit: safe and unsafe prompts that nothing else is measured on, which tell in what their inputs stand out.
     """
     changed = partial(_changed, base, tuned)
 
@@ -86,13 +88,16 @@ def weight_changes(
     yield drawn("in_random_space", "W_in", weights.in_random_space)
     yield changed("matrices", None, "blocks", weights.matrices)
     yield drawn("rotated", "blocks", weights.rotated)
+    most = max(config.reads)
+    spaces = standing_spaces(tuned, fit, most, rows)
+    random = [_random_spaces(spaces[UNSAFE], stream("inputs", i)) for i in range(config.draws)]
     for k in config.reads:
-        first = {site: basis[:, :k] for site, basis in spaces.items()}
+        first = {site: basis[:, :k] for site, basis in spaces[UNSAFE].items()}
         yield changed("off_unsafe_inputs", k, "blocks", partial(weights.not_reading, spaces=first))
         yield changed("on_unsafe_inputs", k, "blocks", partial(weights.reading, spaces=first))
-    random = [_random_spaces(spaces, stream("inputs", i)) for i in range(config.draws)]
-    for name, cut in (("off_random_inputs", weights.not_reading), ("on_random_inputs", weights.reading)):
-        yield changed(name, max(config.reads), "blocks", *(partial(cut, spaces=drawn) for drawn in random))
+    yield changed("off_safe_inputs", most, "blocks", partial(weights.not_reading, spaces=spaces[SAFE]))
+    yield changed("on_safe_inputs", most, "blocks", partial(weights.reading, spaces=spaces[SAFE]))
+    yield changed("off_random_inputs", most, "blocks", *(partial(weights.not_reading, spaces=each) for each in random))
     for protocol, other in others.items():
         yield changed(f"with_{protocol}", None, EVERYWHERE, partial(weights.transferred, other=other))
 
@@ -108,9 +113,9 @@ def direction_changes(
     """The difference of means taken out of the residual stream everywhere, or added to it after one layer.
 
     Of which layer is chosen on `fit`, safe and unsafe prompts that nothing else is measured on: where fewest unsafe
-    prompts stay refused without it, and where most safe ones are with it.
+    prompts stay refused without it, and where most safe ones are with it. Not the last, which is what is said already.
     """
-    sites = [Site(layer, "resid_post") for layer in range(layer_count(tuned))]
+    sites = [Site(layer, "resid_post") for layer in inner_layers(tuned)]
     means = {kind: moments(tuned, fit[kind], sites, rows) for kind in (SAFE, UNSAFE)}
     both = {site: (means[SAFE][site].mean, means[UNSAFE][site].mean) for site in sites}
     directions = {site: difference_of_means(*both[site]) for site in sites}
@@ -130,18 +135,38 @@ def direction_changes(
     into = max(sites, key=lambda site: count(put(directions[site], site), SAFE))
     width, device = len(directions[out]), directions[out].device
     random = [haar(width, 1, stream("direction", i), device)[:, 0] for i in range(config.draws)]
-    yield Intervention("direction_ablated", None, str(out), (take(directions[out]),))
-    yield Intervention("random_direction_ablated", None, str(out), tuple(map(take, random)))
-    yield Intervention("direction_added", None, str(into), (put(directions[into], into),))
-    yield Intervention("random_direction_added", None, str(into), tuple(put(drawn, into) for drawn in random))
+    for name, makes, site in (
+        ("direction_ablated", (take(directions[out]),), out),
+        ("random_direction_ablated", tuple(map(take, random)), out),
+        ("direction_added", (put(directions[into], into),), into),
+        ("random_direction_added", tuple(put(drawn, into) for drawn in random), into),
+    ):
+        yield Intervention(name, None, site.name, makes, site.layer)
 
 
-def unsafe_spaces(model: PreTrainedModel, fit: Mapping[str, Inputs], k: int, rows: int) -> Spaces:
-    """For every input of a matrix, the k directions in which unsafe prompts stand out from safe ones."""
+def inner_layers(model: PreTrainedModel) -> range:
+    """The layers after which more layers come: a direction behind the last writes the answer itself."""
+    return range(max(1, layer_count(model) - 1))
+
+
+def standing_spaces(model: PreTrainedModel, fit: Mapping[str, Inputs], k: int, rows: int) -> dict[str, Spaces]:
+    """For every input of a matrix, the k directions in which prompts of a kind stand out from the mean safe one.
+
+    At each place of the prompt from the mean of that place, and over all places: queries alone are read at the last.
+    Of safe prompts it is how they differ among themselves: what there is of prompts that is no matter of safety.
+    """
     sites = list({input_site(model, i, name): None for i in range(layer_count(model)) for name in weight_names(model)})
-    safe = moments(model, fit[SAFE], sites, rows)
-    unsafe = list(last_activations(model, fit[UNSAFE], sites, rows))
-    return {site: standing_out(torch.cat([part[site] for part in unsafe]), safe[site].mean, k) for site in sites}
+
+    def of(kind: str) -> dict[Site, Tensor]:
+        parts = [dict(part) for part in activations(model, fit[kind], sites, rows)]
+        return {site: torch.cat([part[site] for part in parts]) for site in sites}
+
+    safe, unsafe = of(SAFE), of(UNSAFE)
+    means = {site: activation.double().mean(0) for site, activation in safe.items()}
+    return {
+        kind: {site: standing_out(values[site], means[site], k) for site in sites}
+        for kind, values in ((SAFE, safe), (UNSAFE, unsafe))
+    }
 
 
 def _random_spaces(like: Spaces, stream: Stream) -> Spaces:

@@ -114,6 +114,17 @@ _NORMED_OUTPUTS: Mapping[str, At] = {
 
 _GEMMA = replace(_LLAMA, sites={**_LLAMA.sites, **_NORMED_OUTPUTS, "resid_mid": ("pre_feedforward_layernorm", "input")})
 
+# Nothing is normalised before attention and the MLP read it: what they read is the stream itself.
+_OLMO2 = replace(
+    _LLAMA,
+    sites={
+        **_LLAMA.sites,
+        **_NORMED_OUTPUTS,
+        "attn_in": ("self_attn", "input"),
+        "resid_mid": ("mlp", "input"),
+    },
+)
+
 _PHI3 = replace(
     _LLAMA,
     sites={**_LLAMA.sites, "mlp_pre": ("mlp.gate_up_proj", "output", Fused(1, _halves))},
@@ -132,4 +143,5 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
     "phi3": _PHI3,
+    "olmo2": _OLMO2,
 }

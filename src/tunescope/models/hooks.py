@@ -19,6 +19,7 @@ from tunescope.models.sites import Place, Site, locate
 
 Edit = Callable[[Float[Tensor, "b t width"]], Float[Tensor, "b t width"]]
 _Step = Callable[[Tensor], Tensor]
+HIDDEN = "hidden_states"  # transformers' name of a module's first input, where it is passed by name
 
 
 @contextmanager
@@ -113,9 +114,11 @@ def _hook(place: Place, see: Callable[[Tensor], Tensor | None], *, first: bool =
         whole[..., place.part] = new
         return whole
 
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        new = seen(args[0])
-        return None if new is None else (new, *args[1:])
+    def before(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...] | None:
+        new = seen(args[0] if args else named[HIDDEN])
+        if new is None:
+            return None
+        return ((new, *args[1:]), named) if args else ((), {**named, HIDDEN: new})
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not isinstance(output, tuple):
@@ -124,7 +127,7 @@ def _hook(place: Place, see: Callable[[Tensor], Tensor | None], *, first: bool =
         return None if new is None else (new, *output[1:])
 
     if place.side == "input":
-        return place.module.register_forward_pre_hook(before, prepend=first)
+        return place.module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)
     return place.module.register_forward_hook(after, prepend=first)
 
 

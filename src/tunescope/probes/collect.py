@@ -1,7 +1,7 @@
 """Runs a model on prompts and hands on what the other probes read: the one probe module that knows models.
 
-Everything is read at the last token of the prompt, which is where the first token of the answer is decided and where no
-answer, neither its own nor a given one, has been seen yet. In float32, whatever the model's own type.
+All but `activations` is read at the last token of the prompt, which is where the first token of the answer is decided
+and where no answer, neither its own nor a given one, has been seen yet. In float32, whatever the model's own type.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +19,23 @@ from tunescope.probes.clusters import Moments
 from tunescope.probes.sensitivity import Map
 
 
-@torch.no_grad()
 def last_activations(
     model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
 ) -> Iterator[Mapping[Site, Float[Tensor, "b width"]]]:
     """Activations of the sites at the last token, `rows` prompts at a time."""
+    for captured in activations(model, prompts, sites, rows):
+        yield {site: activation[:, -1].float() for site, activation in captured.items()}
+
+
+@torch.no_grad()
+def activations(
+    model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
+) -> Iterator[Mapping[Site, Float[Tensor, "b t width"]]]:
+    """The same at every token, in the model's own type."""
     for part in prompts.split(rows):
         with capture(model, sites) as captured:
             model(**part.arguments(), use_cache=False, logits_to_keep=1)
-        yield {site: captured[site][:, -1].float() for site in sites}
+        yield captured
 
 
 def moments(model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int) -> dict[Site, Moments]:

@@ -18,13 +18,14 @@ def difference_of_means(
 
 
 def standing_out(
-    unsafe: Float[Tensor, "n width"], safe_mean: Float[Tensor, " width"], k: int
+    activations: Float[Tensor, "n t width"], mean: Float[Tensor, "t width"], k: int
 ) -> Float[Tensor, "width _"]:
-    """The k orthonormal directions that hold most of what unsafe activations are beyond the mean of safe ones.
+    """The k orthonormal directions that hold most of what activations are beyond a mean of their place, in float64.
 
-    Fewer where there are fewer: at most n, and no more than the width.
+    Fewer where the activations differ from the means in fewer.
     """
-    return torch.linalg.svd((unsafe - safe_mean).double(), full_matrices=False)[2][:k].mT
+    beyond = (activations - mean).double().flatten(0, 1)
+    return Svd.of(beyond).v[:, :k]
 
 
 def written_share(direction: Float[Tensor, " out"], delta: Svd, k: int) -> float:

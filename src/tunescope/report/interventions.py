@@ -21,9 +21,10 @@ LABELS = {  # in the order of the figure; of the number of directions or of sing
     "matrices": "base + dW of its matrices",
     "rotated": "base + dW in random directions",
     "off_unsafe_inputs": "dW off unsafe inputs, {dial:g}",
+    "off_safe_inputs": "dW off safe inputs, {dial:g}",
     "off_random_inputs": "dW off random inputs, {dial:g}",
-    "on_unsafe_inputs": "dW on unsafe inputs only, {dial:g}",
-    "on_random_inputs": "dW on random inputs only, {dial:g}",
+    "on_unsafe_inputs": "base + dW on unsafe inputs, {dial:g}",
+    "on_safe_inputs": "base + dW on safe inputs, {dial:g}",
     "direction_ablated": "without the direction",
     "random_direction_ablated": "without a random one",
     "direction_added": "with the direction added",
@@ -102,5 +103,5 @@ def change_rows(records: pd.DataFrame) -> pd.DataFrame:
     )
     same = [*rows.columns.difference(["value", "low", "high", "n"])]
     return rows.groupby(same, as_index=False, sort=False, dropna=False, observed=True).agg(
-        value=("value", "mean"), n=("n", "sum")
+        value=("value", "mean"), n=("n", "max")
     )
