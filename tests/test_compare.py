@@ -153,6 +153,72 @@ def test_names_may_lack_their_first_part(tmp_path: Path) -> None:
     assert torch.equal(Shards(tmp_path / "bare").matrix(1, "W_out"), weight(model, 1, "W_out"))
 
 
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize(
+    ("architecture", "module", "changed"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj", {(1, "W_in")}),
+        ("gpt2", "transformer.h.0.attn.c_attn", {(0, "W_Q"), (0, "W_K"), (0, "W_V")}),
+    ],
+)
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_s_change_is_its_factors(
+    architecture: str, module: str, changed: set, rslora: bool, tmp_path: Path
+) -> None:
+    """Beside a copy of the base into which they were merged by hand."""
+    base = build(architecture)
+    base.save_pretrained(tmp_path / "base")
+    parameter = base.get_submodule(module).weight
+    out, into = parameter.shape[::-1] if architecture == "gpt2" else parameter.shape
+    a, b = 0.1 * torch.randn(2, into), 0.1 * torch.randn(out, 2)
+    adapter(tmp_path / "adapter", {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}, use_rslora=rslora)
+    delta = 8 / (2**0.5 if rslora else 2) * b @ a
+    with torch.no_grad():
+        parameter.add_(delta.T if architecture == "gpt2" else delta)
+    base.save_pretrained(tmp_path / "merged")
+    found = {}
+    for name in ("adapter", "merged"):
+        out_folder = tmp_path / f"out-{name}"
+        assert cli.main(["weights", *map(str, (tmp_path / "base", tmp_path / name)), "--out", str(out_folder)]) == 0
+        found[name] = values(read_records(out_folder / "records.parquet"), "relative_norm")
+    assert {place for place, size in found["adapter"].items() if size > 0} == changed
+    assert found["adapter"] == pytest.approx(found["merged"], rel=1e-5)
+    ranks = values(read_records(tmp_path / "out-adapter" / "records.parquet"), "effective_rank")
+    assert all(1 < ranks[place] <= 2.001 for place in changed)
+
+
+def adapter(folder: Path, factors: dict[str, torch.Tensor], **config: object) -> None:
+    folder.mkdir()
+    save_file(
+        {f"base_model.model.{name}": factor.contiguous() for name, factor in factors.items()},
+        folder / "adapter_model.safetensors",
+    )
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 8} | config
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+
+
+def test_bad_adapters(one: tuple[Path, Path], refused: Callable, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.lora_"
+    good = {f"{name}A.weight": torch.ones(2, 16), f"{name}B.weight": torch.ones(48, 2)}
+    cases = {
+        "kind": (good, {"peft_type": "IA3"}, ["adapter_config.json", "IA3", "only plain LoRA"]),
+        "dora": (good, {"use_dora": True}, ["use_dora", "only plain LoRA"]),
+        "rank": (good, {"r": 0}, ["r 0", "rank above 0"]),
+        "strange": ({"lm_head.lora_A.weight": torch.ones(2, 16)}, {}, ["lm_head.lora_A", "no factor"]),
+        "half": ({f"{name}A.weight": torch.ones(2, 16)}, {}, ["up_proj.lora_B.weight is missing"]),
+        "shape": (good | {f"{name}B.weight": torch.ones(40, 2)}, {}, ["[40, 16]", "[48, 16]"]),
+        "nan": (good | {f"{name}B.weight": torch.full((48, 2), torch.nan)}, {}, ["NaN"]),
+    }
+    for case, (factors, config, says) in cases.items():
+        adapter(tmp_path / case, factors, **config)
+        refused(["weights", str(one[0]), str(tmp_path / case), "--out", str(tmp_path / f"out-{case}")], *says)
+    (tmp_path / "kind" / "adapter_model.safetensors").rename(tmp_path / "kind" / "adapter_model.bin")
+    (tmp_path / "kind" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 8}))
+    refused(
+        ["weights", str(one[0]), str(tmp_path / "kind"), "--out", str(tmp_path / "o")], "adapter_model.bin", "pickled"
+    )
+
+
 # What cannot be compared
 
 

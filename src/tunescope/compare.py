@@ -18,13 +18,13 @@ from tunescope.files import sweep, write_text
 from tunescope.measure.findings import Findings
 from tunescope.models.compute import resolve
 from tunescope.models.hub import Source, fetched
-from tunescope.models.shards import Shards, require_pair
+from tunescope.models.shards import ADAPTER, Adapter, Shards, require_pair
 from tunescope.probes.spectra import gaussian_effective_rank, spectrum
 from tunescope.probes.subspaces import haar_share
 from tunescope.report.html import render
 
 _DESCRIPTION, _LOCK = "pair.json", ".lock"
-_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
+_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
     No model is built: memory holds a few matrices. What was done before an interruption is not done again.
 
     Args:
-        base, tuned: folders, or repositories on the hub, of safetensors.
+        base, tuned: folders, or repositories on the hub, of safetensors; tuned may be a LoRA adapter.
         out: a new folder, or one of the same pair.
         exact: singular values by decomposition, not through Gram matrices (see `probes.spectra`).
 
@@ -54,9 +54,8 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
     """
     where = resolve(ComputeConfig(device=device)).device
     sources = [fetched(name, _FILES) for name in (base, tuned)]
-    pair = [Shards(source.folder) for source in sources]
-    require_pair(*pair)
-    matrices = [_Matrix(layer, name) for layer in range(pair[0].layers) for name in pair[0].names]
+    before, after = _opened(*(source.folder for source in sources))
+    matrices = [_Matrix(layer, name) for layer in range(before.layers) for name in before.names]
     told = {"version": __version__, "base": _told(base, sources[0]), "tuned": _told(tuned, sources[1]), "exact": exact}
     _check(out, told)
     out.mkdir(parents=True, exist_ok=True)
@@ -72,8 +71,9 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
             # The records are written last: where they are, the scores are.
             if not (out / "parts" / matrix.part).exists():
                 found = Findings(subject)
-                before, after = (each.matrix(matrix.layer, matrix.name).to(where) for each in pair)
-                _measure(found, matrix, before, after, exact)
+                w = before.matrix(matrix.layer, matrix.name)
+                delta = after.delta(matrix.layer, matrix.name, w)
+                _measure(found, matrix, w.to(where), delta.to(where), exact)
                 write_scores(found.scores, out / "parts" / f"scores-{matrix.part}")
                 write_records(found.records, out / "parts" / matrix.part)
         merge_tables([out / "parts" / matrix.part for matrix in matrices], out / "records.parquet")
@@ -82,10 +82,18 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
         return render(out)
 
 
+def _opened(base: Path, tuned: Path) -> tuple[Shards, Shards | Adapter]:
+    before = Shards(base)
+    if (tuned / ADAPTER).exists():
+        return before, Adapter(tuned, before)
+    after = Shards(tuned)
+    require_pair(before, after)
+    return before, after
+
+
 def _measure(
-    found: Findings, matrix: _Matrix, w: Float[Tensor, "out in"], tuned: Float[Tensor, "out in"], exact: bool
+    found: Findings, matrix: _Matrix, w: Float[Tensor, "out in"], delta: Float[Tensor, "out in"], exact: bool
 ) -> None:
-    delta = tuned - w
     size = w.double().norm().item()
     of = spectrum(w, delta, exact=exact)
     where = {"layer": matrix.layer, "site": matrix.name}

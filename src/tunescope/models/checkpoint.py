@@ -125,7 +125,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / _WEIGHTS]
     if (folder / _INDEX).exists():
         try:
-            names = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
+            names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
         except (KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{folder / _INDEX}: no weight_map of tensors to files; {_AGAIN}") from error
         if foreign := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
@@ -146,9 +146,9 @@ def load_config(folder: Path) -> PreTrainedConfig:
         CheckpointError: it is missing or not usable.
     """
     if (folder / _GENERATION).exists():
-        _read_json(folder / _GENERATION)  # transformers would pass over one that it cannot read
+        read_json(folder / _GENERATION)  # transformers would pass over one that it cannot read
     # This entry would have transformers read weights from a file that has not been checked.
-    if _read_json(folder / _CONFIG).get("transformers_weights") is not None:
+    if read_json(folder / _CONFIG).get("transformers_weights") is not None:
         raise CheckpointError(
             f"{folder / _CONFIG}: transformers_weights is not supported; rename the file to {_WEIGHTS}"
         )
@@ -190,7 +190,7 @@ def _check_tensors(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -
         raise CheckpointError(f"{folder}: {faults[0]}{more}; {_AGAIN}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
