@@ -15,8 +15,12 @@ import pandas as pd
 
 from tunescope.evidence.pool import pool
 from tunescope.evidence.records import read_records
+from tunescope.report.interventions import CHANGES, JAILBREAKS, LABELS, alpha_rows, change_rows
 from tunescope.report.select import final_rows, strongest_rows
 from tunescope.report.verdicts import GLYPHS, TIMES
+
+WANTED = (("safe", "compliance"), ("unsafe", "refusal"), (JAILBREAKS, "compliance"))
+SAID = {"compliance": "answered", "refusal": "refused"}
 
 
 def table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> str:
@@ -68,6 +72,36 @@ def predictors(told: dict[str, Any]) -> str:
     return table("score", ["within a model", "across protocols"], rows)
 
 
+def alphas(records: pd.DataFrame) -> str:
+    """Per cent, by model and alpha; the jailbreaks' mean."""
+    rows = alpha_rows(records)
+    kinds = rows["kind"].where(~rows["kind"].str.startswith("jb_"), JAILBREAKS)
+    outcomes = rows["metric"].str.removesuffix("_scaled")
+    mean = (100 * rows["value"]).groupby([rows["model"], kinds, outcomes, rows["strength"]], sort=False).mean()
+    dials = sorted(rows["strength"].unique())
+    cells = {
+        f"{model}: {kind} {SAID[outcome]}": [f"{mean[model, kind, outcome, dial]:.0f}" for dial in dials]
+        for model in dict.fromkeys(rows["model"])
+        for kind, outcome in WANTED
+    }
+    return table("alpha", [f"{dial:g}" for dial in dials], cells)
+
+
+def changes(records: pd.DataFrame) -> str:
+    """Per cent, by intervention and model: unsafe prompts refused / safe ones answered / jailbreaks answered."""
+    rows = change_rows(records)
+    rows = rows[rows["learning_rate"] == "eta_m"]
+    value = {(r.label, r.model, r.kind, r.outcome): f"{100 * r.value:.0f}" for r in rows.itertuples()}
+    order = [*LABELS]
+    labels = rows.assign(place=[order.index(name) for name in rows["name"]]).sort_values(["place", "strength", "site"])
+    models = list(dict.fromkeys(rows["model"]))
+    cells = {
+        label: [" / ".join(value.get((label, model, *which), "") for which in CHANGES) for model in models]
+        for label in dict.fromkeys(labels["label"])
+    }
+    return table("refused / safe answered / jailbreaks answered", models, cells)
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     records = pool(read_records(folder / "records.parquet"))
@@ -78,6 +112,8 @@ def main() -> None:
         rates(records, "attack_success"),
         verdicts(told),
         predictors(told),
+        alphas(records),
+        changes(records),
     ):
         print(text)
 
