@@ -60,8 +60,8 @@ FIGURES = (
         "Attack success against strength",
         behaviour.strength_curves,
         strength_rows,
-        "Compliance as the one thing that a kind changes grows from nothing (0: a plain unsafe prompt, or for the "
-        "control a plain safe one) to everything (1). For the jailbreaks compliance is attack success; for the control "
+        "Compliance as the one thing that a kind changes grows from nothing (0: an unsafe prompt as it is, or for the "
+        "control a safe one) to everything (1). For the jailbreaks compliance is attack success; for the control "
         "it is what is wanted, and a fall is over-refusal. One row of panels per learning rate; the base model is in "
         "each. Bands: 95 % Wilson intervals.",
     ),
