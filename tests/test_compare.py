@@ -204,14 +204,18 @@ def test_bad_adapters(one: tuple[Path, Path], refused: Callable, tmp_path: Path)
         "kind": (good, {"peft_type": "IA3"}, ["adapter_config.json", "IA3", "only plain LoRA"]),
         "dora": (good, {"use_dora": True}, ["use_dora", "only plain LoRA"]),
         "rank": (good, {"r": 0}, ["r 0", "rank above 0"]),
+        "other": (good, {"r": 3}, ["[48, 2] and [2, 16]", "[48, 3] and [3, 16]"]),
+        "pissa": (good, {"init_lora_weights": "pissa"}, ["init_lora_weights=pissa", "only plain LoRA"]),
         "strange": ({"lm_head.lora_A.weight": torch.ones(2, 16)}, {}, ["lm_head.lora_A", "no factor"]),
         "half": ({f"{name}A.weight": torch.ones(2, 16)}, {}, ["up_proj.lora_B.weight is missing"]),
-        "shape": (good | {f"{name}B.weight": torch.ones(40, 2)}, {}, ["[40, 16]", "[48, 16]"]),
+        "shape": (good | {f"{name}B.weight": torch.ones(40, 2)}, {}, ["[40, 2] and [2, 16]", "[48, 2] and [2, 16]"]),
         "nan": (good | {f"{name}B.weight": torch.full((48, 2), torch.nan)}, {}, ["NaN"]),
     }
     for case, (factors, config, says) in cases.items():
         adapter(tmp_path / case, factors, **config)
-        refused(["weights", str(one[0]), str(tmp_path / case), "--out", str(tmp_path / f"out-{case}")], *says)
+        refused(["weights", str(one[0]), str(tmp_path / case), "--out", str(tmp_path / "out")], *says)
+        assert not (tmp_path / "out").exists()
+    refused(["weights", str(tmp_path / "kind"), str(one[1]), "--out", str(tmp_path / "out")], "is an adapter")
     (tmp_path / "kind" / "adapter_model.safetensors").rename(tmp_path / "kind" / "adapter_model.bin")
     (tmp_path / "kind" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 8}))
     refused(
@@ -261,6 +265,12 @@ def test_bad_files(one: tuple[Path, Path], spoilt: Path, refused: Callable, tmp_
     file.rename(spoilt / "pytorch_model.bin")
     refused(command, "pytorch_model.bin", "pickled weights")
     save_file(tensors, file)
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, file)
+    refused(command, name, "type I8", "quantised")
+    save_file(tensors, file)
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"quantization_config": {"quant_method": "fp8"}}))
+    refused(command, "config.json", "quantised")
     config.write_text(json.dumps({"model_type": "bert"}))
     refused(command, "config.json", "no map of architecture 'bert'", "gpt2, llama, mistral")
     assert not (tmp_path / "out").exists()
@@ -272,6 +282,35 @@ def test_a_missing_shard(pair: tuple[Path, Path], refused: Callable, tmp_path: P
     lost.unlink()
     refused(["weights", str(pair[0]), str(tuned), "--out", str(tmp_path / "out")], lost.name, "no such file")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_disagrees_with_a_fused_matrix(refused: Callable, tmp_path: Path) -> None:
+    model = build("phi3")
+    model.save_pretrained(tmp_path / "base")
+    model.config.num_key_value_heads = 4
+    model.save_pretrained(tmp_path / "tuned")
+    command = ["weights", str(tmp_path / "base"), str(tmp_path / "tuned"), "--out", str(tmp_path / "out")]
+    refused(command, "qkv_proj", "[32, 16]", "16 + 16 + 16")
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_folder_of_another_adapter(one: tuple[Path, Path], refused: Callable, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.lora_"
+    factors = {f"{name}A.weight": torch.ones(2, 16), f"{name}B.weight": torch.ones(48, 2)}
+    adapter(tmp_path / "adapter", factors)
+    command = ["weights", str(one[0]), str(tmp_path / "adapter"), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace("8", "80"))
+    refused(command, "another tuned")
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_run_stopped_at_its_very_start_is_begun_again(one: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out" / "parts").mkdir(parents=True)
+    (tmp_path / "out" / ".lock").touch()
+    assert cli.main(["weights", *(f"{folder}/" for folder in one), "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["weights", *map(str, one), "--out", str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.usefixtures("no_page")
@@ -298,6 +337,25 @@ def test_a_repository_is_fetched_at_a_commit_and_without_a_network_refused(
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
     found = hub.fetched("owner/base@v1.0", ("*.safetensors", "config.json"))
-    assert (found.folder, found.revision) == (one[0], "base")
+    assert found == (one[0], "owner/base", "base")
     assert asked == [("owner/base", "v1.0", ["*.safetensors", "config.json"])]
     refused(["weights", "owner/absent", str(one[1]), "--out", str(tmp_path / "out")], "owner/absent", "cannot reach")
+    asked.clear()
+    refused(["weights", "owner/base", "owner/absent", "--out", str(tmp_path / "out")], "owner/absent", "cannot reach")
+    assert not any(
+        "safetensors" in pattern and "index" not in pattern for *_, patterns in asked for pattern in patterns
+    )
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_repository_is_called_by_its_name(one: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: str(one[name == "owner/tuned"]))
+    assert cli.main(["weights", "owner/base", "owner/tuned", "--out", str(tmp_path / "out")]) == 0
+    assert set(read_records(tmp_path / "out" / "records.parquet")["model"]) == {"owner/tuned"}
+
+
+def test_a_repository_of_pickles(one: tuple[Path, Path], refused: Callable, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "snapshot").mkdir()
+    shutil.copy(one[1] / "config.json", tmp_path / "snapshot")
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: str(tmp_path / "snapshot"))
+    refused(["weights", str(one[0]), "owner/old", "--out", str(tmp_path / "out")], "no safetensors", "save_pretrained")

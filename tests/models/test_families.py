@@ -123,6 +123,15 @@ def test_edits_at_every_site_are_seen_and_leave_no_trace(model: PreTrainedModel)
     assert torch.equal(logits(model), before)
 
 
+def test_gradients_reach_every_site(model: PreTrainedModel) -> None:
+    trained = deepcopy(model).requires_grad_(True)
+    sites = sites_of(trained)
+    with capture(trained, sites, keep_graph=True) as found:
+        loss = logits(trained).square().sum()
+    gradients = torch.autograd.grad(loss, [found[site] for site in sites])
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
 @pytest.mark.parametrize("name", ["resid_pre", "resid_mid", "resid_post"])
 def test_a_patched_stream_gives_the_other_run(model: PreTrainedModel, name: str) -> None:
     site = Site(1, name)

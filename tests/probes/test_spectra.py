@@ -57,6 +57,12 @@ def test_the_planted_share_in_the_null_space_is_found(share: float, rank: int) -
     assert found.stable_rank == pytest.approx(rank)
 
 
+def test_a_decomposition_has_no_floor() -> None:
+    delta = torch.diag(torch.tensor([1.0, 1e-10, 0.0], dtype=torch.float64))
+    assert spectrum(draw(3, 3), delta, exact=True).values[1].item() == pytest.approx(1e-10)
+    assert spectrum(draw(3, 3), delta).values.tolist() == [1.0, 0.0, 0.0]
+
+
 def test_a_base_of_lower_rank_leaves_more_room() -> None:
     w = draw(12, 2) @ draw(2, 4, scope=1)
     assert spectrum(w, draw(12, 4, scope=2)).rank == 2

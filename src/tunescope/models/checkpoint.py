@@ -125,7 +125,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / _WEIGHTS]
     if (folder / _INDEX).exists():
         try:
-            names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
+            names = sorted(set(map(str, read_json(folder / _INDEX)["weight_map"].values())))
         except (KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{folder / _INDEX}: no weight_map of tensors to files; {_AGAIN}") from error
         if foreign := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
@@ -134,9 +134,17 @@ def weight_files(folder: Path) -> list[Path]:
     if pickled := sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
         raise CheckpointError(
             f"{folder / pickled[0]}: pickled weights, which can run code, are not read; "
-            f"convert them to safetensors, or fetch the model's {_WEIGHTS}"
+            f"fetch the model's {_WEIGHTS}, or convert them: {convert_command(folder)}"
         )
     raise CheckpointError(f"{folder / _WEIGHTS}: no such file; {_AGAIN}")
+
+
+def convert_command(model: Path | str) -> str:
+    """Of a shell, to turn pickled weights into safetensors (transformers reads them without running code)."""
+    return (
+        'python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{model}').save_pretrained('safetensors')\""
+    )
 
 
 def load_config(folder: Path) -> PreTrainedConfig:

@@ -114,7 +114,8 @@ _NORMED_OUTPUTS: Mapping[str, At] = {
 
 _GEMMA = replace(_LLAMA, sites={**_LLAMA.sites, **_NORMED_OUTPUTS, "resid_mid": ("pre_feedforward_layernorm", "input")})
 
-# Nothing is normalised before attention and the MLP read it: what they read is the stream itself.
+# Nothing is normalised before attention and the MLP read it: what they read is the stream itself. resid_mid and mlp_in
+# are seen at one place, so that an edit of both must begin with resid_mid's.
 _OLMO2 = replace(
     _LLAMA,
     sites={

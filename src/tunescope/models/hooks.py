@@ -107,12 +107,11 @@ def _hook(place: Place, see: Callable[[Tensor], Tensor | None], *, first: bool =
     def seen(whole: Tensor) -> Tensor | None:
         if place.part is None:
             return see(whole)
-        new = see(whole[..., place.part])
-        if new is None:
-            return None
-        whole = whole.clone()
-        whole[..., place.part] = new
-        return whole
+        part = whole[..., place.part]
+        new = see(part)
+        # Put together anew even if unchanged: what was seen is then what the model goes on with, gradients and all.
+        before, after = whole[..., : place.part.start], whole[..., place.part.stop :]
+        return torch.cat([before, part if new is None else new, after], dim=-1)
 
     def before(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...] | None:
         new = seen(args[0] if args else named[HIDDEN])

@@ -15,9 +15,10 @@ _REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?",
 
 
 class Source(NamedTuple):
-    """Where a model lies, and the commit that it was fetched at; None for a folder of one's own."""
+    """Where a model lies, what it is called, and the commit that it was fetched at; None for a folder of one's own."""
 
     folder: Path
+    label: str
     revision: str | None
 
 
@@ -28,17 +29,18 @@ def fetched(name: str, patterns: Sequence[str]) -> Source:
         InputError: there is no such folder, and no repository that can be fetched.
     """
     if Path(name).is_dir():
-        return Source(Path(name), None)
+        folder = Path(name).resolve()
+        return Source(folder, folder.name, None)
     known = _REPOSITORY.fullmatch(name)
     if not known or Path(name).exists():
         raise InputError(
             f"{name}: no such folder, nor the name of a repository, as in owner/name or owner/name@revision"
         )
     try:
-        folder = snapshot_download(known["name"], revision=known["revision"], allow_patterns=list(patterns))
+        fetched_to = snapshot_download(known["name"], revision=known["revision"], allow_patterns=list(patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{name}: no such folder, and the hub does not give it ({first_line(error)}); "
             "check the name and the network, or fetch the model and name its folder"
         ) from error
-    return Source(Path(folder), Path(folder).name)
+    return Source(Path(fetched_to), known["name"], Path(fetched_to).name)

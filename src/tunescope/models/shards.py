@@ -10,10 +10,25 @@ from transformers import PreTrainedConfig
 
 from tunescope.models.checkpoint import CheckpointError, first_line, load_config, quiet, read_json, weight_files
 from tunescope.models.families import FAMILIES
-from tunescope.models.sites import matrix_names, stored_name, within_stored
+from tunescope.models.sites import fused_sizes, matrix_names, stored_name, within_stored
 
 Matrix = Float[Tensor, "out in"]
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that hold numbers as they are
 ADAPTER = "adapter_config.json"  # by which the folder of an adapter is known
+
+# Settings of an adapter with which dW is not scale B A, or not all that changes.
+_NOT_PLAIN = (
+    "use_dora",
+    "use_qalora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "target_parameters",
+    "trainable_token_indices",
+)
+_INITS = (True, False, "gaussian", "orthogonal", "eva")  # that leave W as it is
 
 
 class Shards:
@@ -30,9 +45,13 @@ class Shards:
         self.folder = folder
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        if (folder / ADAPTER).exists():
+            raise CheckpointError(f"{folder}: is an adapter; the base must be a whole model")
+        kinds: dict[str, str] = {}
         for file in weight_files(folder):
-            found = shapes_in(file)
-            self.shapes |= found
+            found = tensors_in(file)
+            self.shapes |= {name: shape for name, (shape, _) in found.items()}
+            kinds |= {name: kind for name, (_, kind) in found.items()}
             self._files |= dict.fromkeys(found, file)
         with quiet():
             self.config: PreTrainedConfig = load_config(folder)
@@ -41,6 +60,17 @@ class Shards:
                 f"{folder / 'config.json'}: no map of architecture {self.config.model_type!r}; "
                 f"there is one for {', '.join(FAMILIES)}"
             )
+        if getattr(self.config, "quantization_config", None):
+            raise CheckpointError(f"{folder / 'config.json'}: the model is quantised; dequantise and save it first")
+        for layer in range(self.layers):
+            for name in self.names:
+                stored = self.stored(layer, name)
+                if kinds[stored] not in FLOATS:
+                    raise CheckpointError(
+                        f"{self._files[stored]}: tensor {stored} is of type {kinds[stored]}, not {', '.join(FLOATS)}; "
+                        "if it is quantised, dequantise the model and save it first"
+                    )
+                self._require_whole(stored, name)
 
     @property
     def layers(self) -> int:
@@ -62,6 +92,16 @@ class Shards:
             if known in self._files:
                 return known
         raise CheckpointError(f"{self.folder}: tensor {whole} is missing; fetch the model again")
+
+    def _require_whole(self, stored: str, name: str) -> None:
+        """Of matrices that are kept as one, the config and the file must agree on their sizes."""
+        shape, parts = self.shapes[stored], fused_sizes(self.config, name)
+        rows = shape[-1 if self.transposed else 0]
+        if len(shape) != 2 or (parts and sum(parts) != rows):
+            raise CheckpointError(
+                f"{self._files[stored]}: tensor {stored} has shape {list(shape)}, where config.json asks for a matrix"
+                + (f" with {' + '.join(map(str, parts))} outputs" if parts else "")
+            )
 
     @property
     def transposed(self) -> bool:
@@ -99,63 +139,70 @@ class Adapter:
         self.folder, self._base = folder, base
         config, self._file = folder / ADAPTER, folder / "adapter_model.safetensors"
         told = read_json(config)
-        odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if told.get(key)]
-        if str(told.get("peft_type", "")).upper() != "LORA" or odd:
-            kind = f"{told.get('peft_type', 'none')} with {', '.join(odd)}" if odd else told.get("peft_type", "none")
-            raise CheckpointError(f"{config}: adapter of type {kind}; only plain LoRA is read, merge others first")
+        odd = [key for key in _NOT_PLAIN if told.get(key)]
+        if told.get("init_lora_weights", True) not in _INITS:
+            odd.append(f"init_lora_weights={told['init_lora_weights']}")  # which moves a part of W into the factors
+        kind = str(told.get("peft_type", "none"))
+        if kind.upper() != "LORA" or odd:
+            with_them = f" with {', '.join(odd)}" if odd else ""
+            raise CheckpointError(
+                f"{config}: adapter of type {kind}{with_them}; only plain LoRA is read, merge it first"
+            )
         rank, alpha = told.get("r"), told.get("lora_alpha")
         if not (isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float)):
             raise CheckpointError(f"{config}: r {rank}, lora_alpha {alpha}: must be a rank above 0 and a number")
         self._scale = alpha / (rank**0.5 if told.get("use_rslora") else rank)
         if not self._file.exists() and (pickled := folder / "adapter_model.bin").exists():
             raise CheckpointError(f"{pickled}: pickled weights, which can run code, are not read; save as safetensors")
-        self._shapes = shapes_in(self._file)
-        wanted = {
-            f"{self._module(layer, name)}.lora_{factor}.weight"
-            for layer in range(base.layers)
-            for name in base.names
-            for factor in "AB"
-        }
-        if strange := sorted(self._shapes.keys() - wanted):
+        shapes = {name: shape for name, (shape, _) in tensors_in(self._file).items()}
+        self._modules = {name.rpartition(".lora_")[0] for name in shapes}
+        stored = {self._module(i, n): base.shapes[base.stored(i, n)] for i in range(base.layers) for n in base.names}
+        known = {f"{module}.lora_{factor}.weight" for module in self._modules & stored.keys() for factor in "AB"}
+        if strange := sorted(shapes.keys() - known):
             raise CheckpointError(f"{self._file}: tensor {strange[0]} is no factor of a matrix of the base's layers")
+        if missing := sorted(known - shapes.keys()):
+            raise CheckpointError(f"{self._file}: tensor {missing[0]} is missing; fetch the adapter again")
+        for module in sorted(self._modules):
+            out, into = stored[module][::-1] if base.transposed else stored[module]
+            found = [shapes[f"{module}.lora_{factor}.weight"] for factor in "BA"]
+            if found != [(out, rank), (rank, into)]:
+                raise CheckpointError(
+                    f"{self._file}: the factors of {module} have shapes {list(found[0])} and {list(found[1])}, "
+                    f"where base and rank ask for {[out, rank]} and {[rank, into]}"
+                )
+            self._factors(module)
 
     def delta(self, layer: int, name: str, w: Matrix) -> Matrix:
-        """dW: scale B A, zero for a matrix that the adapter leaves alone.
-
-        Raises:
-            CheckpointError: a factor is missing or has NaN or inf, or they are those of a matrix of another shape.
-        """
+        """dW: scale B A, in float64; zero for a matrix that the adapter leaves alone."""
         module = self._module(layer, name)
-        factors = [f"{module}.lora_{factor}.weight" for factor in "BA"]
-        missing = [factor for factor in factors if factor not in self._shapes]
-        if len(missing) == 2:
+        if module not in self._modules:
             return torch.zeros_like(w)
-        if missing:
-            raise CheckpointError(f"{self._file}: tensor {missing[0]} is missing; fetch the adapter again")
-        with safe_open(self._file, framework="pt") as opened:
-            b, a = (opened.get_tensor(factor).to(w) for factor in factors)
+        b, a = self._factors(module)
         # As y = W a has it, whichever way the base keeps W; of matrices that the base keeps as one, for all of them.
         whole = self._scale * b @ a
-        found = within_stored(self._base.config, name, whole.T if self._base.transposed else whole)
-        if found.shape != w.shape or not found.isfinite().all():
-            raise CheckpointError(
-                f"{self._file}: {module} changes by {list(found.shape)} where the base has {list(w.shape)}, or has NaN"
-            )
-        return found
+        return within_stored(self._base.config, name, whole.T if self._base.transposed else whole)
+
+    def _factors(self, module: str) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]]:
+        with safe_open(self._file, framework="pt") as opened:
+            b, a = (opened.get_tensor(f"{module}.lora_{factor}.weight").double() for factor in "BA")
+        if not (b.isfinite().all() and a.isfinite().all()):
+            raise CheckpointError(f"{self._file}: the factors of {module} have NaN or inf")
+        return b, a
 
     def _module(self, layer: int, name: str) -> str:
         return f"base_model.model.{stored_name(self._base.config, layer, name).removesuffix('.weight')}"
 
 
-def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors of a safetensors file, by name.
+def tensors_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of the tensors of a safetensors file, by name.
 
     Raises:
         CheckpointError: no such file, or it cannot be read.
     """
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file; fetch the model again") from error
     except (SafetensorError, OSError) as error:

@@ -157,6 +157,12 @@ def _matrix(config: PreTrainedConfig, name: str) -> Matrix:
     return weights[name]
 
 
+def fused_sizes(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
+    """Outputs of the matrices that are kept as one with this one, itself among them; empty if it is by itself."""
+    fused = _matrix(config, name).fused
+    return tuple(fused.sizes(config)) if fused else ()
+
+
 def _part(config: PreTrainedConfig, fused: Fused) -> slice:
     sizes = fused.sizes(config)
     start = sum(sizes[: fused.which])

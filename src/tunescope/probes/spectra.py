@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tunescope.probes.subspaces import RANK_THRESHOLD
 
-FLOOR = 1e-7  # singular values up to this share of the largest are taken for zero
+FLOOR = 1e-7  # singular values up to this share of the largest, by way of a Gram matrix, are taken for zero
 BLOCK = 1024  # rows that are in float64 at a time
 
 
@@ -52,7 +52,7 @@ def spectrum(w: Float[Tensor, "out in"], delta: Float[Tensor, "out in"], *, exac
         values = torch.linalg.svdvals(delta.double())
     else:
         values = torch.linalg.eigvalsh(gram(delta, delta)).flip(0).clamp(min=0).sqrt()
-    values = torch.where(values > FLOOR * values[0], values, 0.0)
+        values = torch.where(values > FLOOR * values[0], values, 0.0)
     if not tall:
         return Spectrum(values, None, None)
     energies, v = torch.linalg.eigh(gram(w, w))
