@@ -35,10 +35,13 @@ def test_rates_stay_between_zero_and_one_and_other_values_do_not() -> None:
     assert pooled.loc["gain", "high"] > 1
 
 
-def test_a_direction_is_pooled_whatever_layer_each_seed_chose() -> None:
+@pytest.mark.parametrize(
+    "metric", ["refusal_without_direction", "refusal_direction_ablated", "compliance_random_direction_added"]
+)
+def test_a_direction_is_pooled_whatever_layer_each_seed_chose(metric: str) -> None:
     def without(seed: int, layer: int, value: float) -> Record:
         about = {"kind": "unsafe", "layer": layer, "n": 50}
-        return Record("ssft-eta_m", "ssft", "eta_m", seed, 300, "refusal_without_direction", value, **about)
+        return Record("ssft-eta_m", "ssft", "eta_m", seed, 300, metric, value, **about)
 
     (row,) = pool(frame(without(0, 2, 0.0), without(1, 3, 0.2))).to_dict("records")
     assert (row["value"], row["n"]) == (pytest.approx(0.1), 100)
