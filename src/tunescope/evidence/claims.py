@@ -269,8 +269,7 @@ CLAIMS = (
         "refused_in_random_space",
         0.1,
         "share of prompts",
-        "unsafe prompts refused with the null-space part of dW of W_in alone, beyond those with the part in a random "
-        "space, as many dimensions and as large",
+        "unsafe prompts refused with the null-space part of dW of W_in, beyond those with a random part as large",
         "interventions",
         {"unsafe": 1.0},
     ),
@@ -282,8 +281,7 @@ CLAIMS = (
         "refusal_lost_off_safe_inputs",
         0.1,
         "share of prompts",
-        "unsafe prompts no longer refused with dW off those directions, beyond those with dW off the ones in which "
-        "safe inputs differ among themselves",
+        "unsafe prompts no longer refused with dW off those, beyond those with it off what safe inputs differ in",
         "interventions",
         {"unsafe": 1.0},
     ),
@@ -295,8 +293,7 @@ CLAIMS = (
         "refused_on_safe_inputs",
         0.1,
         "share of prompts",
-        "unsafe prompts refused by the base with that part of dW, beyond those with what it reads from the directions "
-        "in which safe inputs differ among themselves",
+        "unsafe prompts refused by the base with that of dW, beyond those with what reads what safe inputs differ in",
         "interventions",
         {"unsafe": 1.0},
     ),
