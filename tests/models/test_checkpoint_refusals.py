@@ -133,7 +133,7 @@ def test_pickled_weights_are_refused_and_not_opened(folder: Path, tmp_path: Path
     mark = tmp_path / "exploded"
     (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
     (folder / "model.safetensors").unlink()
-    refused(folder, f"{name}: pickled weights", "convert them to safetensors")
+    refused(folder, f"{name}: pickled weights", "convert them: python -c")
     assert not mark.exists()
 
 
