@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
@@ -20,16 +19,17 @@ from tunescope.config import ComputeConfig
 from tunescope.errors import InputError
 from tunescope.evidence.records import PAIR, SCORES_SCHEMA, Subject, merge_tables, write_records, write_scores
 from tunescope.files import sweep, write_text
+from tunescope.folders import LOCK, locked
 from tunescope.measure.findings import Findings
-from tunescope.models.checkpoint import convert_command, first_line
+from tunescope.models.checkpoint import ADAPTER, convert_command, first_line
 from tunescope.models.compute import resolve
 from tunescope.models.hub import Source, fetched
-from tunescope.models.shards import ADAPTER, Adapter, Shards, require_pair
+from tunescope.models.shards import Adapter, Shards, require_pair
 from tunescope.probes.spectra import gaussian_effective_rank, spectrum
 from tunescope.probes.subspaces import haar_share
 from tunescope.report.html import render
 
-_DESCRIPTION, _LOCK = "pair.json", ".lock"
+_DESCRIPTION = "pair.json"
 _SETTINGS = ("config.json", "model.safetensors.index.json", ADAPTER)
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "adapter_model.safetensors")
 
@@ -67,12 +67,7 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
     matrices = [_Matrix(layer, name) for layer in range(before.layers) for name in before.names]
     told = {"version": __version__, "base": _told(sources[0]), "tuned": _told(sources[1]), "exact": exact}
     _check(out, told)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(out / _LOCK).acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"{out}: another tunescope is at work in this folder; wait for it or use another") from error
-    with lock:
+    with locked(out):
         sweep(out)
         write_text(out / _DESCRIPTION, json.dumps(told, indent=1))
         subject = Subject(sources[1].label, PAIR, "", 0, 0)
@@ -145,7 +140,7 @@ def _told(source: Source) -> dict[str, Any]:
 
 def _check(out: Path, told: dict[str, Any]) -> None:
     """Raises InputError where a folder holds anything but this comparison."""
-    if not out.exists() or (out.is_dir() and not [e for e in out.iterdir() if e.name not in (_LOCK, "parts")]):
+    if not out.exists() or (out.is_dir() and not [e for e in out.iterdir() if e.name not in (LOCK, "parts")]):
         return  # new, or left by a run that was stopped at its very start
     try:
         found = json.loads((out / _DESCRIPTION).read_text(encoding="utf-8"))

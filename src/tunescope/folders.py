@@ -29,6 +29,20 @@ def claimed(folder: Path, study: Study, *, update: bool = False) -> Iterator[Non
         InputError: it holds such a run, or things that are not a run, or another process holds it.
     """
     check(folder, study, update)  # before the lock leaves a file in it
+    with locked(folder):
+        check(folder, study, update)  # again: another process may have been here first
+        sweep(folder)
+        (folder / STAGES).mkdir(exist_ok=True)  # by which a run folder is known
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if it is not there.
+
+    Raises:
+        InputError: another holds it.
+    """
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:
@@ -36,9 +50,6 @@ def claimed(folder: Path, study: Study, *, update: bool = False) -> Iterator[Non
             f"{folder}: another tunescope is at work in this folder; wait for it or use another"
         ) from error
     with lock:
-        check(folder, study, update)  # again: another process may have been here first
-        sweep(folder)
-        (folder / STAGES).mkdir(exist_ok=True)  # by which a run folder is known
         yield
 
 

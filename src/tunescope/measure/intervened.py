@@ -53,7 +53,7 @@ def measure_interventions(
             with make() as model:
                 draws.append(_outcomes(model, prompts, rows))
         for kind, before in intact.items():
-            after = {outcome: torch.stack([draw[kind][outcome] for draw in draws]) for outcome in before}
+            after = {outcome: torch.stack([draw[kind][outcome] for draw in draws]).mean(0) for outcome in before}
             where = {
                 "kind": kind,
                 "strength": intervention.dial,
@@ -61,10 +61,9 @@ def measure_interventions(
                 "layer": intervention.layer,
             }
             for outcome, hits in after.items():
-                found.rate(f"{outcome}_{intervention.name}", hits.mean(0), **where)
+                found.rate(f"{outcome}_{intervention.name}", hits, **where)
             if (intervention.dial or 0.0) == greatest[intervention.name] or intervention.name == "scaled":
-                means = {outcome: hits.mean(0) for outcome, hits in after.items()}
-                _scores(found, intervention, kind, before, means)
+                _scores(found, intervention, kind, before, after)
 
 
 def _outcomes(model: PreTrainedModel, prompts: Mapping[str, Attacked], rows: int) -> dict[str, dict[str, PerPrompt]]:

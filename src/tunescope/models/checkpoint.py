@@ -26,6 +26,7 @@ from tunescope.files import atomic_path
 
 _CONFIG, _GENERATION, _TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # by which the folder of an adapter is known
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _AGAIN = "delete the folder, then save or fetch the model again"
 
@@ -79,7 +80,7 @@ def load_model(
         CheckpointError: a file is missing or cannot be read, weights are pickled, tensors are missing, unexpected, of
             the wrong shape, or not finite.
     """
-    _checkweight_files(folder)
+    _check_weight_files(folder)
     with quiet():
         config, tokenizer = load_config(folder), _load_tokenizer(folder)
         try:
@@ -100,27 +101,37 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
-def _checkweight_files(folder: Path) -> None:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; save or fetch the model first")
-    if (folder / "adapter_config.json").exists():
+def _check_weight_files(folder: Path) -> None:
+    if (folder / ADAPTER).exists():
         raise CheckpointError(f"{folder}: has an adapter; merge it into its base model and save the whole model")
     for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{file}: no such file; {_AGAIN}") from error
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: truncated or corrupt ({first_line(error)}); {_AGAIN}") from error
+        tensors_in(file)
+
+
+def tensors_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of the tensors of a safetensors file, by name.
+
+    Raises:
+        CheckpointError: no such file, or it cannot be read.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file; {_AGAIN}") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: truncated or corrupt ({first_line(error)}); {_AGAIN}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The one file of the weights, or all those that the index lists.
 
     Raises:
-        CheckpointError: there is neither, the index cannot be used, or weights are pickled.
+        CheckpointError: no such folder, or there is neither, the index cannot be used, or weights are pickled.
     """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; save or fetch the model first")
     if (folder / _WEIGHTS).exists():
         return [folder / _WEIGHTS]
     if (folder / _INDEX).exists():

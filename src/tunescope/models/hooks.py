@@ -19,7 +19,7 @@ from tunescope.models.sites import Place, Site, locate
 
 Edit = Callable[[Float[Tensor, "b t width"]], Float[Tensor, "b t width"]]
 _Step = Callable[[Tensor], Tensor]
-HIDDEN = "hidden_states"  # transformers' name of a module's first input, where it is passed by name
+_HIDDEN = "hidden_states"  # transformers' name of a module's first input, where it is passed by name
 
 
 @contextmanager
@@ -114,10 +114,10 @@ def _hook(place: Place, see: Callable[[Tensor], Tensor | None], *, first: bool =
         return torch.cat([before, part if new is None else new, after], dim=-1)
 
     def before(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...] | None:
-        new = seen(args[0] if args else named[HIDDEN])
+        new = seen(args[0] if args else named[_HIDDEN])
         if new is None:
             return None
-        return ((new, *args[1:]), named) if args else ((), {**named, HIDDEN: new})
+        return ((new, *args[1:]), named) if args else ((), {**named, _HIDDEN: new})
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not isinstance(output, tuple):

@@ -26,16 +26,13 @@ def gathered_logps(logits: Float[Tensor, "*b vocab"], tokens: Int[Tensor, "*b"])
     return logits.float().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
 
 
-def answer_logits(
-    model: PreTrainedModel, prompts: Inputs, answer: Int[Tensor, "n a"], dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "n a vocab"]:
+def answer_logits(model: PreTrainedModel, prompts: Inputs, answer: Int[Tensor, "n a"]) -> Float[Tensor, "n a vocab"]:
     """What the model expects in each place of an answer, given the prompt and the answer up to there."""
     length = answer.shape[1]
     given = answer[:, :-1]
     more = Inputs(given).embedded(model).sequence if prompts.sequence.is_floating_point() else given
     both = prompts.followed_by(more).arguments()
-    with torch.autocast(answer.device.type, dtype, enabled=dtype is not torch.float32):
-        return model(**both, use_cache=False, logits_to_keep=length).logits
+    return model(**both, use_cache=False, logits_to_keep=length).logits
 
 
 def answer_logps(model: PreTrainedModel, prompts: Inputs, answer: Int[Tensor, "n a"]) -> Float[Tensor, "n a"]:

@@ -4,17 +4,24 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from tunescope.models.checkpoint import CheckpointError, first_line, load_config, quiet, read_json, weight_files
+from tunescope.models.checkpoint import (
+    ADAPTER,
+    CheckpointError,
+    load_config,
+    quiet,
+    read_json,
+    tensors_in,
+    weight_files,
+)
 from tunescope.models.families import FAMILIES
-from tunescope.models.sites import fused_sizes, matrix_names, stored_name, within_stored
+from tunescope.models.sites import fused_sizes, matrix_names, own_outputs, stored_name, within_stored
 
 Matrix = Float[Tensor, "out in"]
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that hold numbers as they are
-ADAPTER = "adapter_config.json"  # by which the folder of an adapter is known
 
 # Settings of an adapter with which dW is not scale B A, or not all that changes.
 _NOT_PLAIN = (
@@ -40,8 +47,6 @@ class Shards:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such folder; save or fetch the model first")
         self.folder = folder
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -179,8 +184,7 @@ class Adapter:
             return torch.zeros_like(w)
         b, a = self._factors(module)
         # As y = W a has it, whichever way the base keeps W; of matrices that the base keeps as one, for all of them.
-        whole = self._scale * b @ a
-        return within_stored(self._base.config, name, whole.T if self._base.transposed else whole)
+        return (self._scale * b @ a)[own_outputs(self._base.config, name)]
 
     def _factors(self, module: str) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]]:
         with safe_open(self._file, framework="pt") as opened:
@@ -191,22 +195,6 @@ class Adapter:
 
     def _module(self, layer: int, name: str) -> str:
         return f"base_model.model.{stored_name(self._base.config, layer, name).removesuffix('.weight')}"
-
-
-def tensors_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of the tensors of a safetensors file, by name.
-
-    Raises:
-        CheckpointError: no such file, or it cannot be read.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: no such file; fetch the model again") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: truncated or corrupt ({first_line(error)}); fetch the model again") from error
 
 
 def require_pair(base: Shards, tuned: Shards) -> None:

@@ -136,8 +136,7 @@ def within_stored(
 ) -> Float[Tensor, "out in"]:
     """A matrix as a view of the parameter that holds it, by itself or with others, or as a @ weight takes it."""
     matrix = stored.T if _family(config).transposed else stored
-    fused = _matrix(config, name).fused
-    return matrix[_part(config, fused)] if fused else matrix
+    return matrix[own_outputs(config, name)]
 
 
 def input_site(model: PreTrainedModel, layer: int, name: str) -> Site:
@@ -155,6 +154,12 @@ def _matrix(config: PreTrainedConfig, name: str) -> Matrix:
         architecture = config.model_type
         raise ValueError(f"unknown weight {name!r}; a layer of {architecture} has {', '.join(weights)}")
     return weights[name]
+
+
+def own_outputs(config: PreTrainedConfig, name: str) -> slice:
+    """Which outputs are this matrix's, of those of all that are kept as one with it."""
+    fused = _matrix(config, name).fused
+    return _part(config, fused) if fused else slice(None)
 
 
 def fused_sizes(config: PreTrainedConfig, name: str) -> tuple[int, ...]:

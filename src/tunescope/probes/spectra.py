@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tunescope.probes.subspaces import RANK_THRESHOLD
+from tunescope.probes.subspaces import RANK_THRESHOLD, effective_rank
 
 FLOOR = 1e-7  # singular values up to this share of the largest, by way of a Gram matrix, are taken for zero
 BLOCK = 1024  # rows that are in float64 at a time
@@ -37,8 +37,8 @@ class Spectrum:
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for no change."""
-        return _effective_rank(self.values) if self.values.any() else 0.0
+        """See `subspaces.effective_rank`."""
+        return effective_rank(self.values)
 
 
 def spectrum(w: Float[Tensor, "out in"], delta: Float[Tensor, "out in"], *, exact: bool = False) -> Spectrum:
@@ -83,8 +83,4 @@ def gaussian_effective_rank(out: int, into: int) -> float:
     density = np.sqrt((high - x) * (x - low)) / x * np.sin(2 * angle)
     shares = np.cumsum(density) / density.sum()
     at = np.interp((np.arange(short) + 0.5) / short, shares, x)
-    return _effective_rank(torch.from_numpy(np.sqrt(at)))
-
-
-def _effective_rank(values: Float[Tensor, " k"]) -> float:
-    return torch.special.entr(values / values.sum()).sum().exp().item()
+    return effective_rank(torch.from_numpy(np.sqrt(at)))

@@ -49,11 +49,13 @@ class Svd:
         return self.u[:, self.s > threshold * self.s[:1]]
 
     def effective_rank(self) -> float:
-        """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix."""
-        if not len(self.s):
-            return 0.0
-        p = self.s / self.s.sum()
-        return torch.special.entr(p).sum().exp().item()
+        """See `effective_rank`."""
+        return effective_rank(self.s)
+
+
+def effective_rank(values: Float[Tensor, " k"]) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix."""
+    return torch.special.entr(values / values.sum()).sum().exp().item() if values.any() else 0.0
 
 
 def column_space(matrix: Float[Tensor, "out in"], threshold: float = RANK_THRESHOLD) -> Float[Tensor, "out rank"]:
