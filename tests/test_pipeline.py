@@ -129,7 +129,7 @@ def test_every_number_is_finite_and_every_probe_has_its_control(records: pd.Data
     measured = {tuple(pair) for pair in records[["metric", "control"]].drop_duplicates().itertuples(index=False)}
     assert {
         ("tau", ""),
-        ("tau", "shuffled"),
+        ("tau_auc", "shuffled"),
         ("sensitivity", ""),
         ("silhouette", ""),
         ("jacobian_norm", ""),

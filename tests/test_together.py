@@ -33,6 +33,15 @@ def test_tables_of_all_seeds_are_joined(runs: list[Path], tmp_path: Path) -> Non
     }
 
 
+def test_the_page_says_what_a_seed_lacks(runs: list[Path], tmp_path: Path) -> None:
+    one = [Record("base", "pretraining", "", 3, 9, metric, 0.5) for metric in ("loss", "effective_rank")]
+    write_records(one, runs[0] / "records.parquet")
+    gather(runs, tmp_path / "all")
+    page = html.render(tmp_path / "all").read_text()
+    assert "Seed 5 lacks measurements that other seeds have (effective_rank)" in page
+    assert "Seed 3 lacks" not in page
+
+
 def test_what_does_not_belong_together_is_refused(runs: list[Path], tmp_path: Path, refused) -> None:
     out = ["--out", str(tmp_path / "all")]
     first, second = map(str, runs)

@@ -51,12 +51,16 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, nargs="+", metavar="N", help="seed of weights and data (default: 0); several run in turn"
     )
     study.add_argument(
-        "--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-seedN; of several seeds runs/RECIPE)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="run folder (default: runs/RECIPE-seedN); of several seeds the report on all (default: runs/RECIPE), "
+        "each of which runs in DIR-seedN",
     )
     study.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
     which = study.add_mutually_exclusive_group()
     looks = ", ".join(LOOKS)
-    which.add_argument("--skip", nargs="+", default=[], metavar="STAGE", help=f"leave out some of {looks}")
+    which.add_argument("--skip", nargs="+", default=[], metavar="STAGE", help=f"do not run some of {looks}")
     which.add_argument(
         "--only", nargs="+", metavar="STAGE", help="of these stages do only some; models are always made"
     )
@@ -122,8 +126,9 @@ def _study(options: argparse.Namespace) -> None:
     studies = [override(study, [f"seed={seed}"]) for seed in seeds]
     several = len(seeds) > 1
     folder = options.out or Path("runs") / (study.name if several else f"{study.name}-seed{seeds[0]}")
-    if options.only and (unknown := set(options.only) - {*LOOKS}):
-        raise InputError(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(LOOKS)}")
+    for option, named in (("--only", options.only or []), ("--skip", options.skip)):
+        if unknown := set(named) - {*LOOKS}:
+            raise InputError(f"{option}: {', '.join(sorted(unknown))} cannot be left out; there are {', '.join(LOOKS)}")
     skip = [name for name in LOOKS if name not in options.only] if options.only else options.skip
 
     from tunescope import pipeline  # torch and transformers take seconds to import: only when they are needed

@@ -25,12 +25,12 @@ from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environm
 from tunescope.models.compute import deterministic
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
-from tunescope.stages import LOOKS, Stage, run_stage, times
+from tunescope.stages import LOOKS, Stage, is_done, run_stage, times
 from tunescope.steps import Run, Tuned, say
 
 
-def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
-    """The whole study, in order, but for groups of `LOOKS` that are to be skipped."""
+def stages_of(this: Run) -> list[Stage]:
+    """All that trains and measures, in order; what joins the measurements is `tables_of`."""
     study, settings = this.study, this.study.model_dump(mode="json")
     # The world is read by every stage: its breadths, say, by fine-tuning and not by pretraining.
     common = {"version": __version__, "seed": study.seed, "world": settings["world"]}
@@ -99,12 +99,13 @@ def stages_of(this: Run, skip: Collection[str] = ()) -> list[Stage]:
     ]
     finished = (base, *tunes.values())
     examples = Stage("examples", common | settings["evaluate"], finished, ("examples.json",), this.examples)
-    groups = dict(zip(LOOKS, (behave, probe, attack, intervene), strict=True))
-    measured = [*finished, *(stage for name in LOOKS if name not in skip for stage in groups[name])]
-    tables = Stage(
-        "records", None, tuple(measured), ("records.parquet", "scores.parquet"), partial(this.join, measured)
-    )
-    return [*measured, examples, tables]
+    return [*finished, *behave, *probe, *attack, *intervene, examples]
+
+
+def tables_of(this: Run, measured: Sequence[Stage]) -> Stage:
+    """The stage that joins what these have measured."""
+    outputs = ("records.parquet", "scores.parquet")
+    return Stage("records", None, tuple(measured), outputs, partial(this.join, [*measured]))
 
 
 def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[str] = ()) -> Path:
@@ -112,7 +113,8 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
 
     Args:
         update: let a folder that holds a run of other settings be brought up to these, running again what they change.
-        skip: groups of stages, of `LOOKS`, that are left out; a run without them can be made whole later.
+        skip: groups of stages, of `LOOKS`, that are not run. What is there of them already, of these settings, stays
+            in the report; a run without them can be made whole later.
 
     Raises:
         InputError: the settings do not fit together, the folder holds something else, or a file in it is damaged.
@@ -125,24 +127,36 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
     with claimed(folder, study, update=update), deterministic(this.compute.device):
         write_text(folder / CONFIG, study.to_yaml())
         here = environment(study, this.compute)
-        stages = stages_of(this, skip)
-        for number, stage in enumerate(stages, 1):
+        stages = stages_of(this)
+        left_out = {stage.name for stage in stages if stage.name.partition("-")[0] in skip}
+        total = len(stages) - len(left_out) + 1
+
+        def do(number: int, stage: Stage) -> None:
             done = run_stage(stage, folder)
             if not done.skipped:
                 note_environment(folder / ENVIRONMENT, here, afresh=number == 1)
-            say(f"[{number}/{len(stages)}] {stage.name}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
-        write_text(folder / "stages.json", json.dumps(times([*stages_of(this)[:-1], stages[-1]], folder), indent=1))
+            say(f"[{number}/{total}] {stage.name}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
+
+        for number, stage in enumerate((stage for stage in stages if stage.name not in left_out), 1):
+            do(number, stage)
+        kept = [stage for stage in stages if stage.name not in left_out or is_done(stage, folder)]
+        if there := [stage.name for stage in kept if stage.name in left_out]:
+            say(f"not run, but there already and so in the report: {', '.join(there)}")
+        tables = tables_of(this, kept)
+        do(total, tables)
+        write_text(folder / "stages.json", json.dumps(times([*stages, tables], folder), indent=1))
         return render(folder)
 
 
 def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False, skip: Collection[str] = ()) -> Path:
-    """Run a study of each seed in a folder of its own below `folder`; returns the path of the report on all of them.
+    """Run a study of each seed N in a folder of its own, `folder`-seedN, and report on all of them in `folder`; returns
+    the path of that report.
 
     Raises:
         InputError: as `run`; or the folder holds something else.
     """
     check_joint(folder)
-    folders = [folder / f"seed-{study.seed}" for study in studies]
+    folders = [folder.with_name(f"{folder.name}-seed{study.seed}") for study in studies]
     for study, place in zip(studies, folders, strict=True):
         check(place, study, update)  # all of them, before the first one takes its time
     for study, place in zip(studies, folders, strict=True):

@@ -17,7 +17,7 @@ from tunescope.config import (
 
 
 def tiny() -> Study:
-    """Under a minute: for tests and for a first look. Its numbers are not results."""
+    """A minute: for tests and for a first look. Its numbers are not results."""
     return Study(
         name="tiny",
         world=WorldConfig(
@@ -49,7 +49,7 @@ def tiny() -> Study:
 
 
 def laptop() -> Study:
-    """A few minutes on two cores: the paper's ideas at a size that learns there."""
+    """About 15 minutes on two cores: the paper's ideas at a size that learns there."""
     return Study(
         name="laptop",
         world=WorldConfig(mix_start=(0.1, 0.5, 0.2, 0.2), mix_end=(0.1, 0.5, 0.2, 0.2)),

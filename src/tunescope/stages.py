@@ -78,6 +78,11 @@ def run_stage(stage: Stage, folder: Path) -> Done:
     return Done(stage.name, seconds, skipped=False)
 
 
+def is_done(stage: Stage, folder: Path) -> bool:
+    """Whether a stage has run, with these inputs."""
+    return _finished(stage, folder, stage.fingerprint(folder)) is not None
+
+
 def times(stages: Iterable[Stage], folder: Path) -> list[dict[str, str | float]]:
     """How long each of these stages took, of those that are done."""
     found = ((stage, _finished(stage, folder, stage.fingerprint(folder))) for stage in stages)

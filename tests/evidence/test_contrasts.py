@@ -94,6 +94,25 @@ def test_no_difference_is_no_effect() -> None:
     assert found == Contrast(0.0, 0.0, 0.0, 1.0, "prompts", 30)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
+def test_shares_that_are_all_alike_have_an_interval(share: float) -> None:
+    """Nearly that of Bonett & Price: of 40 of 40, 41/42 - 1/42 and its standard error."""
+    found = over_prompts({"unsafe": np.full(40, share)}, {"unsafe": 1.0}, rng(), shares=True)
+    middle = 40 * share / 42
+    half = 1.96 * ((2 + 40 * abs(share)) / 42 - middle**2) ** 0.5 / 42**0.5
+    assert found.estimate == share
+    assert (found.low, found.high) == pytest.approx((max(middle - half, -1), min(middle + half, 1)), abs=0.03)
+    assert found.low <= share <= found.high
+    assert found.high - found.low > 0.05
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.2])
+def test_the_interval_of_shares_covers(rate: float) -> None:
+    draws = [rng(i).binomial(1, rate, 40).astype(float) for i in range(200)]
+    found = [over_prompts({"unsafe": x}, {"unsafe": 1.0}, rng(i), shares=True) for i, x in enumerate(draws)]
+    assert np.mean([c.low <= rate <= c.high for c in found]) >= 0.92
+
+
 def test_the_interval_of_one_kind_is_that_of_a_mean() -> None:
     values = rng(5).normal(2, 3, size=400)
     found = over_prompts({"unsafe": values}, {"unsafe": 1.0}, rng())
@@ -149,6 +168,11 @@ def test_over_seeds_by_hand() -> None:
     assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert found.p == pytest.approx(stats.chi2.sf(-2 * math.log(0.1 * 0.2 * 0.5), 6))
     assert (found.over, found.n) == ("seeds", 3)
+
+
+def test_seeds_that_agree_by_chance_keep_their_own_uncertainty() -> None:
+    found = over_seeds([Contrast(1.0, 0.88, 1.0, 0.01, "prompts", 40)] * 4, rng())
+    assert (found.low, found.high) == pytest.approx((1 - 0.12 / 2, 1.0))
 
 
 def test_seeds_without_a_p_of_their_own_are_flipped() -> None:

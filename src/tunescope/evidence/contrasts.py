@@ -3,7 +3,7 @@
 Three designs, one for each thing that varies: prompts (one seed), seeds (several), draws of a random control.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,23 +40,32 @@ def weighted(values: ByKind, weights: Weights) -> float:
     return float(sum(weight * values[kind].mean() for kind, weight in weights.items()))
 
 
-def over_prompts(differences: ByKind, weights: Weights, rng: np.random.Generator) -> Contrast:
+def over_prompts(differences: ByKind, weights: Weights, rng: np.random.Generator, *, shares: bool = False) -> Contrast:
     """From each prompt's score less its score in the control: bootstrap within each kind, and a permutation test.
 
     Prompts that were scored at several strengths, as `kind@strength`, are the same at each: what is resampled is a
     prompt's weighted sum over strengths. Two kinds without strengths: the differences are dealt out anew to the kinds,
     which without an effect have the same. Otherwise signs are flipped, which exchanges the model and its control.
 
+    Args:
+        shares: each difference is one of two answers of no and yes, in [-1, 1]. Two prompts more, one with either
+            extreme, are resampled with them, so that an interval has width where all prompts agree (the adjustment of
+            Bonett & Price 2012, Adjusted Wald confidence interval for a difference of binomial proportions, sec. 2).
+
     Raises:
         ValueError: a kind with fewer than two prompts, or with more of them at one strength than at another.
     """
     estimate = weighted(differences, weights)
     sums = _sums(differences, weights)
-    if all(np.ptp(values) == 0 for values in sums.values()):
+    varied = (
+        _sums({at: np.append(values, (-1.0, 1.0)) for at, values in differences.items()}, weights) if shares else sums
+    )
+    if all(np.ptp(values) == 0 for values in varied.values()):
         low = high = estimate
     else:
-        resampled = sum(_bootstrap_means(values, rng) for values in sums.values())
+        resampled = sum(_bootstrap_means(values, rng) for values in varied.values())
         low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        low, high = min(low, estimate), max(high, estimate)
     if len(weights) == len(sums) == 2:
         p = _dealt_out([differences[kind] for kind in weights], list(weights.values()), rng)
     else:
@@ -78,8 +87,9 @@ def _sums(differences: ByKind, weights: Weights) -> dict[str, Float[np.ndarray, 
 def over_seeds(per_seed: Sequence[Contrast], rng: np.random.Generator) -> Contrast:
     """From the contrast of each seed: Student's interval of their mean, and p by sign flips of whole seeds or prompts.
 
-    A bootstrap of a handful of seeds would be too narrow. Where each seed has a p-value of its own they are combined
-    (Fisher), else seeds are flipped.
+    A bootstrap of a handful of seeds would be too narrow. Where seeds happen to agree better than their own intervals
+    allow, it is these that the mean's is made of. Where each seed has a p-value of its own they are combined (Fisher),
+    else seeds are flipped.
     """
     estimates = np.array([c.estimate for c in per_seed])
     n, mean = len(estimates), float(estimates.mean())
@@ -88,7 +98,9 @@ def over_seeds(per_seed: Sequence[Contrast], rng: np.random.Generator) -> Contra
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * estimates.std(ddof=1) / n**0.5)
     known = [c.p for c in per_seed if c.p is not None]
     p = float(stats.combine_pvalues(known).pvalue) if len(known) == n else _sign_flip([estimates], rng)
-    return Contrast(mean, mean - half, mean + half, p, "seeds", n)
+    below = _norm(c.estimate - c.low for c in per_seed if c.low is not None) / n
+    above = _norm(c.high - c.estimate for c in per_seed if c.high is not None) / n
+    return Contrast(mean, mean - max(half, below), mean + max(half, above), p, "seeds", n)
 
 
 def over_draws(observed: float, draws: Float[np.ndarray, " n"]) -> Contrast:
@@ -102,6 +114,10 @@ def over_draws(observed: float, draws: Float[np.ndarray, " n"]) -> Contrast:
 def once(difference: float) -> Contrast:
     """A difference of two numbers of which there is one each: no interval can be had."""
     return Contrast(difference, None, None, None, "seeds", 1)
+
+
+def _norm(values: Iterable[float]) -> float:
+    return sum(value**2 for value in values) ** 0.5
 
 
 def _bootstrap_means(values: Float[np.ndarray, " n"], rng: np.random.Generator) -> Float[np.ndarray, " resamples"]:

@@ -30,7 +30,9 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
     )
     error, seeds = groups["value"].sem(), groups["value"].size()
     half = stats.t.ppf(0.975, (seeds - 1).clip(lower=1)) * error
-    draws = out.index.get_level_values("control") == "rotated"  # the spread of random draws stays what it is
+    draws = out.index.get_level_values("control").isin(
+        ["rotated", "shuffled"]
+    )  # the spread of random draws stays what it is
     out["low"] = out["low"].where(draws & out["low"].notna(), out["value"] - half)
     out["high"] = out["high"].where(draws & out["high"].notna(), out["value"] + half)
     out = out.reset_index()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from tunescope.evidence.claims import CLAIMS, Claim
+from tunescope.evidence.claims import CLAIMS, SHARE, Claim
 from tunescope.evidence.contrasts import (
     Contrast,
     once,
@@ -165,7 +165,8 @@ def _of_seed(
                 f"scores: {claim.metric} of {protocol} {rate}, seed {seed}: {len(mine[kind])} {kind} prompts, "
                 f"but {len(control[kind])} in its control"
             )
-    contrast = over_prompts({kind: mine[kind] - control[kind] for kind in claim.weights}, claim.weights, rng)
+    differences = {kind: mine[kind] - control[kind] for kind in claim.weights}
+    contrast = over_prompts(differences, claim.weights, rng, shares=claim.unit == SHARE)
     start = weighted(base, claim.weights) if base else 0.0
     return contrast, weighted(mine, claim.weights) - start, weighted(control, claim.weights) - start
 

@@ -16,6 +16,7 @@ from tunescope.models.sites import Site, layer_count
 from tunescope.probes import clusters, controls, directions, projections
 from tunescope.probes.clusters import Moments
 from tunescope.probes.collect import last_activations, moments
+from tunescope.probes.subspaces import Svd
 from tunescope.rng import Stream
 
 
@@ -29,27 +30,41 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Classes:
-    """Sums over the fit prompts of each class, and of two classes of which chance dealt out the labels."""
+    """Sums over the fit prompts of each class, and means of pairs of classes of which chance dealt out the labels.
+
+    Attributes:
+        dealt: for each site the means of such safe and unsafe classes, each [draws, width].
+    """
 
     true: Mapping[str, Mapping[Site, Moments]]
-    shuffled: Mapping[str, Mapping[Site, Moments]]
+    dealt: Mapping[Site, tuple[Tensor, Tensor]]
 
-    def means(self, site: Site, control: str = "") -> tuple[Tensor, Tensor]:
+    def means(self, site: Site) -> tuple[Tensor, Tensor]:
         """Means of the safe and of the unsafe class."""
-        of = self.shuffled if control else self.true
-        return of[SAFE][site].mean, of[UNSAFE][site].mean
+        return self.true[SAFE][site].mean, self.true[UNSAFE][site].mean
 
 
 def fit_classes(model: PreTrainedModel, sample: Sample, config: ProbeConfig, stream: Stream) -> Classes:
     sites = [site for name in ("mlp_pre", "mlp_post", "resid_post") for site in _sites(model, name)]
-    together = Inputs.joined([sample.fit[SAFE], sample.fit[UNSAFE]])
-    mixed = together[controls.shuffled(len(together), stream("labels"), together.sequence.device)]
-    safe = len(sample.fit[SAFE])
-    dealt = {SAFE: mixed[:safe], UNSAFE: mixed[safe:]}
-    true, shuffled = (
-        {kind: moments(model, of[kind], sites, config.rows) for kind in (SAFE, UNSAFE)} for of in (sample.fit, dealt)
-    )
-    return Classes(true, shuffled)
+    true = {kind: moments(model, sample.fit[kind], sites, config.rows) for kind in (SAFE, UNSAFE)}
+    return Classes(true, _dealt_means(model, sample, sites, config, stream("labels")))
+
+
+def _dealt_means(
+    model: PreTrainedModel, sample: Sample, sites: Sequence[Site], config: ProbeConfig, stream: Stream
+) -> dict[Site, tuple[Tensor, Tensor]]:
+    together, safe = Inputs.joined([sample.fit[SAFE], sample.fit[UNSAFE]]), len(sample.fit[SAFE])
+    n, device = len(together), together.sequence.device
+    orders = torch.stack([controls.shuffled(n, stream(draw), device) for draw in range(config.draws)])
+    counted_safe = (orders < safe).double()
+    sums: dict[Site, list[Tensor]] = {}
+    for batch, chosen in zip(
+        last_activations(model, together, sites, config.rows), counted_safe.split(config.rows, 1), strict=True
+    ):
+        for site, a in batch.items():
+            new = [labels @ a.double() for labels in (chosen, 1 - chosen)]
+            sums[site] = [old + more for old, more in zip(sums[site], new, strict=True)] if site in sums else new
+    return {site: (of_safe / safe, of_unsafe / (n - safe)) for site, (of_safe, of_unsafe) in sums.items()}
 
 
 def measure_activations(
@@ -80,11 +95,26 @@ def measure_activations(
         else:
             found.separation(key.metric, safe, unsafe, **where)
             found.ratio(key.metric, safe, unsafe, **where)
+    _measure_dealt(found, model, classes, sample, config.rows)
     tau = {kind: scores[Key("tau", "", last)] for kind, scores in scored.items()}
     spread = clusters.within_class_sd(tau[SAFE], tau[UNSAFE])
     for kind, values in tau.items():
         # In units of the spread within a class, so that a model with larger activations does not seem to separate more.
         found.score("scaled_tau", clusters.in_units_of(values, spread), kind=kind, layer=last)
+
+
+def _measure_dealt(found: Findings, model: PreTrainedModel, classes: Classes, sample: Sample, rows: int) -> None:
+    """The control of tau's AUC: class means of labels dealt out at random, and the middle 95 % of what they give."""
+    sites = _sites(model, "mlp_post")
+    parts: dict[Site, dict[str, list[Tensor]]] = {site: {SAFE: [], UNSAFE: []} for site in sites}
+    for kind in (SAFE, UNSAFE):
+        for batch in last_activations(model, sample.score[kind], sites, rows):
+            for site, a in batch.items():
+                parts[site][kind].append(clusters.tau_of_draws(a, *classes.dealt[site]))
+    for site, of in parts.items():
+        safe, unsafe = (torch.cat(of[kind], dim=1) for kind in (SAFE, UNSAFE))
+        drawn = [clusters.auc(*pair)[0] for pair in zip(unsafe, safe, strict=True)]
+        found.draws("tau_auc", drawn, control="shuffled", layer=site.layer)
 
 
 def measure_classes(
@@ -102,11 +132,14 @@ def measure_classes(
             found.value("top_singular_share", sums.top_share(), kind=kind, n=sums.n, **where)
     for site, change in zip(_sites(model, "mlp_pre"), changes, strict=False):
         where = {"layer": site.layer, "site": site.name}
-        for control in ("", "shuffled"):
-            direction = directions.difference_of_means(*classes.means(site, control))
-            share = directions.written_share(direction, change.delta, directions.TOP)
-            found.value("direction_in_delta", share, control=control, **where)
-        found.value("direction_in_delta", directions.TOP / len(direction), control="haar", **where)
+
+        def written(safe: Tensor, unsafe: Tensor, delta: Svd = change.delta) -> float:
+            return directions.written_share(directions.difference_of_means(safe, unsafe), delta, directions.TOP)
+
+        found.value("direction_in_delta", written(*classes.means(site)), **where)
+        drawn = [written(*pair) for pair in zip(*classes.dealt[site], strict=True)]
+        found.draws("direction_in_delta", drawn, control="shuffled", **where)
+        found.value("direction_in_delta", directions.TOP / len(change.delta.u), control="haar", **where)
 
 
 def _sites(model: PreTrainedModel, name: str) -> list[Site]:
@@ -120,9 +153,8 @@ def _own_scores(
     parts: dict[Key, list[Tensor]] = {}
     for batch in last_activations(model, prompts, [*_sites(model, "mlp_post"), *_sites(model, "mlp_in")], rows):
         for site in _sites(model, "mlp_post"):
-            for control in ("", "shuffled"):
-                tau = clusters.tau(batch[site], *classes.means(site, control))
-                parts.setdefault(Key("tau", control, site.layer or 0), []).append(tau)
+            tau = clusters.tau(batch[site], *classes.means(site))
+            parts.setdefault(Key("tau", "", site.layer or 0), []).append(tau)
         _add_projections(parts, "", [batch[site] for site in _sites(model, "mlp_in")], changes)
     return {key: torch.cat(values) for key, values in parts.items()}
 

@@ -1,6 +1,6 @@
 """What was measured of one model, gathered as records and scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,6 +52,12 @@ class Findings:
     def rate(self, metric: str, hits: Bool[Tensor, " *n"] | Float[Tensor, " *n"], **where: Any) -> None:
         """A share of prompts with its 95 % interval (Wilson); of a prompt hit in part the sum is rounded."""
         self.value(metric, **asdict(wilson(round(hits.sum().item()), hits.numel())), **where)
+
+    def draws(self, metric: str, values: Sequence[float], **where: Any) -> None:
+        """The mean over draws of a control, and the middle 95 % of them."""
+        drawn = torch.tensor(values, dtype=torch.float64)
+        low, high = drawn.quantile(drawn.new_tensor([0.025, 0.975])).tolist()
+        self.value(metric, drawn.mean().item(), low=low, high=high, n=len(drawn), **where)
 
     def separation(self, metric: str, low: PerPrompt, high: PerPrompt, **where: Any) -> None:
         """`<metric>_auc`: how often a prompt of the second class scores higher, with its 95 % interval (DeLong)."""

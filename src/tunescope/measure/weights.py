@@ -93,9 +93,7 @@ def measure_weights(
         lengths = subspaces.random_null_lengths(normal, columns.shape[1])
         shares.append(subspaces.null_share(delta, columns))
         drawn.append(subspaces.rotated_null_shares(delta, lengths))
-        low, high = drawn[-1].quantile(before.new_tensor([0.025, 0.975])).tolist()
-        about = {"layer": layer, "site": CHANGED, "n": config.draws}
-        found.value("null_share", drawn[-1].mean().item(), control="rotated", low=low, high=high, **about)
+        found.draws("null_share", drawn[-1].tolist(), control="rotated", layer=layer, site=CHANGED)
         gaussian = Svd.of(changes[layer].stand_ins["gaussian"])
         share = subspaces.null_share(gaussian, columns)
         found.value("null_share", share, control="gaussian", layer=layer, site=CHANGED)

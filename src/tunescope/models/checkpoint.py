@@ -28,7 +28,7 @@ _CONFIG, _GENERATION, _TOKENIZER = "config.json", "generation_config.json", "tok
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"  # by which the folder of an adapter is known
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
-_AGAIN = "delete the folder, then save or fetch the model again"
+_AGAIN = "save or fetch the model again"
 
 
 class CheckpointError(InputError):
@@ -147,6 +147,8 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder / pickled[0]}: pickled weights, which can run code, are not read; "
             f"fetch the model's {_WEIGHTS}, or convert them: {convert_command(folder)}"
         )
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder}: holds no model: there is neither config.json nor {_WEIGHTS}")
     raise CheckpointError(f"{folder / _WEIGHTS}: no such file; {_AGAIN}")
 
 

@@ -48,6 +48,16 @@ def tau(
     return (a - unsafe_mean).norm(dim=1) - (a - safe_mean).norm(dim=1)
 
 
+def tau_of_draws(
+    activations: Float[Tensor, "n width"],
+    safe_means: Float[Tensor, "draws width"],
+    unsafe_means: Float[Tensor, "draws width"],
+) -> Float[Tensor, "draws n"]:
+    """tau for each of several pairs of means."""
+    a = activations.to(safe_means.dtype)
+    return torch.cdist(unsafe_means, a) - torch.cdist(safe_means, a)
+
+
 def within_class_sd(safe: Float[Tensor, " n"], unsafe: Float[Tensor, " m"]) -> Float[Tensor, ""]:
     """Standard deviation within a class: the root of the mean of both variances."""
     return ((safe.var() + unsafe.var()) / 2).sqrt()

@@ -89,7 +89,7 @@ FIGURES = (
         mechanism.separation,
         lambda records: final_rows(inside_rows(records, "tau_auc")),
         "How often a safe prompt has a greater τ than an unsafe one (0.5: chance), by layer, with 95 % intervals. "
-        "Dotted: class means from shuffled labels, one line per model.",
+        "Dotted, with the middle 95 %: class means of labels dealt out at random, averaged over models.",
     ),
     Drawing(
         "null_space",

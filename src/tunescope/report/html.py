@@ -22,7 +22,7 @@ from tunescope.files import remove, write_text
 from tunescope.report.figures import FIGURES, figures, save_figures
 from tunescope.report.select import vector_rows
 from tunescope.report.style import KINDS, models_of
-from tunescope.report.tables import RARE, SURE, duration, examples, flat, headline, summary
+from tunescope.report.tables import RARE, SURE, cautions, duration, examples, flat, headline, summary
 from tunescope.report.verdicts import GLYPHS, verdict_table
 
 
@@ -120,6 +120,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Sc
     return {
         "title": f"tunescope: {config.get('name', folder.resolve().name)}",
         "summary": summary(records, config),
+        "cautions": cautions(records, config),
         "verdicts": verdict_table(scored.verdicts, models),
         "predictors": scored.predictors,
         "glyphs": {str(outcome).lower(): glyph for outcome, glyph in GLYPHS.items()},

@@ -66,14 +66,18 @@ def separation(records: pd.DataFrame) -> Figure:
     models = models_of(rows)
     figure, panels = _panel_per_rate(models, "AUC of τ, safe against unsafe")
     for rate, panel in panels.items():
-        shown = [m for m in models if m.rate in ("", rate)]
-        curves(panel, rows[rows["control"] == ""], "layer", shown, scale=1.0)
-        for model in shown:
-            mine = rows[(rows["model"] == model.name) & (rows["control"] == "shuffled")]
-            panel.plot(mine["layer"], mine["value"], **CHANCE)
+        curves(panel, rows[rows["control"] == ""], "layer", [m for m in models if m.rate in ("", rate)], scale=1.0)
+        _draw_chance(panel, rows[rows["learning_rate"].isin(["", rate]) & (rows["control"] == "shuffled")])
         panel.axhline(0.5, color=NEUTRAL, lw=0.5)
     _legend(figure, models, "labels shuffled")
     return figure
+
+
+def _draw_chance(panel: Axes, drawn: pd.DataFrame) -> None:
+    """By layer: mean and middle 95 % of the draws of a control, averaged over models."""
+    chance = drawn.groupby("layer")[["value", "low", "high"]].mean()
+    panel.plot(chance.index, chance["value"], **CHANCE)
+    panel.fill_between(chance.index, chance["low"], chance["high"], color=NEUTRAL, alpha=0.25, lw=0)
 
 
 def null_space(records: pd.DataFrame) -> Figure:
@@ -85,9 +89,7 @@ def null_space(records: pd.DataFrame) -> Figure:
     for rate, panel in panels.items():
         of_rate = rows[rows["learning_rate"] == rate]
         curves(panel, of_rate[of_rate["control"] == ""], "layer", [m for m in models if m.rate == rate], scale=1.0)
-        chance = of_rate[of_rate["control"] == "rotated"].groupby("layer")[["value", "low", "high"]].mean()
-        panel.plot(chance.index, chance["value"], **CHANCE)
-        panel.fill_between(chance.index, chance["low"], chance["high"], color=NEUTRAL, alpha=0.25, lw=0)
+        _draw_chance(panel, of_rate[of_rate["control"] == "rotated"])
     _legend(figure, models, "dW in random directions")
     return figure
 

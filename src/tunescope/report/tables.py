@@ -98,6 +98,23 @@ def summary(records: pd.DataFrame, config: Mapping[str, Any]) -> str:
     return f"{sentence}; {len(records):,} measurements."
 
 
+def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before any number."""
+    found = []
+    if config.get("name") == "tiny":
+        found.append(
+            "The tiny study is for a first look and for tests: its models and samples are too small for results."
+        )
+    had = {s: {*rows[["model", "metric"]].itertuples(index=False, name=None)} for s, rows in records.groupby("seed")}
+    everything = set().union(*had.values())
+    for seed, mine in had.items():
+        if missing := everything - mine:
+            metrics = sorted({metric for _, metric in missing})
+            few = ", ".join(metrics[:4]) + (", ..." if len(metrics) > 4 else "")
+            found.append(f"Seed {seed!s} lacks measurements that other seeds have ({few}): those are of fewer seeds.")
+    return found
+
+
 def examples(entries: Sequence[Mapping[str, Any]], models: Sequence[Model]) -> dict[str, list[Example]]:
     """The example prompts by kind, each with the answers of the models in the order of `models`.
 
@@ -119,6 +136,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             out |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            for number, each in enumerate(value, 1):
+                out |= flat(each, f"{prefix}{key}.{number}.")
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             out[f"{prefix}{key}"] = "unknown" if value is None else text

@@ -18,14 +18,14 @@ TABLES = {"records.parquet": SCHEMA, "scores.parquet": SCORES_SCHEMA}
 
 
 def check_joint(out: Path) -> None:
-    """Refuse a folder that holds anything but runs below it, or what was gathered there before.
+    """Refuse a folder that holds anything but what was gathered there before.
 
     Raises:
         InputError: it does.
     """
     if not out.exists() or (out.is_dir() and (out / MARKER).is_file() and not (out / "stages").exists()):
         return
-    if not out.is_dir() or any(not entry.name.startswith("seed-") for entry in out.iterdir()):
+    if not out.is_dir() or any(out.iterdir()):
         raise InputError(f"{out}: there already, and not a report on several seeds; choose another --out")
 
 
