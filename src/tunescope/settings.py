@@ -53,7 +53,8 @@ def _messages(error: ValidationError) -> list[str]:
         reason = fault["msg"].removeprefix("Value error, ")
         said = fault["type"] == "value_error"  # our own messages name the value themselves
         value = "" if said or isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
-        lines.append(f"{key}: {reason}{value}")
+        wanted = f"; a list is wanted, as in {key}=[a, b]" if fault["type"] == "tuple_type" else ""
+        lines.append(f"{key}: {reason}{value}{wanted}")
     return lines
 
 

@@ -1,13 +1,20 @@
 """The ways in which training and scoring read a model: what it says of given tokens."""
 
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from tunescope.models.inputs import Inputs
+
+
+def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
+    """An empty cache as the keyword argument of a forward pass, which transformers 5.24 renamed."""
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+    return {name: DynamicCache(config=model.config)}
 
 
 def token_logps(model: PreTrainedModel, tokens: Int[Tensor, "b t"], dtype: torch.dtype) -> Float[Tensor, "b t-1"]:
@@ -68,14 +75,15 @@ def which_follows(
     for start in range(0, len(prompts), rows):
         part, said = prompts[start : start + rows], torch.stack([each[start : start + rows] for each in answers])
         with torch.autocast(said.device.type, dtype, enabled=dtype is not torch.float32):
-            read = model(**part.arguments(), use_cache=True, logits_to_keep=1)
+            kept = keys_and_values(model)
+            read = model(**part.arguments(), **kept, use_cache=True, logits_to_keep=1)
             which, row = (said[..., 0] == read.logits[:, -1].argmax(-1)).nonzero(as_tuple=True)
             begun = said[which, row]
             right = torch.ones(len(row), dtype=torch.bool, device=said.device)
             if begun[:, 1:].numel():
-                read.past_key_values.batch_select_indices(row)
+                next(iter(kept.values())).batch_select_indices(row)
                 rest = part[row].next_arguments(begun[:, :-1])
-                logits = model(**rest, past_key_values=read.past_key_values, use_cache=True).logits
+                logits = model(**rest, **kept, use_cache=True).logits
                 right = (logits.argmax(-1) == begun[:, 1:]).all(dim=1)
         for answer, hit in enumerate(hits):
             hit[start + row[which == answer]] = right[which == answer]
