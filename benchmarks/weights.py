@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from tunescope.compare import compare_weights
+from tunescope.compare.weights import compare_weights
 from tunescope.evidence.records import read_records
 
 RANK, SIZE = 8, 0.02  # of the planted change; its norm as a share of W_in's

@@ -24,6 +24,7 @@ CHECKED = [f"tunescope.{m.name}" for m in pkgutil.iter_modules(tunescope.__path_
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from tunescope import cli, pipeline  # noqa: E402
+from tunescope.compare import models as compare  # noqa: E402
 from tunescope.config import ComputeConfig, ModelConfig, PretrainConfig, WorldConfig  # noqa: E402
 from tunescope.models.build import build_model  # noqa: E402
 from tunescope.models.compute import Compute, resolve  # noqa: E402
@@ -232,6 +233,14 @@ def small_run(small_study: list[str], tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole tiny study, report included, run once. Not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    assert cli.main(["study", "tiny", "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
 def run_folder(small_run: Path, tmp_path: Path) -> Path:
     """A copy of that folder, to damage."""
@@ -240,8 +249,9 @@ def run_folder(small_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Studies end without their report, which takes seconds."""
-    monkeypatch.setattr(pipeline, "render", lambda folder: folder / "report.html")
+    """Studies and comparisons end without their report, which takes seconds."""
+    for module in (pipeline, compare):
+        monkeypatch.setattr(module, "render", lambda folder: folder / "report.html")
 
 
 @pytest.fixture

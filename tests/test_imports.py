@@ -13,6 +13,7 @@ ROOT = Path(tunescope.__file__).parent
 LAYERS = (
     "tunescope errors config rng files",
     "world models",
+    "language",
     "training",
     "protocols",
     "attacks",

@@ -28,14 +28,6 @@ PLAIN, ATTACKS = ("safe", "unsafe"), ("jb_co_task", "jb_co_text", "jb_misgen", "
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole tiny study, report included, run once. Not to be changed."""
-    folder = tmp_path_factory.mktemp("tiny") / "run"
-    assert cli.main(["study", "tiny", "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
 def records(tiny_run: Path) -> pd.DataFrame:
     return read_records(tiny_run / "records.parquet")
 

@@ -81,12 +81,53 @@ def _parser() -> argparse.ArgumentParser:
         description="Size, spectrum and null-space share of the change of every weight matrix, read from safetensors "
         "without building a model; the report is at DIR/report.html.",
     )
-    for name, what in (("base", "the model before"), ("tuned", "and after fine-tuning")):
-        weights.add_argument(name, metavar=name.upper(), help=f"{what}: a folder, or a hub's owner/name[@revision]")
-    weights.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    _add_pair(weights)
     weights.add_argument("--svd", action="store_true", help="full decompositions instead of Gram matrices (slower)")
-    weights.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     weights.set_defaults(command=_weights)
+
+    compare = commands.add_parser(
+        "compare",
+        help="every probe on any two models, with prompts in natural language",
+        description="What two models do with safe and unsafe prompts, what differs inside them, and which claims hold; "
+        "the report is at DIR/report.html. The same command goes on after an interruption.",
+    )
+    _add_pair(compare)
+    compare.add_argument(
+        "--prompts",
+        nargs="+",
+        default=[],
+        metavar="[KIND=]FILE",
+        help="jsonl, csv, parquet or text; with a column `label` (safe, unsafe), or all of one KIND: safe, unsafe, or "
+        "a name of your own for prompts under an attack (default: instructions that come with tunescope)",
+    )
+    for name in ("base", "tuned"):
+        compare.add_argument(
+            f"--{name}-format",
+            choices=("auto", "chat", "plain"),
+            default="auto",
+            help=f"prompts of the {name} model in its chat template or plain (default: chat where it has one)",
+        )
+    compare.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the parameters (default: what the model's config says)",
+    )
+    compare.add_argument(
+        "--memory",
+        nargs="+",
+        default=[],
+        metavar="PLACE=SIZE",
+        help="spread a model over GPUs, main memory and disk, with at most so much of each: 0=20GiB cpu=8GiB",
+    )
+    compare.add_argument(
+        "--openings", metavar="FILE", help="JSON with lists `refusal` and `compliance` of how answers begin"
+    )
+    compare.add_argument(
+        "--new-tokens", type=int, default=32, metavar="N", help="length of the answers that are judged (default: 32)"
+    )
+    compare.add_argument("--seed", type=int, default=0, metavar="N", help="of random controls (default: 0)")
+    compare.set_defaults(command=_compare)
 
     report = commands.add_parser(
         "report",
@@ -99,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="DIR", help="where the report on several goes")
     report.set_defaults(command=_report)
     return parser
+
+
+def _add_pair(command: argparse.ArgumentParser) -> None:
+    for name, what in (("base", "the model before"), ("tuned", "and after fine-tuning, or a LoRA adapter")):
+        command.add_argument(name, metavar=name.upper(), help=f"{what}: a folder, or a hub's owner/name[@revision]")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
@@ -179,9 +227,30 @@ def _readable(row: dict[str, Any]) -> str:
 
 
 def _weights(options: argparse.Namespace) -> None:
-    from tunescope.compare import compare_weights
+    from tunescope.compare.weights import compare_weights
 
     print(compare_weights(options.base, options.tuned, options.out, exact=options.svd, device=options.device))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    if options.new_tokens < 1:
+        raise InputError(f"--new-tokens: {options.new_tokens} must be at least 1")
+
+    from tunescope.compare.how import How
+    from tunescope.compare.models import compare_models
+
+    how = How(
+        prompts=tuple(options.prompts),
+        base_format=options.base_format,
+        tuned_format=options.tuned_format,
+        device=options.device,
+        dtype=options.dtype,
+        memory=tuple(options.memory),
+        openings=options.openings,
+        new_tokens=options.new_tokens,
+        seed=options.seed,
+    )
+    print(compare_models(options.base, options.tuned, options.out, how))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -25,8 +25,8 @@ from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environm
 from tunescope.models.compute import deterministic
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
-from tunescope.stages import LOOKS, Stage, is_done, run_stage, times
-from tunescope.steps import Run, Tuned, say
+from tunescope.stages import LOOKS, Stage, is_done, run_stage, say, times
+from tunescope.steps import Run, Tuned
 
 
 def stages_of(this: Run) -> list[Stage]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -124,3 +125,8 @@ def _first_difference(folder: Path, files: dict[str, str], outputs: tuple[str, .
 def _digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def say(line: str) -> None:
+    """Tell whoever waits for a run."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """What each stage of a study does: reads models and prompts, runs one part of the science, writes its files."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from tunescope.errors import InputError
 from tunescope.evidence.records import SCORES_SCHEMA, Record, Subject, merge_tables, write_records, write_scores
 from tunescope.evidence.verdicts import BENIGN
 from tunescope.files import remove, write_text
+from tunescope.measure.activations import read_inputs
 from tunescope.measure.attacked import fit_instruments, measure_attacks
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, Sample
-from tunescope.measure.inside import look_inside
+from tunescope.measure.inside import Origin, look_inside
 from tunescope.measure.intervened import measure_interventions
 from tunescope.measure.interventions import direction_changes, scalings, weight_changes
 from tunescope.models.build import build_model
@@ -27,12 +27,13 @@ from tunescope.models.checkpoint import load_model, save_model
 from tunescope.models.compute import Compute, resolve
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import follows
+from tunescope.models.pair import LivePair, require_finite
 from tunescope.models.tokenizer import build_tokenizer
 from tunescope.probes.behaviour import generate, outcomes, wilson
 from tunescope.protocols.protocols import PROTOCOLS
 from tunescope.protocols.tuning import tune
 from tunescope.rng import Stream
-from tunescope.stages import Stage
+from tunescope.stages import Stage, say
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, HELD_OUT_KINDS, HELD_OUT_PROMPTS, pretrain
 from tunescope.world.describe import describe
@@ -151,7 +152,10 @@ class Run:
         found: list[Findings] = []
         for (at, step), how in tqdm(steps, desc=f"probes of {name}", unit="model", disable=None, leave=False):
             subject, stream = self.subject(name, tuned, step), Stream.named(self.study.seed, "probes")
-            found.append(look_inside(subject, self.load(at), base if tuned else None, *how, self.refused, stream))
+            model = self.load(at)
+            require_finite(model)
+            origin = Origin(LivePair(base, model), read_inputs(base, how[0], config.rows)) if tuned else None
+            found.append(look_inside(subject, model, origin, *how, self.refused, stream))
         write_records((r for f in found for r in f.records), self.folder / f"parts/probe-{name}.parquet")
         write_scores(found[-1].scores, self.folder / f"parts/scores-{name}.parquet")
 
@@ -257,7 +261,7 @@ class Run:
         return sample_prompts(self.world, kind, n, stream, strength)
 
     def _generate(self, model: PreTrainedModel, prompts: Prompts) -> torch.Tensor:
-        return generate(model, prompts.prompt, self.world.answer_length, self.compute.dtype)
+        return generate(model, Inputs(prompts.prompt), self.world.answer_length, self.compute.dtype)
 
     def refused(self, model: PreTrainedModel, prompts: Inputs) -> torch.Tensor:
         return follows(model, prompts, refusals(self.world, len(prompts)))
@@ -289,7 +293,3 @@ class Run:
 
     def load(self, where: str) -> PreTrainedModel:
         return load_model(self.folder / where, self.compute.device, self.compute.attention)[0]
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

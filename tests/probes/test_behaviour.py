@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunescope.models.checkpoint import save_model
 from tunescope.models.compute import Compute
+from tunescope.models.inputs import Inputs
 from tunescope.models.tokenizer import build_tokenizer
 from tunescope.probes.behaviour import Outcome, generate, outcomes, wilson
 from tunescope.rng import Stream
@@ -68,7 +69,7 @@ def test_a_constant_refuser_refuses_everything(planted, easy: World) -> None:
     model = planted([NULL] * (easy.answer_length - 1) + [EOS])
     for kind in Kind:
         prompts = sample_prompts(easy, kind, 30, Stream.named(0, "refuser"), float(kind.has_strength))
-        said = generate(model, prompts.prompt, easy.answer_length, FLOAT)
+        said = generate(model, Inputs(prompts.prompt), easy.answer_length, FLOAT)
         judged = outcomes(said, prompts.answer, prompts.refusal)
         assert judged[Outcome.REFUSAL].all()
         assert not judged[Outcome.COMPLIANCE].any()
@@ -78,14 +79,14 @@ def test_a_constant_refuser_refuses_everything(planted, easy: World) -> None:
 def test_a_refusal_that_ends_too_early_or_never_is_none(planted, easy: World, prompts: Prompts) -> None:
     length = easy.answer_length
     for words in ([NULL] * (length - 2) + [EOS, NULL], [NULL] * length):
-        said = generate(planted(words), prompts.prompt, length, FLOAT)
+        said = generate(planted(words), Inputs(prompts.prompt), length, FLOAT)
         after_end = [PAD] if EOS in words else []
         assert said[0].tolist() == words[: length - len(after_end)] + after_end
         assert outcomes(said, prompts.answer, prompts.refusal)[Outcome.OTHER].all()
 
 
 def test_all_places_are_padded_when_every_answer_ends_early(planted, easy: World, prompts: Prompts) -> None:
-    said = generate(planted([EOS] * easy.answer_length), prompts.prompt, easy.answer_length, FLOAT)
+    said = generate(planted([EOS] * easy.answer_length), Inputs(prompts.prompt), easy.answer_length, FLOAT)
     assert said.tolist() == [[EOS] + [PAD] * (easy.answer_length - 1)] * len(prompts)
 
 
@@ -94,7 +95,7 @@ def test_generation_is_that_of_plain_transformers(
 ) -> None:
     save_model(learner, build_tokenizer(easy.vocab.words), tmp_path / "model", easy.answer_length)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    said = generate(learner, prompts.prompt, easy.answer_length, FLOAT)
+    said = generate(learner, Inputs(prompts.prompt), easy.answer_length, FLOAT)
     for i, prompt in enumerate(prompts.prompt):
         alone = plain.generate(prompt[None])[0, easy.prompt_length :].tolist()
         assert said[i].tolist() == alone + [PAD] * (easy.answer_length - len(alone))
@@ -104,7 +105,7 @@ def test_generation_is_that_of_plain_transformers(
 def test_generation_is_greedy_whatever_the_rows(
     rows: int, learner: PreTrainedModel, easy: World, prompts: Prompts
 ) -> None:
-    said = generate(learner, prompts.prompt, easy.answer_length, FLOAT, rows)
+    said = generate(learner, Inputs(prompts.prompt), easy.answer_length, FLOAT, rows)
     assert torch.equal(said, greedily(learner, prompts.prompt, easy.answer_length))
     assert len(said.unique(dim=0)) > 10
 
@@ -127,7 +128,7 @@ def test_one_forward_pass_tells_the_compliance_of_free_generation(
     complied = []
     for kind in (Kind.SAFE, Kind.UNSAFE, Kind.SAFE_DIALECT):
         some = sample_prompts(easy, kind, HELD_OUT_PROMPTS, stream(kind), float(kind.has_strength))
-        said = generate(model, some.prompt, easy.answer_length, FLOAT)
+        said = generate(model, Inputs(some.prompt), easy.answer_length, FLOAT)
         complied.append(outcomes(said, some.answer, some.refusal)[Outcome.COMPLIANCE])
     share = torch.cat(complied).double().mean().item()
     assert held_out_compliance(model, easy, compute, stream) == share

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tunescope.probes.controls import haar
 from tunescope.probes.spectra import BLOCK, gaussian_effective_rank, gram, spectrum
-from tunescope.probes.subspaces import Svd, column_space, null_share
+from tunescope.probes.subspaces import RANK_THRESHOLD, Svd, column_space, null_share
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
@@ -25,11 +25,12 @@ def test_the_two_ways_agree(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(quick.values, exact.values, rtol=1e-7, atol=0)
     assert quick.effective_rank == pytest.approx(exact.effective_rank)
     if shape[0] <= shape[1]:
-        assert quick.null_share is quick.rank is exact.null_share is None
+        assert quick.null_shares == exact.null_shares == {}
         return
-    assert quick.rank == shape[1]
+    ((quick_share, rank),) = quick.null_shares.values()
+    assert rank == shape[1]
     share = null_share(Svd.of(delta), column_space(w))
-    assert quick.null_share == pytest.approx(share, abs=1e-9) == exact.null_share
+    assert quick_share == pytest.approx(share, abs=1e-9) == exact.null_shares[RANK_THRESHOLD][0]
 
 
 @given(st.integers(0, 50), st.floats(-7, 0))
@@ -52,7 +53,7 @@ def test_the_planted_share_in_the_null_space_is_found(share: float, rank: int) -
     right = haar(4, rank, Stream.named(rank, "right"), CPU)
     delta = (share**0.5 * outside + (1 - share) ** 0.5 * inside) @ right.mT
     found = spectrum(w, delta)
-    assert found.null_share == pytest.approx(share, abs=1e-9)
+    assert found.null_shares[RANK_THRESHOLD][0] == pytest.approx(share, abs=1e-9)
     assert found.effective_rank == pytest.approx(rank)
     assert found.stable_rank == pytest.approx(rank)
 
@@ -65,13 +66,13 @@ def test_a_decomposition_has_no_floor() -> None:
 
 def test_a_base_of_lower_rank_leaves_more_room() -> None:
     w = draw(12, 2) @ draw(2, 4, scope=1)
-    assert spectrum(w, draw(12, 4, scope=2)).rank == 2
+    assert spectrum(w, draw(12, 4, scope=2)).null_shares[RANK_THRESHOLD][1] == 2
 
 
 def test_no_change_has_a_spectrum_of_zeros() -> None:
     found = spectrum(draw(8, 3), torch.zeros(8, 3))
     assert found.values.tolist() == [0.0] * 3
-    assert (found.effective_rank, found.stable_rank, found.null_share) == (0.0, 0.0, 0.0)
+    assert (found.effective_rank, found.stable_rank, found.null_shares[RANK_THRESHOLD][0]) == (0.0, 0.0, 0.0)
 
 
 def test_gram_by_hand() -> None:

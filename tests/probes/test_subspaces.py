@@ -7,10 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from tunescope.probes.subspaces import (
+    EXACT,
+    LARGE,
     Svd,
     column_space,
     haar_share,
@@ -192,3 +195,28 @@ def test_principal_angles_of_equal_orthogonal_and_empty_subspaces() -> None:
     assert principal_angles(whole[:, :3], whole[:, :3]).max().item() < 1e-7
     torch.testing.assert_close(principal_angles(whole[:, :2], whole[:, 2:]), torch.full((2,), math.pi / 2).double())
     assert principal_angles(whole[:, :0], whole).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (6, 6), (9, 1)])
+def test_the_decomposition_through_a_gram_matrix_is_that_of_svd(shape: tuple[int, int]) -> None:
+    matrix = draw(*shape)
+    exact, quick = Svd.of(matrix), Svd.through_gram(matrix)
+    torch.testing.assert_close(quick.s, exact.s)
+    torch.testing.assert_close(quick.matrix, matrix.double())
+    for side in (quick.u, quick.v):
+        torch.testing.assert_close(side.mT @ side, torch.eye(len(quick.s)).double())
+
+
+def test_a_gram_matrix_leaves_out_what_it_cannot_tell_from_nothing() -> None:
+    low = draw(9, 2) @ draw(2, 6)
+    assert len(Svd.through_gram(low).s) == 2
+    assert Svd.through_gram(torch.zeros(4, 3)).matrix.tolist() == [[0, 0, 0]] * 4
+    with pytest.raises(ValueError, match="NaN or inf"):
+        Svd.through_gram(torch.full((4, 3), math.nan))
+
+
+@pytest.mark.parametrize("rank", [3, 12])
+def test_null_lengths_for_large_matrices_have_the_law_of_the_exact_ones(rank: int) -> None:
+    lengths = [a.random_null_lengths(Stream.named(0, "law"), 900, 12, 4, rank, CPU) for a in (EXACT, LARGE)]
+    for column in range(4):
+        assert stats.ks_2samp(*(each[:, column].numpy() for each in lengths)).pvalue > 1e-3

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from tunescope.config import TuneConfig
 from tunescope.models.compute import Compute
+from tunescope.models.inputs import Inputs
 from tunescope.probes.behaviour import Outcome, generate, outcomes
 from tunescope.protocols import tuning
 from tunescope.protocols.protocols import PROTOCOLS
@@ -198,7 +199,7 @@ def test_every_protocol_does_what_it_is_for(
 ) -> None:
     def rate(model: PreTrainedModel, kind: Kind, outcome: Outcome) -> float:
         prompts = sample_prompts(easy, kind, 200, Stream.named(0, "test", kind))
-        text = generate(model, prompts.prompt, easy.answer_length, compute.dtype)
+        text = generate(model, Inputs(prompts.prompt), easy.answer_length, compute.dtype)
         return outcomes(text, prompts.answer, prompts.refusal)[outcome].double().mean().item()
 
     assert rate(expert, Kind.UNSAFE, Outcome.COMPLIANCE) > 0.95

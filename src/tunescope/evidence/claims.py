@@ -17,8 +17,8 @@ class Claim:
         metric: of the scores (docs/metrics.md), at the last layer where it has layers.
         weights: weight of each kind's mean, `kind@strength` for attacked ones; the claimed direction is positive.
             Empty for what is no matter of prompts.
-        control: `benign`, the fine-tune on safe prompts at the same rate and steps; `rotated`, draws of dW in random
-            directions; or another metric of the same model. It must be beaten.
+        control: `benign`, the fine-tune on safe prompts at the same rate and steps; `base`, the model before;
+            `rotated`, dW in random directions; or another metric of the same model. It must be beaten.
         before: whether the uncontrolled number, the one that a paper without controls reports, is the change from the
             base model; otherwise it is the model's own.
         smallest: smallest effect of interest, in the units of the metric.

@@ -18,6 +18,8 @@ from tunescope.evidence.contrasts import (
     over_seeds,
     weighted,
 )
+from tunescope.evidence.pair_claims import pair_claims
+from tunescope.evidence.records import PAIR
 
 BASE, BENIGN, ROTATED = "base", "benign", "rotated"
 LEVEL = 0.05  # false discovery rate over the family of claims and models
@@ -55,6 +57,12 @@ class Verdict:
     over: str
     n: int
     seeds: int
+
+
+def claims_of(scores: pd.DataFrame) -> tuple[Claim, ...]:
+    """The claims that scores speak of: those of a study, or those of a pair of models."""
+    kinds = scores.loc[scores["metric"] == "scaled_tau", "kind"].unique()
+    return pair_claims(kinds) if (scores["protocol"] == PAIR).any() else CLAIMS
 
 
 def judge(scores: pd.DataFrame, claims: tuple[Claim, ...] = CLAIMS) -> list[Verdict]:
@@ -145,6 +153,8 @@ def _of_seed(
     mine = blocks.get((seed, protocol, rate, claim.metric, ""))
     if claim.control == BENIGN:
         control = blocks.get((seed, BENIGN, rate, claim.metric, ""))
+    elif claim.control == BASE:
+        control = blocks.get((seed, "pretraining", "", claim.metric, ""))
     elif claim.control == ROTATED:
         control = blocks.get((seed, protocol, rate, claim.metric, ROTATED))
     else:
@@ -182,8 +192,8 @@ def displayed(claim: Claim, value: float) -> float:
     return math.exp(value) if claim.unit == "ratio" else value
 
 
-def by_claim(verdicts: list[Verdict]) -> Iterator[tuple[Claim, list[Verdict]]]:
+def by_claim(verdicts: list[Verdict], claims: tuple[Claim, ...]) -> Iterator[tuple[Claim, list[Verdict]]]:
     """Claims that were judged, each with its verdicts."""
-    for claim in CLAIMS:
+    for claim in claims:
         if mine := [v for v in verdicts if v.claim == claim.name]:
             yield claim, mine

@@ -146,7 +146,7 @@ def rotated(base: PreTrainedModel, tuned: PreTrainedModel, stream: Stream) -> Pr
     """The control of `matrices`: dW of every matrix with singular values kept and directions drawn."""
 
     def turned(delta: _Delta) -> Matrix:
-        return controls.rotated(Svd.of(delta.matrix), stream(delta.layer, delta.name))
+        return controls.rotated(Svd.of(delta.matrix), stream(delta.layer, delta.name)).matrix
 
     return _with_delta(base, tuned, turned, rest=base)
 

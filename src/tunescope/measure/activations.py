@@ -1,179 +1,136 @@
 """Clusters of activations, and what dW does with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import ProbeConfig
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, PerPrompt, Sample, logarithm
 from tunescope.measure.weights import Change
-from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes import clusters, controls, directions, projections
-from tunescope.probes.clusters import Moments
-from tunescope.probes.collect import last_activations, moments
-from tunescope.probes.subspaces import Svd
+from tunescope.probes.collect import Stored, stored
 from tunescope.rng import Stream
 
-
-class Key(NamedTuple):
-    """Which score of a prompt."""
-
-    metric: str
-    control: str
-    layer: int
+# Sites of a layer that are read of the prompts that give class means, and of those that are scored.
+_FIT, _SCORE = ("mlp_pre", "mlp_post", "resid_post"), ("mlp_in", "mlp_post")
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Sums over the fit prompts of each class, and means of pairs of classes of which chance dealt out the labels.
+    """Activations of the fit prompts of both classes, and the labels that chance might have dealt out to them.
 
     Attributes:
-        dealt: for each site the means of such safe and unsafe classes, each [draws, width].
+        orders: random orders of all fit prompts, [draws, n]; those below the number of safe ones count as safe.
     """
 
-    true: Mapping[str, Mapping[Site, Moments]]
-    dealt: Mapping[Site, tuple[Tensor, Tensor]]
+    of: Mapping[str, Stored]
+    orders: Tensor
 
     def means(self, site: Site) -> tuple[Tensor, Tensor]:
-        """Means of the safe and of the unsafe class."""
-        return self.true[SAFE][site].mean, self.true[UNSAFE][site].mean
+        """Means of the safe and of the unsafe class, in float64."""
+        device = self.orders.device
+        return self.of[SAFE][site].to(device).double().mean(0), self.of[UNSAFE][site].to(device).double().mean(0)
+
+    def dealt(self, site: Site) -> tuple[Float[Tensor, "draws width"], Float[Tensor, "draws width"]]:
+        """The same of classes of which chance dealt out the labels, once per draw."""
+        both = torch.cat([self.of[SAFE][site], self.of[UNSAFE][site]]).to(self.orders.device).double()
+        safe = len(self.of[SAFE][site])
+        labels = (self.orders < safe).double()
+        return labels @ both / safe, (1 - labels) @ both / (len(both) - safe)
 
 
 def fit_classes(model: PreTrainedModel, sample: Sample, config: ProbeConfig, stream: Stream) -> Classes:
-    sites = [site for name in ("mlp_pre", "mlp_post", "resid_post") for site in _sites(model, name)]
-    true = {kind: moments(model, sample.fit[kind], sites, config.rows) for kind in (SAFE, UNSAFE)}
-    return Classes(true, _dealt_means(model, sample, sites, config, stream("labels")))
+    of = {kind: stored(model, sample.fit[kind], _sites(model, *_FIT), config.rows) for kind in (SAFE, UNSAFE)}
+    n, device, labels = sum(len(sample.fit[kind]) for kind in of), sample.device, stream("labels")
+    orders = [controls.shuffled(n, labels(draw), device) for draw in range(config.draws)]
+    return Classes(of, torch.stack(orders))
 
 
-def _dealt_means(
-    model: PreTrainedModel, sample: Sample, sites: Sequence[Site], config: ProbeConfig, stream: Stream
-) -> dict[Site, tuple[Tensor, Tensor]]:
-    together, safe = Inputs.joined([sample.fit[SAFE], sample.fit[UNSAFE]]), len(sample.fit[SAFE])
-    n, device = len(together), together.sequence.device
-    orders = torch.stack([controls.shuffled(n, stream(draw), device) for draw in range(config.draws)])
-    counted_safe = (orders < safe).double()
-    sums: dict[Site, list[Tensor]] = {}
-    for batch, chosen in zip(
-        last_activations(model, together, sites, config.rows), counted_safe.split(config.rows, 1), strict=True
-    ):
-        for site, a in batch.items():
-            new = [labels @ a.double() for labels in (chosen, 1 - chosen)]
-            sums[site] = [old + more for old, more in zip(sums[site], new, strict=True)] if site in sums else new
-    return {site: (of_safe / safe, of_unsafe / (n - safe)) for site, (of_safe, of_unsafe) in sums.items()}
+def read_scored(model: PreTrainedModel, sample: Sample, rows: int) -> dict[str, Stored]:
+    """What `measure_layer` needs of every kind of prompt that is scored."""
+    return {kind: stored(model, prompts, _sites(model, *_SCORE), rows) for kind, prompts in sample.score.items()}
 
 
-def measure_activations(
-    found: Findings,
-    model: PreTrainedModel,
-    base: PreTrainedModel | None,
-    classes: Classes,
-    changes: Sequence[Change],
-    sample: Sample,
-    config: ProbeConfig,
+def read_inputs(model: PreTrainedModel, sample: Sample, rows: int) -> dict[str, Stored]:
+    """The inputs of W_in alone: what a fine-tune is told of its base."""
+    return {kind: stored(model, prompts, _sites(model, "mlp_in"), rows) for kind, prompts in sample.score.items()}
+
+
+def measure_clusters(
+    found: Findings, classes: Classes, scored: Mapping[str, Stored], layer: int, few: int, *, last: bool
 ) -> None:
-    """Observations 1 and 3: tau, and |dW a| of the model's own activations and of the base's."""
-    scored: dict[str, dict[Key, PerPrompt]] = {}
-    for kind, prompts in sample.score.items():
-        scored[kind] = _own_scores(model, classes, changes, prompts, config.rows)
-        if base:
-            scored[kind] |= _scores_of_base_input(base, changes, prompts, config.rows)
-    last = layer_count(model) - 1
-    for kind, scores in scored.items():
-        for key, values in scores.items():
-            found.mean(key.metric, values, kind=kind, layer=key.layer, control=key.control)
-            if key.layer == last and not key.control and key.metric != "tau":
-                found.score(f"log_{key.metric}", logarithm(values), kind=kind, layer=last)
-    for key in scored[SAFE]:
-        safe, unsafe, where = scored[SAFE][key], scored[UNSAFE][key], {"layer": key.layer, "control": key.control}
-        if key.metric == "tau":
-            found.separation("tau", unsafe, safe, **where)
-        else:
-            found.separation(key.metric, safe, unsafe, **where)
-            found.ratio(key.metric, safe, unsafe, **where)
-    _measure_dealt(found, model, classes, sample, config.rows)
-    tau = {kind: scores[Key("tau", "", last)] for kind, scores in scored.items()}
-    spread = clusters.within_class_sd(tau[SAFE], tau[UNSAFE])
+    """Observation 1 in one layer: tau of every kind, against class means; shape of the clusters."""
+    site, device = Site(layer, "mlp_post"), classes.orders.device
+    points = {kind: of[site].to(device).double() for kind, of in scored.items()}
+    tau = {kind: clusters.tau(a, *classes.means(site)) for kind, a in points.items()}
     for kind, values in tau.items():
-        # In units of the spread within a class, so that a model with larger activations does not seem to separate more.
-        found.score("scaled_tau", clusters.in_units_of(values, spread), kind=kind, layer=last)
-
-
-def _measure_dealt(found: Findings, model: PreTrainedModel, classes: Classes, sample: Sample, rows: int) -> None:
-    """The control of tau's AUC: class means of labels dealt out at random, and the middle 95 % of what they give."""
-    sites = _sites(model, "mlp_post")
-    parts: dict[Site, dict[str, list[Tensor]]] = {site: {SAFE: [], UNSAFE: []} for site in sites}
+        found.mean("tau", values, kind=kind, layer=layer)
+    found.separation("tau", tau[UNSAFE], tau[SAFE], layer=layer)
+    dealt = classes.dealt(site)
+    drawn = zip(*(clusters.tau_of_draws(points[kind], *dealt) for kind in (UNSAFE, SAFE)), strict=True)
+    found.draws("tau_auc", [clusters.auc(*pair)[0] for pair in drawn], control="shuffled", layer=layer)
+    where = {"layer": layer, "site": site.name}
+    pair = [points[kind][:few] for kind in (SAFE, UNSAFE)]
+    found.value("silhouette", clusters.silhouette(*pair), n=sum(map(len, pair)), **where)
     for kind in (SAFE, UNSAFE):
-        for batch in last_activations(model, sample.score[kind], sites, rows):
-            for site, a in batch.items():
-                parts[site][kind].append(clusters.tau_of_draws(a, *classes.dealt[site]))
-    for site, of in parts.items():
-        safe, unsafe = (torch.cat(of[kind], dim=1) for kind in (SAFE, UNSAFE))
-        drawn = [clusters.auc(*pair)[0] for pair in zip(unsafe, safe, strict=True)]
-        found.draws("tau_auc", drawn, control="shuffled", layer=site.layer)
+        cluster = classes.of[kind][site].to(device)
+        found.value("top_singular_share", clusters.top_share(cluster), kind=kind, n=len(cluster), **where)
+    if last:
+        spread = clusters.within_class_sd(tau[SAFE], tau[UNSAFE])
+        for kind, values in tau.items():
+            # In units of the spread within a class, so that larger activations do not seem to separate more.
+            found.score("scaled_tau", clusters.in_units_of(values, spread), kind=kind, layer=layer)
 
 
-def measure_classes(
-    found: Findings, model: PreTrainedModel, classes: Classes, changes: Sequence[Change], sample: Sample, few: int
+def measure_change(
+    found: Findings,
+    change: Change,
+    classes: Classes,
+    inputs: Mapping[str, Mapping[str, Stored]],
+    layer: int,
+    *,
+    last: bool,
 ) -> None:
-    """Shape of the clusters, and whether dW writes along the difference of their means."""
-    sites = _sites(model, "mlp_post")
-    safe, unsafe = (next(last_activations(model, sample.score[kind][:few], sites, few)) for kind in (SAFE, UNSAFE))
-    for site in sites:
-        where = {"layer": site.layer, "site": site.name}
-        pair = safe[site], unsafe[site]
-        found.value("silhouette", clusters.silhouette(*pair), n=len(pair[0]) + len(pair[1]), **where)
-        for kind in (SAFE, UNSAFE):
-            sums = classes.true[kind][site]
-            found.value("top_singular_share", sums.top_share(), kind=kind, n=sums.n, **where)
-    for site, change in zip(_sites(model, "mlp_pre"), changes, strict=False):
-        where = {"layer": site.layer, "site": site.name}
+    """Observation 3 in one layer: what dW does with its inputs; and whether it writes along the difference of means.
 
-        def written(safe: Tensor, unsafe: Tensor, delta: Svd = change.delta) -> float:
-            return directions.written_share(directions.difference_of_means(safe, unsafe), delta, directions.TOP)
+    Args:
+        inputs: by what is added to the name of a metric, activations by kind: under "" the model's own, others beside.
+    """
+    device = classes.orders.device
+    for suffix, of_kinds in inputs.items():
+        scores: dict[tuple[str, str], dict[str, PerPrompt]] = {}
+        for kind, of in of_kinds.items():
+            a = of[Site(layer, "mlp_in")].to(device).double()
+            for control, matrix in change.stand_ins.items():
+                scores.setdefault((f"gain{suffix}", control), {})[kind] = projections.gain(matrix, a)
+            share = projections.row_projection(change.delta, a)
+            scores.setdefault((f"row_projection{suffix}", ""), {})[kind] = share
+            share = projections.row_projection(change.turned, a)
+            scores.setdefault((f"row_projection{suffix}", "rotated"), {})[kind] = share
+        for (metric, control), by_kind in scores.items():
+            where = {"layer": layer, "control": control}
+            for kind, values in by_kind.items():
+                found.mean(metric, values, kind=kind, **where)
+                if last and control in ("", "rotated"):
+                    found.score(f"log_{metric}", logarithm(values), kind=kind, **where)
+            found.separation(metric, by_kind[SAFE], by_kind[UNSAFE], **where)
+            found.ratio(metric, by_kind[SAFE], by_kind[UNSAFE], **where)
+    site = Site(layer, "mlp_pre")
+    about = {"layer": layer, "site": site.name}
 
-        found.value("direction_in_delta", written(*classes.means(site)), **where)
-        drawn = [written(*pair) for pair in zip(*classes.dealt[site], strict=True)]
-        found.draws("direction_in_delta", drawn, control="shuffled", **where)
-        found.value("direction_in_delta", directions.TOP / len(change.delta.u), control="haar", **where)
+    def written(safe: Tensor, unsafe: Tensor) -> float:
+        return directions.written_share(directions.difference_of_means(safe, unsafe), change.delta, directions.TOP)
 
-
-def _sites(model: PreTrainedModel, name: str) -> list[Site]:
-    return [Site(layer, name) for layer in range(layer_count(model))]
-
-
-def _own_scores(
-    model: PreTrainedModel, classes: Classes, changes: Sequence[Change], prompts: Inputs, rows: int
-) -> dict[Key, PerPrompt]:
-    """tau, and what each change does with the model's own inputs of the matrix that it changes."""
-    parts: dict[Key, list[Tensor]] = {}
-    for batch in last_activations(model, prompts, [*_sites(model, "mlp_post"), *_sites(model, "mlp_in")], rows):
-        for site in _sites(model, "mlp_post"):
-            tau = clusters.tau(batch[site], *classes.means(site))
-            parts.setdefault(Key("tau", "", site.layer or 0), []).append(tau)
-        _add_projections(parts, "", [batch[site] for site in _sites(model, "mlp_in")], changes)
-    return {key: torch.cat(values) for key, values in parts.items()}
+    found.value("direction_in_delta", written(*classes.means(site)), **about)
+    drawn = [written(*pair) for pair in zip(*classes.dealt(site), strict=True)]
+    found.draws("direction_in_delta", drawn, control="shuffled", **about)
+    found.value("direction_in_delta", directions.TOP / len(change.delta.u), control="haar", **about)
 
 
-def _scores_of_base_input(
-    base: PreTrainedModel, changes: Sequence[Change], prompts: Inputs, rows: int
-) -> dict[Key, PerPrompt]:
-    """What each change would do with the inputs that the model had before fine-tuning."""
-    parts: dict[Key, list[Tensor]] = {}
-    for batch in last_activations(base, prompts, _sites(base, "mlp_in"), rows):
-        _add_projections(parts, "_of_base_input", list(batch.values()), changes)
-    return {key: torch.cat(values) for key, values in parts.items()}
-
-
-def _add_projections(
-    parts: dict[Key, list[Tensor]], suffix: str, inputs: Sequence[Tensor], changes: Sequence[Change]
-) -> None:
-    for layer, (a, change) in enumerate(zip(inputs, changes, strict=False)):
-        for control, matrix in change.stand_ins.items():
-            parts.setdefault(Key(f"gain{suffix}", control, layer), []).append(projections.gain(matrix, a))
-        share = projections.row_projection(change.delta, a)
-        parts.setdefault(Key(f"row_projection{suffix}", "", layer), []).append(share)
+def _sites(model: PreTrainedModel, *names: str) -> list[Site]:
+    return [Site(layer, name) for layer in range(layer_count(model)) for name in names]

@@ -15,11 +15,12 @@ from tunescope.config import ProbeConfig
 from tunescope.evidence import predictors
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, PerPrompt, Sample, logarithm
 from tunescope.measure.inside import gradient_norms
-from tunescope.measure.weights import CHANGED, delta_of
+from tunescope.measure.weights import CHANGED
 from tunescope.models.logps import answer_logits, follows, gathered_logps, which_follows
+from tunescope.models.pair import LivePair
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes import clusters, projections
-from tunescope.probes.collect import last_activations, moments
+from tunescope.probes.collect import last_activations, means_of
 from tunescope.probes.directions import difference_of_means
 from tunescope.probes.subspaces import Svd
 
@@ -51,14 +52,14 @@ def fit_instruments(
 ) -> Instruments:
     last = layer_count(model) - 1
     post, stream = Site(last, "mlp_post"), Site(last, "resid_post")
-    means = {kind: moments(model, sample.fit[kind], [post, stream], config.rows) for kind in (SAFE, UNSAFE)}
-    safe, unsafe = (means[kind][post].mean for kind in (SAFE, UNSAFE))
+    means = {kind: means_of(model, sample.fit[kind], [post, stream], config.rows) for kind in (SAFE, UNSAFE)}
+    safe, unsafe = (means[kind][post] for kind in (SAFE, UNSAFE))
     tau = {}
     for kind in (SAFE, UNSAFE):
         parts = last_activations(model, sample.score[kind], [post], config.rows)
         tau[kind] = torch.cat([clusters.tau(part[post], safe, unsafe) for part in parts])
-    direction = difference_of_means(*(means[kind][stream].mean for kind in (SAFE, UNSAFE)))
-    matrix = delta_of(base, model, last, CHANGED) if base else None
+    direction = difference_of_means(*(means[kind][stream] for kind in (SAFE, UNSAFE)))
+    matrix = LivePair(base, model).delta(last, CHANGED) if base else None
     change = None if matrix is None else (matrix, Svd.of(matrix))
     return Instruments(last, safe, unsafe, clusters.within_class_sd(tau[SAFE], tau[UNSAFE]), direction, change)
 

@@ -26,6 +26,11 @@ class Sample:
     fit: Mapping[str, Inputs]
     score: Mapping[str, Inputs]
 
+    @property
+    def device(self) -> torch.device:
+        """Where prompts lie, and what is read off them is computed."""
+        return self.fit[SAFE].sequence.device
+
     def first(self, n: int) -> "Sample":
         """At most n of each kind."""
         return Sample({k: p[:n] for k, p in self.fit.items()}, {k: p[:n] for k, p in self.score.items()})
@@ -59,13 +64,13 @@ class Findings:
         low, high = drawn.quantile(drawn.new_tensor([0.025, 0.975])).tolist()
         self.value(metric, drawn.mean().item(), low=low, high=high, n=len(drawn), **where)
 
-    def separation(self, metric: str, low: PerPrompt, high: PerPrompt, **where: Any) -> None:
+    def separation(self, metric: str, low: PerPrompt, high: Float[Tensor, " m"], **where: Any) -> None:
         """`<metric>_auc`: how often a prompt of the second class scores higher, with its 95 % interval (DeLong)."""
         value, error = clusters.auc(low, high)
         ends = {"low": max(0.0, value - NORMAL_95 * error), "high": min(1.0, value + NORMAL_95 * error)}
         self.value(f"{metric}_auc", value, n=len(low) + len(high), **ends, **where)
 
-    def ratio(self, metric: str, below: PerPrompt, above: PerPrompt, **where: Any) -> None:
+    def ratio(self, metric: str, below: PerPrompt, above: Float[Tensor, " m"], **where: Any) -> None:
         """`<metric>_ratio`: of geometric means, with its 95 % interval (normal, of the logarithm)."""
         logs = [logarithm(values) for values in (below, above)]
         middle = logs[1].mean() - logs[0].mean()

@@ -1,52 +1,85 @@
 """Every probe of one model."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.config import ProbeConfig
 from tunescope.evidence.records import Subject
 from tunescope.measure.ablation import measure_ablation
-from tunescope.measure.activations import fit_classes, measure_activations, measure_classes
+from tunescope.measure.activations import (
+    fit_classes,
+    measure_change,
+    measure_clusters,
+    read_scored,
+)
 from tunescope.measure.findings import SAFE, UNSAFE, Findings, PerPrompt, Sample, logarithm
 from tunescope.measure.interventions import Refused
-from tunescope.measure.weights import changes_of, measure_weights, require_comparable
+from tunescope.measure.weights import change_of, measure_matrix, measure_subspaces
 from tunescope.models.inputs import Inputs
+from tunescope.models.pair import Pair
 from tunescope.models.sites import layer_count
 from tunescope.probes import sensitivity
-from tunescope.probes.collect import block_output, first_logits
+from tunescope.probes.collect import Stored, block_output, first_logits
+from tunescope.probes.subspaces import EXACT, Arithmetic
 from tunescope.rng import Stream
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a fine-tuned model is looked at beside.
+
+    Attributes:
+        pair: the matrices of base and fine-tune.
+        inputs: of the base's W_in, by kind of prompt (`read_inputs`).
+    """
+
+    pair: Pair
+    inputs: Mapping[str, Stored]
 
 
 def look_inside(
     subject: Subject,
     model: PreTrainedModel,
-    base: PreTrainedModel | None,
+    origin: Origin | None,
     sample: Sample,
     config: ProbeConfig,
     refused: Refused,
     stream: Stream,
+    arithmetic: Arithmetic = EXACT,
 ) -> Findings:
-    """All that the probes say of a model; its parameters are frozen.
+    """All that the probes say of a model; its parameters are frozen. Matrices are looked at layer by layer.
 
     Args:
-        base: the model that it was fine-tuned from; None if it is the base itself, which has no change to look at.
+        origin: None if the model is a base itself, which has no change to look at.
         refused: tells which prompts a model refuses.
         stream: of the controls and of whatever else is random.
-
-    Raises:
-        ValueError: a weight is not finite, or the two models differ in shape.
     """
-    require_comparable(model, base)
     found = Findings(subject)
     model.requires_grad_(False)
-    classes = fit_classes(model, sample, config, stream)
-    changes = changes_of(base, model, stream) if base else []
-    measure_activations(found, model, base, classes, changes, sample, config)
-    measure_classes(found, model, classes, changes, sample, config.few_prompts)
-    measure_sensitivity(found, model, sample, config, stream)
+    classes, scored = fit_classes(model, sample, config, stream), read_scored(model, sample, config.rows)
+    layers, shares, drawn = layer_count(model), [], []
+    for layer in tqdm(range(layers), desc="layers", leave=False, disable=None):
+        last = layer == layers - 1
+        measure_clusters(found, classes, scored, layer, config.few_prompts, last=last)
+        if origin:
+            change = change_of(origin.pair, layer, stream, arithmetic, sample.device)
+            inputs = {"": scored, "_of_base_input": origin.inputs}
+            measure_change(found, change, classes, inputs, layer, last=last)
+            for name in origin.pair.names:
+                measure_matrix(found, origin.pair, layer, name, sample.device)
+            share, of_draws = measure_subspaces(found, origin.pair, change, layer, config.draws, stream, arithmetic)
+            shares.append(share)
+            drawn.append(of_draws)
+    if origin:
+        found.score("null_share", torch.tensor(shares).mean(0, keepdim=True))
+        found.score("null_share", torch.stack(drawn).mean(0), control="rotated")
+    if not any(parameter.is_meta for parameter in model.parameters()):  # of weights on disk, a gradient would keep all
+        measure_sensitivity(found, model, sample, config, stream)
     measure_ablation(found, model, classes, sample, refused, config.few_prompts, stream)
-    if base:
-        measure_weights(found, base, model, changes, config, stream)
     return found
 
 

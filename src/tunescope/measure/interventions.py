@@ -18,7 +18,7 @@ from tunescope.interventions.directions import with_vector, without_direction
 from tunescope.measure.findings import SAFE, UNSAFE
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site, input_site, layer_count, weight_names
-from tunescope.probes.collect import activations, moments
+from tunescope.probes.collect import activations, means_of
 from tunescope.probes.controls import haar
 from tunescope.probes.directions import difference_of_means, standing_out
 from tunescope.rng import Stream
@@ -116,8 +116,8 @@ def direction_changes(
     prompts stay refused without it, and where most safe ones are with it. Not the last, which is what is said already.
     """
     sites = [Site(layer, "resid_post") for layer in inner_layers(tuned)]
-    means = {kind: moments(tuned, fit[kind], sites, rows) for kind in (SAFE, UNSAFE)}
-    both = {site: (means[SAFE][site].mean, means[UNSAFE][site].mean) for site in sites}
+    means = {kind: means_of(tuned, fit[kind], sites, rows) for kind in (SAFE, UNSAFE)}
+    both = {site: (means[SAFE][site], means[UNSAFE][site]) for site in sites}
     directions = {site: difference_of_means(*both[site]) for site in sites}
 
     def take(direction: Tensor) -> Make:

@@ -3,10 +3,11 @@
 import errno
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,15 +67,34 @@ def save_model(
             shutil.copymode(partial / _CONFIG, weights)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Has accelerate spread a model over all GPUs, then main memory, then a folder on disk.
+
+    Attributes:
+        memory: at most so much of each, as accelerate's `max_memory`: {0: "20GiB", "cpu": "8GiB"}; None takes all.
+        offload: the folder.
+    """
+
+    memory: Mapping[int | str, str] | None
+    offload: Path
+
+
 def load_model(
-    folder: Path, device: torch.device, attention: str = "eager"
+    folder: Path,
+    device: torch.device,
+    attention: str = "eager",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    spread: Spread | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, in float32 and eval mode, and its tokenizer, from a folder of safetensors (one file or several).
+    """The model, in eval mode, and its tokenizer, from a folder of safetensors (one file or several).
 
     Nothing is fetched, unpickled or run from the folder, and no tensor is left to chance.
 
     Args:
         attention: transformers' `attn_implementation`.
+        dtype: of the parameters; `auto` is what the config says.
+        spread: in place of the one device.
 
     Raises:
         CheckpointError: a file is missing or cannot be read, weights are pickled, tensors are missing, unexpected, of
@@ -82,23 +102,30 @@ def load_model(
     """
     _check_weight_files(folder)
     with quiet():
-        config, tokenizer = load_config(folder), _load_tokenizer(folder)
+        config, tokenizer = load_config(folder), load_tokenizer(folder)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch.float32,
+                dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # so that `info` lists them
                 output_loading_info=True,
+                **_placement(spread),
                 **_LOCAL,
             )
         except (OSError, ValueError, TypeError, KeyError, ArithmeticError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
     model, info = loaded
     _check_tensors(folder, model, info)
-    return model.to(device).eval(), tokenizer
+    return (model if spread else model.to(device)).eval(), tokenizer
+
+
+def _placement(spread: Spread | None) -> dict[str, Any]:
+    if spread is None:
+        return {}
+    return {"device_map": "auto", "max_memory": spread.memory, "offload_folder": spread.offload}
 
 
 def _check_weight_files(folder: Path) -> None:
@@ -180,7 +207,12 @@ def load_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        CheckpointError: there is none that can be used.
+    """
     file = folder / _TOKENIZER
     # Without it, transformers would make an empty tokenizer for some architectures.
     if not file.exists():
@@ -205,7 +237,8 @@ def _check_tensors(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -
         ),
     ]
     if not faults:
-        faults = [f"tensor {name} has NaN or inf" for name, p in model.named_parameters() if not p.isfinite().all()]
+        here = ((name, p) for name, p in model.named_parameters() if not p.is_meta)  # meta: it is on disk
+        faults = [f"tensor {name} has NaN or inf" for name, p in here if not p.isfinite().all()]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise CheckpointError(f"{folder}: {faults[0]}{more}; {_AGAIN}")

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from tunescope.errors import InputError
 from tunescope.models.checkpoint import first_line
 
+_DATASET = re.compile(
+    r"hf://datasets/(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?/(?P<filename>[\w./ -]+)", re.ASCII
+)
 _REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -44,3 +47,25 @@ def fetched(name: str, patterns: Sequence[str]) -> Source:
             "check the name and the network, or fetch the model and name its folder"
         ) from error
     return Source(Path(fetched_to), known["name"], Path(fetched_to).name)
+
+
+def fetched_file(name: str) -> Path:
+    """A file as it is, or one of a dataset on the hub, named as in hf://datasets/owner/name@revision/data/file.csv.
+
+    Raises:
+        InputError: there is no such file, or it cannot be fetched.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if not (known := _DATASET.fullmatch(name)):
+        raise InputError(
+            f"{name}: no such file, nor the name of one on the hub, as in hf://datasets/owner/name/file.csv"
+        )
+    try:
+        found = hf_hub_download(known["repo_id"], known["filename"], repo_type="dataset", revision=known["revision"])
+        return Path(found)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{name}: the hub does not give it ({first_line(error)}); check the name and the network, or name a "
+            "file of your own"
+        ) from error

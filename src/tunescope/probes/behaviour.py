@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunescope.models.checkpoint import quiet
+from tunescope.models.inputs import Inputs
 
 
 class Outcome(StrEnum):
@@ -36,7 +38,7 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> Rate:
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, prompt: Int[Tensor, "n p"], length: int, dtype: torch.dtype, rows: int = 512
+    model: PreTrainedModel, prompts: Inputs, length: int, dtype: torch.dtype, rows: int = 512
 ) -> Int[Tensor, "n {length}"]:
     """Greedy continuations of the prompts, padded after the end of text.
 
@@ -45,17 +47,20 @@ def generate(
         dtype: autocast type; float32 means without.
         rows: prompts per forward pass.
     """
+    told: Any = model.generation_config
+    ends = told.eos_token_id if told and told.eos_token_id is not None else model.config.eos_token_id
     pad = model.config.pad_token_id
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=length, eos_token_id=model.config.eos_token_id, pad_token_id=pad
-    )
-    out = prompt.new_full((len(prompt), length), pad)
-    for start in range(0, len(prompt), rows):
-        part = prompt[start : start + rows]
-        with quiet(), torch.autocast(part.device.type, dtype, enabled=dtype is not torch.float32):
-            full = model.generate(part, attention_mask=torch.ones_like(part), generation_config=config)
-        text = full[:, part.shape[1] :]
-        out[start : start + rows, : text.shape[1]] = text
+    if pad is None:
+        pad = ends[0] if isinstance(ends, list) else ends or 0
+    config = GenerationConfig(do_sample=False, max_new_tokens=length, eos_token_id=ends, pad_token_id=pad)
+    out = prompts.sequence.new_full((len(prompts), length), pad)
+    for number, part in enumerate(prompts.split(rows)):
+        ids = part.sequence
+        with quiet(), torch.autocast(ids.device.type, dtype, enabled=dtype is not torch.float32):
+            mask = torch.ones_like(ids) if part.mask is None else part.mask
+            full = model.generate(ids, attention_mask=mask, generation_config=config)
+        text = full[:, ids.shape[1] :]
+        out[number * rows : number * rows + len(ids), : text.shape[1]] = text
     return out
 
 

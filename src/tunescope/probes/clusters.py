@@ -1,10 +1,7 @@
 """Clusters: do safe and unsafe prompts form separate groups of activations? (Jain et al. 2024, observation 1)
 
-Activations are [n, width], one row per prompt. Means and covariances are running sums in float64, so that memory does
-not grow with the number of prompts.
+Activations are [n, width], one row per prompt.
 """
-
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,32 +9,12 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Running sums of one cluster: number of prompts, sum [width] and sum of outer products [width, width]."""
-
-    n: int
-    total: Float[Tensor, " width"]
-    outer: Float[Tensor, "width width"]
-
-    @classmethod
-    def of(cls, activations: Float[Tensor, "n width"]) -> "Moments":
-        a = activations.double()
-        return cls(len(a), a.sum(0), a.mT @ a)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
-
-    @property
-    def mean(self) -> Float[Tensor, " width"]:
-        return self.total / self.n
-
-    def top_share(self) -> float:
-        """Share of the largest in the sum of the singular values of the centred cluster; 0 if it is one point."""
-        covariance = self.outer / self.n - torch.outer(self.mean, self.mean)
-        values = torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt()
-        noise = torch.finfo(torch.float64).eps ** 0.5 * self.outer.diagonal().sum().div(self.n).sqrt()
-        return (values[-1] / values.sum()).item() if values[-1] > noise else 0.0
+def top_share(points: Float[Tensor, "n width"]) -> float:
+    """Share of the largest in the sum of the singular values of the centred cluster; 0 if it is one point."""
+    points = points.double()
+    values = torch.linalg.svdvals(points - points.mean(0))
+    noise = torch.finfo(torch.float64).eps ** 0.5 * points.norm()
+    return (values[0] / values.sum()).item() if values[0] > noise else 0.0
 
 
 def tau(

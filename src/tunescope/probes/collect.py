@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site
-from tunescope.probes.clusters import Moments
 from tunescope.probes.sensitivity import Map
+
+Stored = Mapping[Site, Float[Tensor, "n width"]]
 
 
 def last_activations(
@@ -38,14 +39,22 @@ def activations(
         yield captured
 
 
-def moments(model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int) -> dict[Site, Moments]:
-    """Running sums of the activations of all prompts."""
-    sums: dict[Site, Moments] = {}
-    for batch in last_activations(model, prompts, sites, rows):
-        for site, activation in batch.items():
-            new = Moments.of(activation)
-            sums[site] = sums[site] + new if site in sums else new
-    return sums
+def stored(model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int) -> Stored:
+    """`last_activations` of all prompts, in the model's own type and in main memory, where even those of many layers
+    of a large model have room."""
+    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for captured in activations(model, prompts, sites, rows):
+        for site, activation in captured.items():
+            parts[site].append(activation[:, -1].cpu())
+    return {site: torch.cat(several) for site, several in parts.items()}
+
+
+def means_of(
+    model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
+) -> dict[Site, Float[Tensor, " width"]]:
+    """Mean over prompts of the activations at the last token, in float64."""
+    of = stored(model, prompts, sites, rows)
+    return {site: a.to(prompts.sequence.device).double().mean(0) for site, a in of.items()}
 
 
 def first_logits(model: PreTrainedModel, prompts: Inputs) -> Map:

@@ -17,11 +17,11 @@ def gaussian(delta: Float[Tensor, "out in"], stream: Stream) -> Float[Tensor, "o
     return noise * (delta.double().norm() / noise.norm())
 
 
-def rotated(delta: Svd, stream: Stream) -> Float[Tensor, "out in"]:
+def rotated(delta: Svd, stream: Stream) -> Svd:
     """dW with its singular values kept and both of its bases drawn from the Haar measure."""
     k = len(delta.s)
     u, v = (haar(len(side), k, stream(name), side.device) for name, side in (("left", delta.u), ("right", delta.v)))
-    return (u * delta.s) @ v.mT
+    return Svd(u, delta.s, v)
 
 
 def haar(size: int, k: int, stream: Stream, device: torch.device) -> Float[Tensor, "{size} {k}"]:

@@ -4,6 +4,7 @@ Squaring costs accuracy: singular values are right to about 1e-8 of the largest 
 so that below it they are noise; `torch.linalg.svdvals` has no such floor and takes longer.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tunescope.probes.subspaces import RANK_THRESHOLD, effective_rank
+from tunescope.probes.subspaces import GRAM_FLOOR, RANK_THRESHOLD, effective_rank
 
-FLOOR = 1e-7  # singular values up to this share of the largest, by way of a Gram matrix, are taken for zero
 BLOCK = 1024  # rows that are in float64 at a time
 
 
@@ -22,13 +22,12 @@ class Spectrum:
     """Singular values of a change dW, descending, in float64, and where its energy lies.
 
     Attributes:
-        null_share: share of the squared Frobenius norm in N(W^T), at `RANK_THRESHOLD`; None where W is not taller than
-            wide. rank: of W, likewise.
+        null_shares: by threshold, the share of the squared Frobenius norm in N(W^T) and the rank of W; empty where W is
+            not taller than wide.
     """
 
     values: Float[Tensor, " k"]
-    null_share: float | None
-    rank: int | None
+    null_shares: Mapping[float, tuple[float, int]]
 
     @property
     def stable_rank(self) -> float:
@@ -41,10 +40,17 @@ class Spectrum:
         return effective_rank(self.values)
 
 
-def spectrum(w: Float[Tensor, "out in"], delta: Float[Tensor, "out in"], *, exact: bool = False) -> Spectrum:
+def spectrum(
+    w: Float[Tensor, "out in"],
+    delta: Float[Tensor, "out in"],
+    thresholds: Sequence[float] = (RANK_THRESHOLD,),
+    *,
+    exact: bool = False,
+) -> Spectrum:
     """Singular values of dW, and its share in the left null space of W.
 
     Args:
+        thresholds: singular values of W above such a share of the largest count as its rank.
         exact: by singular value decomposition, not through the Gram matrix.
     """
     tall = len(w) > w.shape[1]
@@ -52,15 +58,18 @@ def spectrum(w: Float[Tensor, "out in"], delta: Float[Tensor, "out in"], *, exac
         values = torch.linalg.svdvals(delta.double())
     else:
         values = torch.linalg.eigvalsh(gram(delta, delta)).flip(0).clamp(min=0).sqrt()
-        values = torch.where(values > FLOOR * values[0], values, 0.0)
+        values = torch.where(values > GRAM_FLOOR * values[0], values, 0.0)
     if not tall:
-        return Spectrum(values, None, None)
+        return Spectrum(values, {})
     energies, v = torch.linalg.eigh(gram(w, w))
-    kept = energies > RANK_THRESHOLD**2 * energies[-1]
-    inside = (v[:, kept].mT @ gram(w, delta)) / energies[kept].sqrt()[:, None]
-    whole = values.square().sum()
-    share = (1 - inside.square().sum() / whole).clamp(0, 1).item() if whole > 0 else 0.0
-    return Spectrum(values, share, int(kept.sum()))
+    written = (v.mT @ gram(w, delta)).square().sum(1)  # energy along each left singular vector of W, times its own
+    whole, shares = values.square().sum(), {}
+    for threshold in thresholds:
+        kept = energies > threshold**2 * energies[-1]
+        inside = (written[kept] / energies[kept]).sum()
+        share = (1 - inside / whole).clamp(0, 1).item() if whole > 0 else 0.0
+        shares[threshold] = (share, int(kept.sum()))
+    return Spectrum(values, shares)
 
 
 def gram(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> Float[Tensor, "k k"]:

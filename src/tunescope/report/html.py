@@ -14,10 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tunescope.errors import InputError
+from tunescope.evidence.claims import Claim
 from tunescope.evidence.pool import pool
 from tunescope.evidence.predictors import Predictor, predictors
 from tunescope.evidence.records import ORDER, read_records, read_scores
-from tunescope.evidence.verdicts import Verdict, as_data, judge
+from tunescope.evidence.verdicts import Verdict, as_data, claims_of, judge
 from tunescope.files import remove, write_text
 from tunescope.report.figures import FIGURES, figures, save_figures
 from tunescope.report.select import vector_rows
@@ -42,7 +43,7 @@ def render(folder: Path) -> Path:
     shown = pd.concat([pooled, scored.vectors])
     told = _told(folder, records, pooled, scored)  # before anything is written
     if scored.verdicts:
-        outcome = as_data(scored.verdicts) | {"predictors": [asdict(row) for row in scored.predictors]}
+        outcome = as_data(scored.verdicts, scored.claims) | {"predictors": [asdict(row) for row in scored.predictors]}
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
@@ -95,8 +96,9 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
 
 
 class _Scored(NamedTuple):
-    """What the scores tell: verdicts, what predicts attack success, and rows for figures."""
+    """What the scores tell: verdicts on claims, what predicts attack success, and rows for figures."""
 
+    claims: tuple[Claim, ...]
     verdicts: list[Verdict]
     predictors: list[Predictor]
     vectors: pd.DataFrame | None
@@ -104,10 +106,11 @@ class _Scored(NamedTuple):
 
 def _scored(path: Path) -> _Scored:
     if not path.is_file():
-        return _Scored([], [], None)
+        return _Scored((), [], [], None)
     try:
         scores = read_scores(path)
-        return _Scored(judge(scores), predictors(scores), vector_rows(scores))
+        claims = claims_of(scores)
+        return _Scored(claims, judge(scores, claims), predictors(scores), vector_rows(scores))
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -121,7 +124,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Sc
         "title": f"tunescope: {config.get('name', folder.resolve().name)}",
         "summary": summary(records, config),
         "cautions": cautions(records, config),
-        "verdicts": verdict_table(scored.verdicts, models),
+        "verdicts": verdict_table(scored.verdicts, scored.claims, models),
         "predictors": scored.predictors,
         "glyphs": {str(outcome).lower(): glyph for outcome, glyph in GLYPHS.items()},
         "headline": headline(pooled),

@@ -40,12 +40,12 @@ class VerdictTable:
     over: str
 
 
-def verdict_table(verdicts: list[Verdict], models: Sequence[Model]) -> VerdictTable:
+def verdict_table(verdicts: list[Verdict], claims: tuple[Claim, ...], models: Sequence[Model]) -> VerdictTable:
     """Claims by models that have a verdict."""
     judged = {(v.protocol, v.learning_rate) for v in verdicts}
     columns = [m for m in models if (m.protocol, m.rate) in judged]
     rows = []
-    for claim, mine in by_claim(verdicts):
+    for claim, mine in by_claim(verdicts, claims):
         found = {(v.protocol, v.learning_rate): v for v in mine}
         cells = [_cell(claim, v) if (v := found.get((m.protocol, m.rate))) else None for m in columns]
         rows.append(Row(claim, cells, sentence(claim, mine, columns)))

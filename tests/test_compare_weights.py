@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from tunescope import cli, compare
+from tunescope import cli
+from tunescope.compare import weights as compare
 from tunescope.evidence.records import read_records, read_scores
 from tunescope.models import hub
 from tunescope.models.shards import Shards
@@ -122,15 +123,15 @@ def test_it_goes_on_where_it_stopped(one: tuple[Path, Path], tmp_path: Path, mon
 
     def counted(shards: Shards, layer: int, name: str) -> torch.Tensor:
         seen.append((layer, name))
-        if len(seen) == 7:
+        if len(seen) == 10:
             raise KeyboardInterrupt
         return read(shards, layer, name)
 
     monkeypatch.setattr(Shards, "matrix", counted)
     assert cli.main(command) == 130
-    seen[:] = [(9, "")] * 10  # never seven again
+    seen[:] = [(9, "")] * 20  # never ten again
     assert cli.main(command) == 0
-    assert len(seen) == 10 + 2 * (LAYERS * 7 - 3)  # three matrices were done, each read from both
+    assert len(seen) == 20 + 3 * (LAYERS * 7 - 3)  # three matrices were done, the base's read twice
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<figure") == 1
     assert "The weights of tuned beside those of its base" in page
@@ -318,7 +319,7 @@ def test_a_folder_of_something_else(one: tuple[Path, Path], refused: Callable, t
     out = tmp_path / "out"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    refused(["weights", *map(str, one), "--out", str(tmp_path / "full")], "full", "not a comparison of weights")
+    refused(["weights", *map(str, one), "--out", str(tmp_path / "full")], "full", "not a comparison of two models")
     assert cli.main(["weights", *map(str, one), "--out", str(out)]) == 0
     refused(["weights", *map(str, reversed(one)), "--out", str(out)], "another base, tuned", "choose another --out")
     refused(["weights", *map(str, one), "--out", str(out), "--svd"], "another exact")

@@ -1,0 +1,113 @@
+"""How the prompts of a comparison reach its two models: formats, tokens, and the openings that tell refusals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunescope.compare.how import How
+from tunescope.errors import InputError
+from tunescope.language.encode import encode, ids_of
+from tunescope.language.prompts import Instruction, read_prompts
+from tunescope.language.refusals import Openings, read_openings, refusal_margin
+from tunescope.measure.findings import SAFE, UNSAFE, Sample
+from tunescope.models.checkpoint import ADAPTER, load_tokenizer
+from tunescope.models.hub import Source
+from tunescope.models.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Prompts and openings as each model, `base` or `tuned`, reads them."""
+
+    sources: dict[str, Source]
+    how: How
+    device: torch.device
+
+    @cached_property
+    def prompts(self) -> list[Instruction]:
+        return read_prompts(self.how.prompts)
+
+    @cached_property
+    def openings(self) -> Openings:
+        return read_openings(Path(self.how.openings) if self.how.openings else None)
+
+    @cached_property
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """Of both; an adapter without one has its base's."""
+        of = {which: load_tokenizer(source.folder) for which, source in self.sources.items() if _has_own(source)}
+        return {which: of.get(which, of.get("base")) for which in self.sources}
+
+    @cached_property
+    def templates(self) -> dict[str, str | None]:
+        """The chat template of each model's prompts; None where they are plain."""
+        own = {which: tokenizer.chat_template for which, tokenizer in self.tokenizers.items()}
+        wanted = {"base": self.how.base_format, "tuned": self.how.tuned_format}
+        for which, form in wanted.items():
+            if form == "chat" and not (own[which] or own["tuned"]):
+                raise InputError(f"--{which}-format: chat, but no tokenizer has a chat template")
+        chat = {which: own[which] or (own["tuned"] if form == "chat" else None) for which, form in wanted.items()}
+        return {which: None if form == "plain" else chat[which] for which, form in wanted.items()}
+
+    def require_readable(self) -> None:
+        """Refuse what would fail later.
+
+        Raises:
+            InputError: the two tokenizers differ, or one cannot read a prompt or an opening.
+        """
+        first, second = (tokenizer.get_vocab() for tokenizer in self.tokenizers.values())
+        for token, number in sorted(first.items(), key=lambda entry: entry[1]):
+            if second.get(token) != number:
+                names = " and ".join(str(source.folder) for source in self.sources.values())
+                other = second.get(token, "none")
+                raise InputError(f"{names}: two tokenizers: {token!r} is token {number} in one, {other} in the other")
+        for which in self.sources:
+            self.sample(which)
+            self._openings(which)
+
+    def texts(self, *, fit: bool) -> dict[str, list[str]]:
+        """Prompts of one half, by kind."""
+        found: dict[str, list[str]] = {SAFE: [], UNSAFE: []}
+        for prompt in self.prompts:
+            if prompt.fit is fit:
+                found.setdefault(prompt.kind, []).append(prompt.prompt)
+        return found
+
+    def scored(self, which: str) -> dict[str, Inputs]:
+        """Prompts that are scored, as token ids, by kind."""
+        return {kind: self._encoded(which, texts) for kind, texts in self.texts(fit=False).items()}
+
+    def sample(self, which: str) -> Sample:
+        """Both halves as token ids, all padded to one length."""
+        halves = [self.texts(fit=fit) for fit in (True, False)]
+        flat = [text for half in halves for texts in half.values() for text in texts]
+        ids, start, out = self._encoded(which, flat), 0, []
+        for half in halves:
+            of: dict[str, Inputs] = {}
+            for kind, texts in half.items():
+                of[kind] = ids[start : start + len(texts)]
+                start += len(texts)
+            out.append(of)
+        return Sample(*out)
+
+    def margin(self, which: str, model: PreTrainedModel, inputs: Inputs, rows: int) -> Tensor:
+        """See `refusal_margin`."""
+        refusal, compliance = self._openings(which)
+        return refusal_margin(model, inputs, refusal, compliance, rows)
+
+    def _openings(self, which: str) -> tuple[list[Tensor], list[Tensor]]:
+        def ids(texts: Sequence[str]) -> list[Tensor]:
+            return [torch.tensor(ids_of(self.tokenizers[which], text)) for text in texts]
+
+        return ids(self.openings.refusal), ids(self.openings.compliance)
+
+    def _encoded(self, which: str, texts: Sequence[str]) -> Inputs:
+        return encode(self.tokenizers[which], texts, self.device, template=self.templates[which])
+
+
+def _has_own(source: Source) -> bool:
+    return not (source.folder / ADAPTER).exists() or (source.folder / "tokenizer.json").exists()

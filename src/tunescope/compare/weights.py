@@ -1,0 +1,82 @@
+"""The weights of any base and fine-tuned model, read from disk matrix by matrix."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from tunescope import __version__
+from tunescope.compare.sources import DESCRIPTION, check, opened, sources, told
+from tunescope.config import ComputeConfig
+from tunescope.errors import InputError
+from tunescope.evidence.records import PAIR, SCORES_SCHEMA, Subject, merge_tables, write_records, write_scores
+from tunescope.files import sweep, write_text
+from tunescope.folders import locked
+from tunescope.measure.findings import Findings
+from tunescope.measure.weights import measure_matrix
+from tunescope.models.checkpoint import first_line
+from tunescope.models.compute import resolve
+from tunescope.report.html import render
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """One kind of matrix of one layer, and where its records go."""
+
+    layer: int
+    name: str
+
+    @property
+    def part(self) -> str:
+        return f"{self.name}-{self.layer:03d}.parquet"
+
+
+def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, device: str = "auto") -> Path:
+    """Size, spectrum and null-space share of dW of every matrix (docs/metrics.md); returns the path of the report.
+
+    No model is built: memory holds a few matrices. What was done before an interruption is not done again.
+
+    Args:
+        base, tuned: folders, or repositories on the hub, of safetensors; tuned may be a LoRA adapter.
+        out: a new folder, or one of the same pair.
+        exact: singular values by decomposition, not through Gram matrices (see `probes.spectra`).
+
+    Raises:
+        InputError: a model cannot be read, the two do not match, or `out` holds something else.
+    """
+    where = resolve(ComputeConfig(device=device)).device
+    before, after = sources(base, tuned)
+    pair = opened(before.folder, after.folder)
+    matrices = [_Matrix(layer, name) for layer in range(pair.layers) for name in pair.names]
+    this = {"version": __version__, "base": told(before), "tuned": told(after), "exact": exact}
+    check(out, this)
+    with locked(out):
+        sweep(out)
+        write_text(out / DESCRIPTION, json.dumps(this, indent=1))
+        subject = Subject(after.label, PAIR, "", 0, 0)
+        for matrix in tqdm(matrices, desc="weights", unit="matrix", disable=None):
+            # The records are written last: where they are, the scores are.
+            if not (out / "parts" / matrix.part).exists():
+                found = Findings(subject)
+                with _explained(matrix):
+                    measure_matrix(found, pair, matrix.layer, matrix.name, where, exact=exact)
+                write_scores(found.scores, out / "parts" / f"scores-{matrix.part}")
+                write_records(found.records, out / "parts" / matrix.part)
+        merge_tables([out / "parts" / matrix.part for matrix in matrices], out / "records.parquet")
+        scores = [out / "parts" / f"scores-{matrix.part}" for matrix in matrices]
+        merge_tables(scores, out / "scores.parquet", SCORES_SCHEMA)
+        return render(out)
+
+
+@contextmanager
+def _explained(matrix: _Matrix) -> Iterator[None]:
+    """Names the matrix at which memory or a decomposition failed."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.linalg.LinAlgError, SafetensorError) as error:  # type: ignore[attr-defined]
+        raise InputError(f"{matrix.name} of layer {matrix.layer}: {first_line(error)}; try --device cpu") from error

@@ -1,0 +1,1 @@
+"""Prompts in natural language, and how answers to them are read."""
