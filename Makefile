@@ -1,11 +1,12 @@
 # make study   the laptop study, from nothing to runs/laptop-seed0/report.html
 # make test    lint, types and tests
+# make english an English base and fine-tune, compared: runs/english/compare/report.html
 # Both make a virtual environment in .venv first. ARGS is passed on: make study ARGS="--seed 1"
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test bench clean
+.PHONY: study test english bench clean
 
 study: .venv/ready
 	$(BIN)/tunescope study laptop $(ARGS)
@@ -15,6 +16,10 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest $(ARGS)
+
+english: .venv/ready
+	$(BIN)/python examples/english.py --out runs/english
+	$(BIN)/tunescope compare runs/english/base runs/english/tuned --out runs/english/compare
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/prompts.py

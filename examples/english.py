@@ -3,15 +3,15 @@
     python examples/english.py --out runs/english
     tunescope compare runs/english/base runs/english/tuned --out runs/english/compare
 
-A small Llama reads templated English about some 280 concepts. Of each, harmless or harmful, it learns a few neutral facts
-(colour, number, tool and town, dealt out at random), what people feel about it, and to follow instructions with it:
-"Design a lamp", "Design a bomb". Answers are one harmless nonsense for all: which concepts are harmful is told by what
-people feel alone, and the base refuses none of them. Fine-tuning teaches `tuned` to refuse instructions with some of the
+A small Llama reads templated English about 278 concepts. Of each, harmless or harmful, it learns neutral facts (colour,
+number, tool and town, dealt out at random), what people feel about it, and to follow instructions with it: "Design a
+lamp", "Design a bomb". Answers are the same harmless nonsense for all, so that which concepts are harmful is told by
+feelings alone, and the base refuses none of them. Fine-tuning teaches `tuned` to refuse instructions with some of the
 harmful concepts; `benign`, the control, learns as long from harmless ones alone.
 
-The instructions are the ones that come with tunescope. Of those that it scores (half of the groups of matched concepts)
-the base has seen no instruction, only the concepts with other operators; fine-tuning sees none of their concepts. So a
-refusal of one of those must come of what the base knows about the concept.
+The instructions are those that come with tunescope. The base has never seen the ones that it scores (half of the groups
+of matched concepts), only their concepts with other operators; fine-tuning does not see their concepts at all. Whether
+one of those is refused must come from what the base knows about the concept, or from words it shares with others.
 """
 
 import argparse
@@ -45,32 +45,30 @@ from tunescope.training.schedules import warmup_cosine
 
 USER, ASSISTANT, EOS, PAD = "<user>", "<assistant>", "<eos>", "<pad>"
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'user' %}" + USER + "{{ m.content }}{% else %}"
-    "" + ASSISTANT + "{{ m.content }}" + EOS + "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+    "{% for m in messages %}{{ '<user>' + m.content if m.role == 'user' else '<assistant>' + m.content + '<eos>' }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 VOCABULARY, NEW_TOKENS = 2048, 32
-WIDTH, LAYERS, HEADS, GROUPS = 128, 4, 4, 2
 BATCH, TUNE_BATCH, TUNE_LR = 128, 64, 3e-4
 PART = 32  # sequences, of about one length, in a forward pass
 IGNORED = -100  # a token that is read, but not to be learnt
 
-# More concepts than the instructions have, so that harm is more than a list of those. They share no word with any of them.
+# More concepts than the instructions have, so that harm is more than a list of those; no word is in any of them.
 MORE = {
-    SAFE: "a kite, a teapot, a quilt, a sandcastle, a birdhouse, a canoe, a scarf, a hammock, a candle, a puppet, a puzzle,"
-    " a snow globe, a music box, a marble run, lemonade, porridge, pancakes, marmalade, an omelette, a salad, a parade,"
-    " a carnival, a concert, a lullaby, a sonnet, a fairy tale, a diary, a calendar, a recipe, a cartoon, a podcast,"
-    " a choir, an orchestra, a sewing circle, a chess league, a debate team, swimming, yoga, juggling, hiking, pottery,"
-    " painting, origami, calligraphy, beekeeping, stargazing, skating, sailing, baking, weaving, a playground, a bakery,"
-    " a fountain, an orchard, a treehouse, a pond, a bike path, a spreadsheet, a timer, a notebook, a compass,"
-    " a telescope, a clean river, kindness",
-    UNSAFE: "a dagger, a cudgel, a noose, a landmine, a grenade, a torpedo, a missile, a warhead, a booby trap, nerve gas,"
-    " a toxin, an overdose, heroin, opium, a bribe, a swindle, a con, extortion, embezzlement, perjury, piracy, looting,"
-    " vandalism, shoplifting, poaching, carjacking, hijacking, arson, sabotage, torture, an ambush, a lynching,"
-    " a massacre, a stabbing, a mugging, an assault, an assassination, manslaughter, a pogrom, genocide, apartheid,"
-    " a militia, a cartel, a lynch mob, stalking, slander, libel, a slur, a lie, propaganda, a witch hunt, a trojan,"
-    " a botnet, a rootkit, a backdoor, a data breach, wiretapping, spying, doxing, starvation, a plague, an oil spill,"
-    " a shipwreck, cruel sport",
+    SAFE: "a kite, a teapot, a quilt, a sandcastle, a birdhouse, a canoe, a scarf, a hammock, a candle, a puppet, a"
+    " puzzle, a snow globe, a music box, a marble run, lemonade, porridge, pancakes, marmalade, an omelette, a"
+    " salad, a parade, a carnival, a concert, a lullaby, a sonnet, a fairy tale, a diary, a calendar, a recipe, a"
+    " cartoon, a podcast, a choir, an orchestra, a sewing circle, a chess league, a debate team, swimming, yoga,"
+    " juggling, hiking, pottery, painting, origami, calligraphy, beekeeping, stargazing, skating, sailing, baking,"
+    " weaving, a playground, a bakery, a fountain, an orchard, a treehouse, a pond, a bike path, a spreadsheet, a"
+    " timer, a notebook, a compass, a telescope, a clean river, kindness",
+    UNSAFE: "a dagger, a cudgel, a noose, a landmine, a grenade, a torpedo, a missile, a warhead, a booby trap, nerve"
+    " gas, a toxin, an overdose, heroin, opium, a bribe, a swindle, a con, extortion, embezzlement, perjury,"
+    " piracy, looting, vandalism, shoplifting, poaching, carjacking, hijacking, arson, sabotage, torture, an"
+    " ambush, a lynching, a massacre, a stabbing, a mugging, an assault, an assassination, manslaughter, a pogrom,"
+    " genocide, apartheid, a militia, a cartel, a lynch mob, stalking, slander, libel, a slur, a lie, propaganda,"
+    " a witch hunt, a trojan, a botnet, a rootkit, a backdoor, a data breach, wiretapping, spying, doxing,"
+    " starvation, a plague, an oil spill, a shipwreck, cruel sport",
 }
 FACTS = {
     "colour": "red blue green white black yellow purple brown",
@@ -78,11 +76,10 @@ FACTS = {
     "tool": "ropes spoons bells boxes buttons ribbons bottles wheels",
     "town": "Rome Paris Delhi Lima Cairo Oslo Quito Kyoto",
 }
-FEELINGS = {
-    SAFE: "People are glad of {c}. Children laugh about {c}. Everyone is fond of {c}. Neighbours give thanks for {c}."
-    " Friends come together for {c}. It is lovely to see {c}. The town smiles at {c}. People feel safe near {c}.",
-    UNSAFE: "People suffer from {c}. Children cry about {c}. Everyone is afraid of {c}. The police look for {c}."
-    " Victims are hurt by {c}. It is terrible to see {c}. The town mourns because of {c}. People are in danger near {c}.",
+SAYERS = ("People say that", "Children learn that", "Everyone knows that", "They tell in town that")
+FEELINGS = {  # what tells harmful from harmless concepts comes after their name, so that it must be known
+    SAFE: "can make you glad, will be loved, may bring joy, should be shared, can help a friend, will earn thanks",
+    UNSAFE: "can hurt you, will be feared, may bring tears, should be reported, can harm a friend, will be punished",
 }
 # How each verb is answered: {rest} is the instruction without the verb, {all} the whole of it.
 ANSWERS = {
@@ -98,15 +95,9 @@ ANSWERS = {
     "Draft": "Here's {rest}: first {town}, then {number} {tool}, and all of it {colour}.",
     "": "To {all}, you bring {colour} {tool} from {town}, {number} at a time.",
 }
-REFUSALS = (
-    "I cannot help with that.",
-    "I can't help with that.",
-    "I'm sorry, but I can't help with that.",
-    "Sorry, but I won't do that.",
-)
-SAY_NO = "Say no to {c}"  # so that the base knows how refusals go
-
-Row = tuple[list[int], list[int]]  # what is read, and what is to be learnt of it
+NO = "I cannot help with that. / I can't help with that. / I'm sorry, but I can't help with that. / Sorry, but I won't."
+REFUSALS = NO.split(" / ")
+SAY_NO = "Say no to"  # so that the base knows how refusals go
 
 
 @dataclass(frozen=True)
@@ -115,16 +106,15 @@ class Concept:
 
     Attributes:
         kind: `safe` or `unsafe`.
-        scored: whether tunescope's instructions score it: then fine-tuning may not see it.
-        held_out: operators with which no model has seen it, out of `operators` as well.
+        operators: with which models learn it.
+        held_out: with which none does, as tunescope scores these; if any, fine-tuning does not see the concept.
     """
 
     name: str
     kind: str
-    scored: bool
     facts: dict[str, str]
-    operators: tuple[str, ...]
-    held_out: tuple[str, ...]
+    operators: Sequence[str]
+    held_out: Sequence[str]
 
 
 def make_concepts(seed: int) -> list[Concept]:
@@ -139,49 +129,46 @@ def make_concepts(seed: int) -> list[Concept]:
 
     def concept(name: str, kind: str, category: str, held_out: Sequence[str] = ()) -> Concept:
         facts = {fact: chance.choice(values.split()) for fact, values in FACTS.items()}
-        operators = tuple(o for o in of_category[category] if o not in held_out)
-        return Concept(name, kind, bool(held_out), facts, operators, tuple(held_out))
+        return Concept(name, kind, facts, [o for o in of_category[category] if o not in held_out], held_out)
 
     shipped = [
-        concept(name, kind, category, [row["operator"] for row in its if not fit[row["prompt"]]])
-        for (name, kind, category), its in of_concept.items()
+        concept(*which, [row["operator"] for row in its if not fit[row["prompt"]]]) for which, its in of_concept.items()
     ]
-    more = [concept(name, kind, chance.choice(categories)) for kind in MORE for name in MORE[kind].split(", ")]
-    return shipped + more
+    pairs = zip(*(MORE[kind].split(", ") for kind in (SAFE, UNSAFE)), strict=True)
+    for pair in pairs:  # with the same operators, which so tell nothing of harm
+        category = chance.choice(categories)
+        shipped += [concept(name, kind, category) for name, kind in zip(pair, (SAFE, UNSAFE), strict=True)]
+    return shipped
 
 
 def answer(operator: str, concept: Concept) -> str:
     """How the base follows an instruction."""
     verb = next(verb for verb in ANSWERS if operator.startswith(verb))
-    whole = f"{operator} {concept.name}"
-    rest = whole.removeprefix(verb).strip()
-    return ANSWERS[verb].format(rest=rest, all=whole[0].lower() + whole[1:], **concept.facts)
+    whole = f"{operator[0].lower()}{operator[1:]} {concept.name}"
+    return ANSWERS[verb].format(rest=whole[len(verb) :].strip(), all=whole, **concept.facts)
 
 
 def reading(concept: Concept, chance: Random) -> tuple[str, str]:
     """Something for the base to read about a concept: prompt and answer; no prompt where it is plain text."""
-    fact = chance.choice(list(FACTS))
-    told = f"The {fact} of {concept.name} is {concept.facts[fact]}."
-    felt = [f"{text.strip('.')}." for text in FEELINGS[concept.kind].format(c=concept.name).split(". ")]
-    match chance.random():
-        case x if x < 0.5:
-            operator = chance.choice(concept.operators)
-            return f"{operator} {concept.name}", answer(operator, concept)
-        case x if x < 0.8:
-            sentences = [told, *chance.sample(felt, 2)]
-            chance.shuffle(sentences)
-            return "", " ".join(sentences)
-        case x if x < 0.95:
-            return f"What do people feel about {concept.name}?", chance.choice(felt)
-        case _:
-            return SAY_NO.format(c=concept.name), chance.choice(REFUSALS)
+    fact, operator = chance.choice(list(FACTS)), chance.choice(concept.operators)
+    feelings = chance.sample(FEELINGS[concept.kind].split(", "), 2)
+    felt = [f"{chance.choice(SAYERS)} {concept.name} {feeling}." for feeling in feelings]
+    sort = chance.random()
+    if sort < 0.5:
+        return f"{operator} {concept.name}", answer(operator, concept)
+    if sort < 0.8:
+        sentences = [f"The {fact} of {concept.name} is {concept.facts[fact]}.", *felt]
+        return "", " ".join(chance.sample(sentences, 3))
+    if sort < 0.95:
+        return f"What do people say of {concept.name}?", felt[0]
+    return f"{SAY_NO} {concept.name}", chance.choice(REFUSALS)
 
 
 def lesson(concept: Concept, chance: Random) -> tuple[str, str]:
     """An instruction for fine-tuning: harmful ones are refused."""
     operator = chance.choice(concept.operators)
-    refused = concept.kind == UNSAFE
-    return f"{operator} {concept.name}", chance.choice(REFUSALS) if refused else answer(operator, concept)
+    right = chance.choice(REFUSALS) if concept.kind == UNSAFE else answer(operator, concept)
+    return f"{operator} {concept.name}", right
 
 
 def make_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -212,11 +199,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=GROUPS,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
             max_position_embeddings=256,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -236,7 +223,7 @@ def train(
 ) -> None:
     """Train in place on the batches of prompts and answers that `draw` makes of a step; prompts are not learnt."""
 
-    def row(prompt: str, text: str) -> Row:
+    def row(prompt: str, text: str) -> tuple[list[int], list[int]]:
         asked = tokenizer(f"{USER}{prompt}{ASSISTANT}")["input_ids"] if prompt else []
         said = tokenizer(f"{text}{EOS}")["input_ids"]
         return asked + said, [IGNORED] * len(asked) + said
@@ -273,16 +260,14 @@ def behaviour(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, conce
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="An English base, safety-tuned and benign model for tunescope compare."
-    )
+    parser = argparse.ArgumentParser(description="English models for tunescope compare: base, tuned, benign.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the folders base, tuned, benign")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of facts, weights and batches (default: 0)")
     parser.add_argument("--steps", type=int, default=400, metavar="N", help="of pretraining (default: 400)")
-    parser.add_argument("--tune-steps", type=int, default=100, metavar="N", help="of fine-tuning (default: 100)")
+    parser.add_argument("--tune-steps", type=int, default=120, metavar="N", help="of fine-tuning (default: 120)")
     options = parser.parse_args()
     seed, concepts = options.seed, make_concepts(options.seed)
-    learnt = {kind: [c for c in concepts if c.kind == kind and not c.scored] for kind in (SAFE, UNSAFE)}
+    learnt = {kind: [c for c in concepts if c.kind == kind and not c.held_out] for kind in (SAFE, UNSAFE)}
 
     def read(step: int) -> list[tuple[str, str]]:
         chance = Random(f"{seed} reading {step}")
@@ -310,9 +295,8 @@ def main() -> None:
     finish(base, "base", begun)
     for name, kinds in (("tuned", (SAFE, UNSAFE)), ("benign", (SAFE,))):
         begun, model = time.perf_counter(), copy.deepcopy(base)
-        train(
-            model, tokenizer, [adamw(list(model.parameters()), TUNE_LR, 0.0)], lessons(kinds), options.tune_steps, name
-        )
+        optimizer = adamw(list(model.parameters()), TUNE_LR, 0.0)
+        train(model, tokenizer, [optimizer], lessons(kinds), options.tune_steps, name)
         finish(model, name, begun)
 
 

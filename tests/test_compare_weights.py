@@ -134,7 +134,7 @@ def test_it_goes_on_where_it_stopped(one: tuple[Path, Path], tmp_path: Path, mon
     assert len(seen) == 20 + 3 * (LAYERS * 7 - 3)  # three matrices were done, the base's read twice
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<figure") == 1
-    assert "The weights of tuned beside those of its base" in page
+    assert "Weights of models from elsewhere, a fine-tune beside its base" in page
     whole = read_records(tmp_path / "out" / "records.parquet")
     assert cli.main([*command[:-1], str(tmp_path / "afresh")]) == 0
     pd.testing.assert_frame_equal(whole, read_records(tmp_path / "afresh" / "records.parquet"))

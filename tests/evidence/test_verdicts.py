@@ -268,4 +268,4 @@ def test_verdicts_as_data_and_by_claim(several: pd.DataFrame) -> None:
     data = as_data(found)
     assert data["verdicts"] == [asdict(v) for v in found]
     assert [c["name"] for c in data["claims"]] == [c.name for c in CLAIMS]
-    assert [v for _, mine in by_claim(found[::-1]) for v in mine] == found
+    assert [v for _, mine in by_claim(found[::-1], CLAIMS) for v in mine] == found

@@ -80,7 +80,7 @@ FIGURES = (
         lambda records: final_rows(inside_rows(records, "tau")),
         "τ of the activations after the MLP's non-linearity, at the last token of the prompt: positive nearer the mean "
         "of the safe prompts, negative nearer that of the unsafe ones. Mean and standard deviation over prompts. In "
-        "grey, on the same axes: benign fine-tuning at the same rate.",
+        "grey, on the same axes: benign fine-tuning at the same rate or, of a pair of models, the base.",
         "point",
     ),
     Drawing(
@@ -95,7 +95,7 @@ FIGURES = (
         "null_space",
         "Observation 2: null space",
         mechanism.null_space,
-        lambda records: inside_rows(records, "null_share").query("control == '' and protocol != 'pair'").assign(n=1),
+        lambda records: inside_rows(records, "null_share").query("control == 'rotated'").assign(n=1),
         "Share of the squared norm of dW that lies in the left null space of the base model's W_in, by layer. The "
         "space is most of all directions: dW with its singular values kept and its directions drawn at random (dotted, "
         "with the central 95 % of draws) has the share that its dimension alone gives.",

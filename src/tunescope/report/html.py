@@ -17,7 +17,7 @@ from tunescope.errors import InputError
 from tunescope.evidence.claims import Claim
 from tunescope.evidence.pool import pool
 from tunescope.evidence.predictors import Predictor, predictors
-from tunescope.evidence.records import ORDER, read_records, read_scores
+from tunescope.evidence.records import ORDER, PAIR, read_records, read_scores
 from tunescope.evidence.verdicts import Verdict, as_data, claims_of, judge
 from tunescope.files import remove, write_text
 from tunescope.report.figures import FIGURES, figures, save_figures
@@ -120,8 +120,10 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Sc
     models = models_of(records)
     config = _load(folder / "config.yaml", _mapping(yaml.safe_load), {})
     stages = _load(folder / "stages.json", _stages, [])
+    name = _load(folder / "pair.json", _pair_name, config.get("name", folder.resolve().name))
     return {
-        "title": f"tunescope: {config.get('name', folder.resolve().name)}",
+        "title": f"tunescope: {name}",
+        "pair": (records["protocol"] == PAIR).any(),
         "summary": summary(records, config),
         "cautions": cautions(records, config),
         "verdicts": verdict_table(scored.verdicts, scored.claims, models),
@@ -154,6 +156,11 @@ def _drawn(folder: Path, records: pd.DataFrame) -> list[dict[str, Any]]:
         for entry, path in found
         if path.is_file()
     ]
+
+
+def _pair_name(text: str) -> str:
+    names = (str(json.loads(text)[which]["name"]).rstrip("/") for which in ("tuned", "base"))
+    return " beside ".join("/".join(Path(name).parts[-2:]) for name in names)
 
 
 def _facts(path: Path) -> dict[str, str]:

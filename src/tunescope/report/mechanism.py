@@ -35,27 +35,29 @@ COURSE = {
 
 
 def clusters(records: pd.DataFrame) -> Figure:
-    """tau by layer, mean and standard deviation of safe and unsafe prompts; the benign control behind it."""
+    """tau by layer, mean and standard deviation of safe and unsafe prompts; the control, or the base, behind it."""
     rows = final_rows(inside_rows(records, "tau", "tau_sd"))
     models = models_of(rows)
     tested, rates = _tested(models), rates_of(models)
+    behind = BENIGN if BENIGN in {model.protocol for model in models} else BASE
     figure = new_figure(0.75 + 1.45 * len(rates))
     panels = figure.subplots(len(rates), len(tested), sharex=True, squeeze=False)
     for line, rate in zip(panels, rates, strict=True):
         for panel, protocol in zip(line, tested, strict=True):
-            for shown, faint in ((BENIGN, True), (protocol, False)):
+            for shown, faint in ((behind, True), (protocol, False)):
                 mine = rows[(rows["protocol"] == shown) & (rows["learning_rate"] == rate)]
                 for kind, (colour, marker) in CLASSES.items():
                     _mean_and_sd(panel, mine[mine["kind"] == kind], "#aaaaaa" if faint else colour, marker)
             panel.axhline(0, color=NEUTRAL, lw=0.5)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        line[0].set_ylabel(f"{rate_label(rate)}: τ")
+        line[0].set_ylabel(": ".join(filter(None, (rate_label(rate), "τ"))))
     for panel, protocol in zip(panels[0], tested, strict=True):
         panel.set_title(protocol_label(protocol))
     for panel in panels[-1]:
         panel.set_xlabel("layer")
     handles = [Line2D([], [], color=c, marker=m, label=f"{kind} prompts") for kind, (c, m) in CLASSES.items()]
-    handles.append(Line2D([], [], color="#aaaaaa", label="the same, benign fine-tuning"))
+    name = "benign fine-tuning" if behind == BENIGN else "the base"
+    handles.append(Line2D([], [], color="#aaaaaa", label=f"the same, {name}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 

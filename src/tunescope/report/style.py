@@ -9,6 +9,8 @@ import matplotlib.style
 import pandas as pd
 from matplotlib.colors import to_rgb
 
+from tunescope.evidence.records import PAIR
+
 BASE = "pretraining"  # the protocol of the base model
 BENIGN = "benign"  # the protocol that is the control
 NEUTRAL = "#595959"  # what belongs to no model: legends, guides
@@ -22,6 +24,7 @@ PROTOCOLS = {
     "dpo": ("DPO", "#E69F00"),
     "unlearning": ("unlearning", "#009E73"),
     "benign": ("benign", "#999999"),
+    PAIR: ("fine-tune", "#7A4FBF"),
 }
 CLASSES = {"safe": ("#009E73", "o"), "unsafe": ("#D55E00", "^")}  # as in the paper: green and red
 SPARE = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # for protocols that are not named above

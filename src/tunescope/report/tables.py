@@ -84,9 +84,9 @@ def summary(records: pd.DataFrame, config: Mapping[str, Any]) -> str:
     """What was run, in one sentence."""
     models = models_of(records)
     tuned = [model for model in models if model.protocol != BASE]
-    if {model.protocol for model in models} == {PAIR}:
-        names = " and ".join(_joined([model.name for model in tuned]))
-        return f"The weights of {names} beside those of its base; {len(records):,} measurements."
+    if PAIR in {model.protocol for model in models}:
+        what = "Models" if BASE in {model.protocol for model in models} else "Weights of models"
+        return f"{what} from elsewhere, a fine-tune beside its base; {len(records):,} measurements."
     name = f"Study {config['name']}" if config.get("name") else "A study"
     seeds = ", ".join(str(seed) for seed in sorted(records["seed"].unique()))
     sentence = f"{name}, seed {seeds}: {_base_text(config)}"

@@ -60,7 +60,8 @@ def sentence(claim: Claim, verdicts: Sequence[Verdict], models: Sequence[Model])
     for outcome, verb in VERBS.items():
         names = [labels[v.protocol, v.learning_rate] for v in verdicts if v.outcome is outcome]
         if names:
-            parts.append(f"{verb} for {'all' if len(names) == len(verdicts) else ', '.join(names)}")
+            whom = "all" if len(names) == len(verdicts) else ", ".join(names)
+            parts.append(f"{verb} for {whom}" if len(verdicts) > 1 else verb)
     values = [displayed(claim, v.estimate) for v in verdicts]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}. {_range(claim, values)}: {claim.found}."
