@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tunescope import cli
 from tunescope.compare.how import How
 from tunescope.compare.models import compare_models
 from tunescope.config import ProbeConfig, Study
+from tunescope.errors import InputError
 from tunescope.evidence.records import read_records, read_scores
 from tunescope.models.checkpoint import load_tokenizer, save_model
 from tunescope.models.sites import stored_name, weight
@@ -74,7 +76,7 @@ def test_the_labs_models_give_the_numbers_of_the_study(tiny_run: Path, tmp_path:
     expected = read_records(tiny_run / "records.parquet")
     final = expected[expected["step"] == expected.groupby("model")["step"].transform("max")]
     for name, model in (("base", "base"), ("tuned", "ssft-eta_m")):
-        mine = numbers(found[(found["model"] == name) & ~found["metric"].str.contains("refusal|compliance")])
+        mine = numbers(found[(found["model"] == name) & ~found["metric"].str.contains("refusal|compliance|opening")])
         theirs = numbers(final[final["model"] == model].assign(model=name))
         assert mine.index.is_unique
         assert len(mine) > (25 if name == "base" else 100)
@@ -165,7 +167,7 @@ def test_a_change_planted_in_any_family_is_found(architecture: str, prompts: tup
     assert value(own, metric="relative_norm", **about) == pytest.approx(size, rel=1e-3)
     others = own[(own["metric"] == "relative_norm") & ~((own["layer"] == 1) & (own["site"] == "W_in"))]
     assert (others["value"] == 0).all()
-    assert value(own, metric="gain", layer=0, kind="safe") == 0
+    assert set(own.loc[own["metric"] == "gain", "layer"]) == {1}
     assert value(own, metric="gain", layer=1, kind="safe") > 0
     # Before layer 1 nothing has changed, so that what comes into it is the base's.
     for kind in ("safe", "unsafe", "mixed"):
@@ -214,6 +216,10 @@ def test_it_goes_on_where_it_stopped(
         with pytest.raises(KeyboardInterrupt):
             compare_models(*pair, out, how(prompts), config=PROBES)
     before = (out / "parts/probe-base.parquet").stat().st_mtime_ns
+    (tmp_path / "other.json").write_text('{"refusal": ["yes"]}')
+    other = replace(how(prompts), openings=str(tmp_path / "other.json"))
+    with pytest.raises(InputError, match="a comparison of another read"):
+        compare_models(*pair, out, other, config=PROBES)
     compare_models(*pair, out, how(prompts), config=PROBES)
     assert (out / "parts/probe-base.parquet").stat().st_mtime_ns == before
     compare_models(*pair, tmp_path / "afresh", how(prompts), config=PROBES)
@@ -234,8 +240,12 @@ def test_an_adapter_is_the_model_that_it_makes(prompts: tuple[str, ...], tmp_pat
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 1}
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
     before, after = save(base, tmp_path / "base"), save(tuned, tmp_path / "tuned")
+    with pytest.raises(InputError, match="merge it first"):
+        compare_models(before, str(tmp_path / "adapter"), tmp_path / "spread", how(prompts, memory=("cpu=12KB",)))
     for name, other in (("whole", after), ("lora", str(tmp_path / "adapter"))):
         compare_models(before, other, tmp_path / name, how(prompts), config=PROBES)
+    # W_in is as it was: there are no claims on what its change does.
+    assert "log_gain" not in set(read_scores(tmp_path / "lora/scores.parquet")["metric"])
     whole, lora = (numbers(read_records(tmp_path / name / "records.parquet")) for name in ("whole", "lora"))
     # The factors' rank is exact; that of the difference of rounded matrices is not.
     same = ~whole.index.get_level_values("metric").isin(["effective_rank", "null_share", "principal_angle"])
@@ -253,7 +263,10 @@ def test_a_model_that_is_partly_on_disk_gives_the_same_activations(
     compare_models(*pair, tmp_path / "spread", how(prompts, memory=("cpu=12KB",)), config=PROBES)
     whole, spread = (numbers(read_records(tmp_path / name / "records.parquet")) for name in ("whole", "spread"))
     missing = set(whole.index.get_level_values("metric")) - set(spread.index.get_level_values("metric"))
-    assert missing == {"sensitivity", "sensitivity_sd", "jacobian_norm", "jacobian_norm_sd"}
+    assert missing == {
+        *("sensitivity", "sensitivity_sd", "jacobian_norm", "jacobian_norm_sd"),
+        *("refusal_intact", "refusal_without_direction"),
+    }
     pd.testing.assert_series_equal(whole.loc[spread.index], spread, rtol=1e-4, atol=1e-5)
 
 
@@ -291,5 +304,11 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     refused(["compare", *pair, *out, "--prompts", one_sided], "0 unsafe ones")
     refused(["compare", *pair, *out], "cannot read")  # the shipped ones, in words that are none of its own
     refused(["compare", *pair, *out, "--prompts", *prompts, "--memory", "much"], "--memory", "cpu=SIZE")
+    refused(["compare", *pair, *out, "--prompts", *prompts, "--memory", "77=2GiB"], "--memory", "no such GPU")
+    refused(
+        ["compare", *pair, *out, "--prompts", *prompts, "--new-tokens", "40"],
+        "takes 32 tokens",
+        "prompt and its answer",
+    )
     refused(["compare", *pair, *out, "--prompts", *prompts, "--new-tokens", "0"], "--new-tokens")
-    assert not (tmp_path / "out" / "records.parquet").exists()
+    assert not (tmp_path / "out").exists()

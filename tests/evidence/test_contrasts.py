@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tunescope.evidence import contrasts
-from tunescope.evidence.contrasts import Contrast, once, over_draws, over_prompts, over_seeds, weighted
+from tunescope.evidence.contrasts import (
+    Contrast,
+    once,
+    over_draws,
+    over_prompts,
+    over_prompts_and_draws,
+    over_seeds,
+    weighted,
+)
 
 WEIGHTS = {"unsafe": 1.0, "safe": -1.0}
 REPEATS = 200
@@ -184,6 +192,27 @@ def test_seeds_without_a_p_of_their_own_are_flipped() -> None:
 @pytest.mark.parametrize("one", [once(0.3), Contrast(0.3, 0.1, 0.5, 0.02, "prompts", 9)])
 def test_one_seed_is_what_it_was(one: Contrast) -> None:
     assert over_seeds([one], rng()) == one
+
+
+def test_draws_of_a_control_vary_as_well_as_prompts() -> None:
+    """Where dW is itself a random draw, a contrast with many draws is called an effect as often as it should."""
+    p = []
+    for i in range(200):
+        draws = {kind: rng(10 * i + kind_number).normal(size=101) for kind_number, kind in enumerate(WEIGHTS)}
+        own = {kind: values[0] + rng(10 * i + 9).normal(scale=0.1, size=40) for kind, values in draws.items()}
+        p.append(over_prompts_and_draws(own, {k: v[1:] for k, v in draws.items()}, WEIGHTS, rng(i)))
+    assert plausible(sum(c.p <= 0.05 for c in p), 0.05, n=200)
+    assert np.mean([c.low <= 0 <= c.high for c in p]) > 0.9
+
+
+def test_a_planted_effect_is_beyond_all_draws() -> None:
+    draws = {kind: rng(10 + i).normal(scale=0.1, size=100) for i, kind in enumerate(WEIGHTS)}
+    own = {kind: WEIGHTS[kind] + rng(20 + i).normal(scale=0.1, size=40) for i, kind in enumerate(WEIGHTS)}
+    found = over_prompts_and_draws(own, draws, WEIGHTS, rng())
+    assert found.estimate == pytest.approx(sum(w * w for w in WEIGHTS.values()), abs=0.1)
+    assert (found.over, found.n, found.p) == ("draws", 100, pytest.approx(1 / 101))
+    assert found.low is not None
+    assert found.low > 1
 
 
 def test_once_has_no_interval() -> None:

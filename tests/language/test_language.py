@@ -71,7 +71,7 @@ def test_tables_with_labels(form: str, column: str, tmp_path: Path) -> None:
 
 def test_files_of_one_kind_and_a_split_of_ones_own(tmp_path: Path) -> None:
     for kind in (*SIDES, "suffix"):
-        (tmp_path / f"{kind}.txt").write_text("\n".join(TEXTS.get(kind, ["unsafe prompt 1 !!"])))
+        (tmp_path / f"{kind}.txt").write_text("\n".join(TEXTS.get(kind, [f"unsafe prompt {i} !!" for i in range(5)])))
     files = [f"{kind}={tmp_path}/{kind}.txt" for kind in (*SIDES, "suffix")]
     found = read_prompts(files)
     assert {(p.kind, p.fit) for p in found} == {("suffix", False), *((kind, fit) for kind in SIDES for fit in (0, 1))}
@@ -94,6 +94,7 @@ def test_files_of_one_kind_and_a_split_of_ones_own(tmp_path: Path) -> None:
         ("a.csv", "prompt,label\nhello,perhaps\n", ["row 1", "'perhaps'", "harmless"]),
         ("a.csv", "prompt,label\n ,safe\n", ["row 1", "where a prompt is wanted"]),
         ("a.csv", "prompt,label\nhello,safe\n", ["at least 4"]),
+        ("a.csv", "prompt,label\n", ["holds no prompts"]),
         ("a.csv", "prompt,label,split\nhello,safe,third\n", ["'third'", "fit or score"]),
         ("a.docx", "hello", [".docx", ".jsonl"]),
         ("a.jsonl", "{", ["cannot be read"]),
@@ -108,7 +109,13 @@ def test_bad_files(name: str, text: str, says: list[str], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("sources", "says"),
-    [(["none.csv"], "no such file"), (["safe=none.csv"], "no such file"), (["safe={safe}"], "0 unsafe ones")],
+    [
+        (["none.csv"], "no such file"),
+        (["safe=none.csv"], "no such file"),
+        (["safe={safe}"], "0 unsafe ones"),
+        (["unsafe@gcg=none.csv"], "no name of a kind"),
+        (["harmless={safe}"], "0 unsafe ones"),
+    ],
 )
 def test_bad_sources(sources: list[str], says: str, tmp_path: Path) -> None:
     (tmp_path / "safe.txt").write_text("\n".join(TEXTS["safe"]))
@@ -173,7 +180,7 @@ def probability(model: PreTrainedModel, prompt: list[int], answer: list[int]) ->
 @pytest.mark.parametrize("compliance", [[], [[6], [7, 8]]])
 def test_the_margin_is_the_odds_of_the_openings(model: PreTrainedModel, rows: int, compliance: list) -> None:
     prompts, refusal = [[1, 2, 3], [4, 5, 3]], [[9, 10], [11]]
-    found = refusal_margin(
+    found, share = refusal_margin(
         model,
         Inputs(torch.tensor(prompts)),
         list(map(torch.tensor, refusal)),
@@ -183,6 +190,7 @@ def test_the_margin_is_the_odds_of_the_openings(model: PreTrainedModel, rows: in
     for value, prompt in zip(found.exp().tolist(), prompts, strict=True):
         no, yes = (sum(probability(model, prompt, o) for o in openings) for openings in (refusal, compliance))
         assert value == pytest.approx(no / (yes or 1 - no), rel=1e-4)
+        assert any(each == pytest.approx(no + yes, rel=1e-4) for each in share.tolist())
 
 
 WORDS = ["<eos>", "<pad>", "<user>", "<assistant>", "make", "a", "lamp", "please"]
@@ -204,7 +212,7 @@ def test_prompts_are_padded_on_the_left_and_templates_applied() -> None:
 
 
 def test_a_prompt_that_cannot_be_read_is_named() -> None:
-    with pytest.raises(InputError, match="cannot read 'make unknown'"):
+    with pytest.raises(InputError, match="cannot read 'make unknown"):
         encode(build_tokenizer(WORDS), ["make unknown"], CPU, template=None)
     with pytest.raises(InputError, match="makes nothing of"):
         encode(build_tokenizer(WORDS), [" "], CPU, template=None)
@@ -213,7 +221,7 @@ def test_a_prompt_that_cannot_be_read_is_named() -> None:
 def test_padding_changes_no_number(model: PreTrainedModel, close: Callable[..., None]) -> None:
     ids, openings = torch.tensor([[3, 4, 5]]), [torch.tensor([9, 10])]
     padded = Inputs(torch.tensor([[0, 0, 3, 4, 5]]), torch.tensor([[0, 0, 0, 1, 2]]), torch.tensor([[0, 0, 1, 1, 1]]))
-    close(*(refusal_margin(model, inputs, openings, [], 4) for inputs in (Inputs(ids), padded)))
+    close(*(refusal_margin(model, inputs, openings, [], 4)[0] for inputs in (Inputs(ids), padded)))
 
 
 @pytest.fixture

@@ -143,17 +143,9 @@ def test_every_number_of_the_base_is_finite_and_none_is_of_a_change(base: PreTra
 def test_a_model_equal_to_its_base_changes_nothing(base: PreTrainedModel) -> None:
     found = look(deepcopy(base), base)
     assert_sound(found)
-    for kind in SAMPLE.score:
-        assert value(found, "gain", kind=kind, layer=1, control="") == 0
-        assert set(scores(found, "log_gain", kind, layer=1)) == {math.log(1e-12)}
-    for metric in ("gain", "row_projection", "gain_of_base_input"):
-        assert value(found, f"{metric}_auc", layer=1, control="") == 0.5
-        assert value(found, f"{metric}_ratio", layer=1, control="") == 1
-    for metric in ("relative_norm", "principal_angle"):
-        assert {r.value for r in found.records if r.metric == metric} == {0}
-    assert not [r for r in found.records if r.metric in ("effective_rank", "stable_rank")]
-    assert scores(found, "null_share").tolist() == [0]
-    assert set(scores(found, "null_share", control="rotated")) == {0}
+    assert {r.value for r in found.records if r.metric == "relative_norm"} == {0}
+    of_dw = ("gain", "log_gain", "row_projection", "null_share", "effective_rank", "stable_rank", "principal_angle")
+    assert not [r for r in (*found.records, *found.scores) if r.metric in of_dw]
 
 
 def test_nothing_depends_on_how_many_prompts_go_through_at_once(

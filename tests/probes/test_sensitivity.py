@@ -69,6 +69,13 @@ def test_a_map_that_is_flat_has_norm_zero() -> None:
     assert top_logit_gradient(function, x).tolist() == [0.0] * N
 
 
+def test_jacobian_norm_does_not_overflow_in_half_precision() -> None:
+    """The square of the norm is beyond float16's largest number."""
+    x, start = draw(2, 1, 3).half(), draw(2, 1, 3, scope="start")
+    found = jacobian_norm(lambda inputs: 700 * inputs.flatten(1), x, start, 4)
+    torch.testing.assert_close(found, torch.full((2,), 700.0).double(), rtol=2e-3, atol=0)
+
+
 def test_top_logit_gradient_is_the_norm_of_the_winning_row() -> None:
     jacobians, x, winner = draw(N, OUT, T * WIDTH), draw(N, T, WIDTH), torch.tensor([0, 6, 3, 3])
     offset = 1e4 * torch.nn.functional.one_hot(winner, OUT).double()

@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from accelerate.utils import convert_file_size_to_int
+
 from tunescope.config import ProbeConfig
 from tunescope.errors import InputError
+from tunescope.models.checkpoint import first_line
 
 Format = Literal["auto", "chat", "plain"]
 # Fewer prompts and steps than in a study where each costs much; `rows` is halved until there is memory enough.
@@ -42,8 +46,22 @@ DEFAULT = How()
 
 
 def limits(memory: Sequence[str]) -> dict[int | str, str]:
-    """Of texts such as `cpu=8GiB` and `0=20GiB`, for the first GPU."""
-    pairs = [text.partition("=")[::2] for text in memory]
-    if bad := [f"{name}={size}" for name, size in pairs if not (name == "cpu" or name.isdecimal()) or not size]:
-        raise InputError(f"--memory: {bad[0]}: must be cpu=SIZE, or the number of a GPU, as in 0=20GiB")
-    return {int(name) if name.isdecimal() else name: size for name, size in pairs}
+    """Of texts such as `cpu=8GiB` and `0=20GiB`, for the first GPU.
+
+    Raises:
+        InputError: one is neither, or there is no such GPU.
+    """
+    found: dict[int | str, str] = {}
+    for text in memory:
+        name, _, size = text.partition("=")
+        try:
+            convert_file_size_to_int(size)
+            place = name if name == "cpu" else int(name)
+            if place != "cpu" and place not in range(torch.cuda.device_count()):
+                raise ValueError("no such GPU")
+        except ValueError as error:
+            raise InputError(
+                f"--memory: {text}: must be cpu=SIZE, or the number of a GPU here, as in 0=20GiB ({first_line(error)})"
+            ) from error
+        found[place] = size
+    return found

@@ -5,9 +5,8 @@ One model is in memory at a time; weight matrices are read from disk, a layer at
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,15 +20,16 @@ from transformers import PreTrainedModel
 from tunescope import __version__
 from tunescope.compare.how import DEFAULT, PROBES, How, limits
 from tunescope.compare.reading import Reading
-from tunescope.compare.sources import DESCRIPTION, check, opened, sources, told
+from tunescope.compare.sources import DESCRIPTION, check, explained, opened, sources, told
 from tunescope.config import ComputeConfig, ProbeConfig
+from tunescope.errors import InputError
 from tunescope.evidence.records import PAIR, SCORES_SCHEMA, Subject, merge_tables, write_records, write_scores
 from tunescope.files import atomic_path, sweep, write_text
 from tunescope.folders import locked
 from tunescope.language.refusals import Judge, matches_refusal
 from tunescope.measure.activations import read_inputs
 from tunescope.measure.findings import Findings
-from tunescope.measure.inside import Origin, look_inside
+from tunescope.measure.inside import Origin, gradient_norms, look_inside
 from tunescope.models.checkpoint import Spread, load_model
 from tunescope.models.compute import deterministic, resolve
 from tunescope.models.inputs import Inputs
@@ -74,18 +74,23 @@ def compare_models(
     device = resolve(ComputeConfig(device=how.device)).device
     before, after = sources(base, tuned, *_TEXT)
     pair = opened(before.folder, after.folder)
-    reading = Reading({"base": before, "tuned": after}, how, device)
+    if isinstance(pair.tuned, Adapter) and how.memory:
+        raise InputError(f"{tuned}: an adapter cannot be put into a model that is spread (--memory); merge it first")
+    whole = pair.base if isinstance(pair.tuned, Adapter) else pair.tuned
+    configs = {"base": pair.base.config, "tuned": whole.config}
+    reading = Reading({"base": before, "tuned": after}, how, configs, device)
     reading.require_readable()
     this = _Comparison(reading, pair, out, how, config, judge)
     check(out, this.told)
     with locked(out), deterministic(device):
         sweep(out)
+        write_text(out / DESCRIPTION, json.dumps(this.told, indent=1))
         for folder in ("stages", "parts"):
             (out / folder).mkdir(exist_ok=True)
-        write_text(out / DESCRIPTION, json.dumps(this.told, indent=1))
         stages = this.stages()
         for number, stage in enumerate(stages, 1):
-            done = run_stage(stage, out)
+            with explained(stage.name):
+                done = run_stage(stage, out)
             say(f"[{number}/{len(stages)}] {stage.name}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
         write_text(out / "stages.json", json.dumps(times(stages, out), indent=1))
         return render(out)
@@ -106,9 +111,12 @@ class _Comparison:
         return {
             "version": __version__,
             **{which: told(source) for which, source in self.reading.sources.items()},
-            "choices": asdict(self.how) | {"prompts": list(self.how.prompts), "memory": list(self.how.memory)},
+            # Not where it runs: that may be mended when memory was too small.
+            "choices": {k: getattr(self.how, k) for k in ("dtype", "new_tokens", "seed")},
+            "judge": f"{self.judge.__module__}.{getattr(self.judge, '__qualname__', self.judge)}",
             "formats": {which: "chat" if template else "plain" for which, template in self.reading.templates.items()},
-            "prompts": _digest([asdict(prompt) for prompt in self.reading.prompts]),
+            "prompts": list(self.how.prompts) or "those of tunescope",
+            "read": self.reading.told(),
             "probes": self.config.model_dump(mode="json"),
         }
 
@@ -119,7 +127,7 @@ class _Comparison:
             (self.probe, "probe", "base", ("inputs-base.safetensors",)),
             (self.probe, "probe", "tuned", ()),
         ]
-        stages: list[Stage] = []
+        stages = [Stage("check", self.told, (), ("parts/checked.json",), self.check)]
         for run, name, which, more in parts:
             outputs = (f"parts/{name}-{which}.parquet", f"parts/scores-{name}-{which}.parquet")
             after = tuple(s for s in stages if name == "probe" and s.name == "probe-base")
@@ -128,14 +136,21 @@ class _Comparison:
         tables = ("records.parquet", "scores.parquet", "examples.json")
         return [*stages, Stage("records", None, tuple(stages), tables, self.join)]
 
+    def check(self, _: Path) -> None:
+        """Reads every matrix once, before any work: one that is not finite is an error."""
+        names = [(layer, name) for layer in range(self.pair.layers) for name in self.pair.names]
+        for layer, name in tqdm(names, desc="checking matrices", leave=False, disable=None):
+            self.pair.delta(layer, name)
+        write_text(self.out / "parts/checked.json", json.dumps({"matrices": len(names)}))
+
     def behave(self, which: str, _: Path) -> None:
         """Answers to every scored prompt, whether they refuse, and the odds that they begin with a refusal."""
         model, texts_of = self.load(which), self.reading.texts(fit=False)
 
-        def ask(rows: int) -> dict[str, tuple[Tensor, Tensor]]:
-            def both(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        def ask(rows: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+            def both(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
                 said = generate(model, inputs, self.how.new_tokens, torch.float32, rows)
-                return self.reading.margin(which, model, inputs, rows), said
+                return *self.reading.margin(which, model, inputs, rows), said
 
             of_kinds = tqdm(
                 self.reading.scored(which).items(), desc=f"answers of {which}", unit="kind", leave=False, disable=None
@@ -143,11 +158,12 @@ class _Comparison:
             return {kind: both(inputs) for kind, inputs in of_kinds}
 
         found, shown = Findings(self.subject(which)), []
-        for kind, (margin, new) in self.rows(ask).items():
+        for kind, (margin, share, new) in self.rows(ask).items():
             texts, where = texts_of[kind], {"kind": kind}
             found.mean("refusal_margin", margin, **where)
             found.score("refusal_margin", margin, **where)
             found.rate("refusal_by_odds", margin > 0, **where)
+            found.mean("opening_share", share, **where)
             answers = self.reading.tokenizers[which].batch_decode(new, skip_special_tokens=True)
             refused = torch.tensor(list(self.judge(texts, answers)))
             found.rate("refusal", refused, **where)
@@ -167,18 +183,23 @@ class _Comparison:
         origin = Origin(self.pair, _unflat(load_file(kept))) if which == "tuned" else None
         stream = Stream.named(self.how.seed, "probes")
 
-        def look(rows: int) -> tuple[Findings, dict[str, Stored]]:
-            def refused(changed: PreTrainedModel, inputs: Inputs) -> Tensor:
-                return self.reading.margin(which, changed, inputs, rows) > 0
+        def fits(rows: int) -> int:
+            read_inputs(model, sample.first(rows), rows)
+            if not any(parameter.is_meta for parameter in model.parameters()):
+                for prompts in sample.score.values():
+                    gradient_norms(model, prompts[:rows], rows)
+            return rows
 
-            config = self.config.model_copy(update={"rows": rows})
-            found = look_inside(self.subject(which), model, origin, sample, config, refused, stream, LARGE)
-            return found, {} if origin else read_inputs(model, sample, rows)
+        rows = self.rows(fits)  # tried beforehand, so that no work on matrices is lost to it
 
-        found, inputs = self.rows(look)
+        def refused(changed: PreTrainedModel, inputs: Inputs) -> Tensor:
+            return self.reading.margin(which, changed, inputs, rows)[0] > 0
+
+        config = self.config.model_copy(update={"rows": rows})
+        found = look_inside(self.subject(which), model, origin, sample, config, refused, stream, LARGE)
         if which == "base":
             with atomic_path(kept) as temporary:
-                save_file(_flat(inputs), temporary)
+                save_file(_flat(read_inputs(model, sample, rows)), temporary)
         self.write(f"probe-{which}", found)
 
     def join(self, _: Path) -> None:
@@ -215,7 +236,12 @@ class _Comparison:
         def named(batch_size: int) -> Found:  # accelerate looks at the name of the argument
             return run(batch_size)
 
-        found: Found = find_executable_batch_size(named, starting_batch_size=self.config.rows)()
+        try:
+            found: Found = find_executable_batch_size(named, starting_batch_size=self.config.rows)()
+        except RuntimeError as error:
+            if "No executable batch size" not in str(error):
+                raise
+            raise InputError("memory is too small for a single prompt; try --dtype bfloat16, or --memory") from error
         return found
 
     def write(self, part: str, found: Findings) -> None:
@@ -233,7 +259,3 @@ def _unflat(tensors: Mapping[str, Tensor]) -> dict[str, dict[Site, Tensor]]:
         site, _, kind = name.partition(" ")
         out.setdefault(kind, {})[Site.parse(site)] = a
     return out
-
-
-def _digest(content: Any) -> str:
-    return sha256(json.dumps(content).encode()).hexdigest()

@@ -1,13 +1,15 @@
 """How the prompts of a comparison reach its two models: formats, tokens, and the openings that tell refusals."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunescope.compare.how import How
 from tunescope.errors import InputError
@@ -26,6 +28,7 @@ class Reading:
 
     sources: dict[str, Source]
     how: How
+    configs: dict[str, PreTrainedConfig]
     device: torch.device
 
     @cached_property
@@ -45,7 +48,10 @@ class Reading:
     @cached_property
     def templates(self) -> dict[str, str | None]:
         """The chat template of each model's prompts; None where they are plain."""
-        own = {which: tokenizer.chat_template for which, tokenizer in self.tokenizers.items()}
+        own = {
+            which: tokenizer.get_chat_template() if tokenizer.chat_template else None
+            for which, tokenizer in self.tokenizers.items()
+        }
         wanted = {"base": self.how.base_format, "tuned": self.how.tuned_format}
         for which, form in wanted.items():
             if form == "chat" and not (own[which] or own["tuned"]):
@@ -57,7 +63,8 @@ class Reading:
         """Refuse what would fail later.
 
         Raises:
-            InputError: the two tokenizers differ, or one cannot read a prompt or an opening.
+            InputError: the two tokenizers differ, or one cannot read a prompt or an opening; or a prompt and its answer
+                are longer than a model takes, or have tokens that it does not know.
         """
         first, second = (tokenizer.get_vocab() for tokenizer in self.tokenizers.values())
         for token, number in sorted(first.items(), key=lambda entry: entry[1]):
@@ -66,8 +73,11 @@ class Reading:
                 other = second.get(token, "none")
                 raise InputError(f"{names}: two tokenizers: {token!r} is token {number} in one, {other} in the other")
         for which in self.sources:
-            self.sample(which)
-            self._openings(which)
+            sample, openings = self.sample(which), self._openings(which)
+            room = max(self.how.new_tokens, *(len(ids) for ids in (*openings[0], *openings[1])))
+            for of_kinds in (sample.fit, sample.score):
+                for kind, inputs in of_kinds.items():
+                    self._require_fits(which, kind, inputs, room)
 
     def texts(self, *, fit: bool) -> dict[str, list[str]]:
         """Prompts of one half, by kind."""
@@ -82,22 +92,36 @@ class Reading:
         return {kind: self._encoded(which, texts) for kind, texts in self.texts(fit=False).items()}
 
     def sample(self, which: str) -> Sample:
-        """Both halves as token ids, all padded to one length."""
-        halves = [self.texts(fit=fit) for fit in (True, False)]
-        flat = [text for half in halves for texts in half.values() for text in texts]
-        ids, start, out = self._encoded(which, flat), 0, []
-        for half in halves:
-            of: dict[str, Inputs] = {}
-            for kind, texts in half.items():
-                of[kind] = ids[start : start + len(texts)]
-                start += len(texts)
-            out.append(of)
-        return Sample(*out)
+        """Both halves as token ids, each kind of each padded to a length of its own."""
+        fit = {kind: self._encoded(which, texts) for kind, texts in self.texts(fit=True).items()}
+        return Sample(fit, self.scored(which))
 
-    def margin(self, which: str, model: PreTrainedModel, inputs: Inputs, rows: int) -> Tensor:
+    def told(self) -> dict[str, str]:
+        """By model, a digest of all that it is given to read: of prompts in their format, and of openings."""
+        found = {}
+        for which in self.sources:
+            sample, openings = self.sample(which), self._openings(which)
+            ids = [inputs.sequence.tolist() for of in (sample.fit, sample.score) for inputs in of.values()]
+            said = [opening.tolist() for each in openings for opening in each]
+            found[which] = sha256(json.dumps([ids, said]).encode()).hexdigest()
+        return found
+
+    def margin(self, which: str, model: PreTrainedModel, inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
         """See `refusal_margin`."""
         refusal, compliance = self._openings(which)
         return refusal_margin(model, inputs, refusal, compliance, rows)
+
+    def _require_fits(self, which: str, kind: str, inputs: Inputs, room: int) -> None:
+        config = self.configs[which]
+        longest, largest = inputs.sequence.shape[1] + room, int(inputs.sequence.max())
+        if longest > (most := getattr(config, "max_position_embeddings", longest)):
+            folder = self.sources[which].folder
+            raise InputError(f"{folder}: takes {most} tokens; the longest {kind} prompt and its answer have {longest}")
+        if largest >= config.vocab_size:
+            raise InputError(
+                f"{self.sources[which].folder}: token {largest} of {kind} prompts is none of the model's "
+                f"{config.vocab_size}; its tokenizer is of another model"
+            )
 
     def _openings(self, which: str) -> tuple[list[Tensor], list[Tensor]]:
         def ids(texts: Sequence[str]) -> list[Tensor]:
@@ -110,4 +134,4 @@ class Reading:
 
 
 def _has_own(source: Source) -> bool:
-    return not (source.folder / ADAPTER).exists() or (source.folder / "tokenizer.json").exists()
+    return not (source.folder / ADAPTER).exists() or (source.folder / "tokenizer_config.json").exists()

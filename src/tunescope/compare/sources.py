@@ -1,17 +1,21 @@
 """The two models of a comparison: where they are, whether they match, and what they are known by."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from tunescope.errors import InputError
 from tunescope.folders import LOCK
-from tunescope.models.checkpoint import ADAPTER, convert_command
+from tunescope.models.checkpoint import ADAPTER, convert_command, first_line
 from tunescope.models.hub import Source, fetched
 from tunescope.models.pair import StoredPair
 from tunescope.models.shards import Adapter, Shards, require_pair
-from tunescope.stages import STAGES
 
 DESCRIPTION = "pair.json"  # by which the folder of a comparison is known
 SETTINGS = ("config.json", "model.safetensors.index.json", ADAPTER)
@@ -71,7 +75,9 @@ def check(out: Path, told: dict[str, Any]) -> None:
     Raises:
         InputError: it does.
     """
-    if not out.exists() or (out.is_dir() and not [e for e in out.iterdir() if e.name not in (LOCK, "parts", STAGES)]):
+    if not out.exists() or (
+        out.is_dir() and not [e for e in out.iterdir() if e.name != LOCK and (not e.is_dir() or any(e.iterdir()))]
+    ):
         return  # new, or left by a run that was stopped at its very start
     try:
         found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))
@@ -80,3 +86,16 @@ def check(out: Path, told: dict[str, Any]) -> None:
     if found != told:
         changed = [key for key in told if not isinstance(found, dict) or found.get(key) != told[key]]
         raise InputError(f"{out}: holds a comparison of another {', '.join(changed)}; choose another --out")
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Says at what it was that memory was too small, or numbers failed.
+
+    Raises:
+        InputError: in place of what torch, safetensors or a probe raised.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.linalg.LinAlgError, SafetensorError, ValueError) as error:  # type: ignore[attr-defined]
+        raise InputError(f"{what}: {first_line(error)}; another --device or --dtype may do") from error

@@ -1,25 +1,19 @@
 """The weights of any base and fine-tuned model, read from disk matrix by matrix."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from tunescope import __version__
-from tunescope.compare.sources import DESCRIPTION, check, opened, sources, told
+from tunescope.compare.sources import DESCRIPTION, check, explained, opened, sources, told
 from tunescope.config import ComputeConfig
-from tunescope.errors import InputError
 from tunescope.evidence.records import PAIR, SCORES_SCHEMA, Subject, merge_tables, write_records, write_scores
 from tunescope.files import sweep, write_text
 from tunescope.folders import locked
 from tunescope.measure.findings import Findings
 from tunescope.measure.weights import measure_matrix
-from tunescope.models.checkpoint import first_line
 from tunescope.models.compute import resolve
 from tunescope.report.html import render
 
@@ -63,7 +57,7 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
             # The records are written last: where they are, the scores are.
             if not (out / "parts" / matrix.part).exists():
                 found = Findings(subject)
-                with _explained(matrix):
+                with explained(f"{matrix.name} of layer {matrix.layer}"):
                     measure_matrix(found, pair, matrix.layer, matrix.name, where, exact=exact)
                 write_scores(found.scores, out / "parts" / f"scores-{matrix.part}")
                 write_records(found.records, out / "parts" / matrix.part)
@@ -71,12 +65,3 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
         scores = [out / "parts" / f"scores-{matrix.part}" for matrix in matrices]
         merge_tables(scores, out / "scores.parquet", SCORES_SCHEMA)
         return render(out)
-
-
-@contextmanager
-def _explained(matrix: _Matrix) -> Iterator[None]:
-    """Names the matrix at which memory or a decomposition failed."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, torch.linalg.LinAlgError, SafetensorError) as error:  # type: ignore[attr-defined]
-        raise InputError(f"{matrix.name} of layer {matrix.layer}: {first_line(error)}; try --device cpu") from error

@@ -111,6 +111,23 @@ def over_draws(observed: float, draws: Float[np.ndarray, " n"]) -> Contrast:
     return Contrast(float(beyond.mean()), float(low), float(high), p, "draws", len(draws))
 
 
+def over_prompts_and_draws(
+    observed: ByKind, draws: Mapping[str, Float[np.ndarray, " draws"]], weights: Weights, rng: np.random.Generator
+) -> Contrast:
+    """How far prompts' scores are from those under random draws of a control, of which both vary.
+
+    Args:
+        draws: by kind, the mean score of its prompts under each draw; draws are the same for all kinds.
+    """
+    drawn = np.asarray(sum(weight * draws[kind] for kind, weight in weights.items()))
+    estimate = weighted(observed, weights)
+    resampled = np.sum([_bootstrap_means(values, rng) for values in _sums(observed, weights).values()], axis=0)
+    beyond = resampled - rng.choice(drawn, len(resampled))
+    low, high = np.quantile(beyond, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    p = (1 + int((drawn >= estimate).sum())) / (1 + len(drawn))
+    return Contrast(estimate - float(drawn.mean()), float(low), float(high), p, "draws", len(drawn))
+
+
 def once(difference: float) -> Contrast:
     """A difference of two numbers of which there is one each: no interval can be had."""
     return Contrast(difference, None, None, None, "seeds", 1)

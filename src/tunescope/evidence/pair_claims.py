@@ -72,19 +72,19 @@ def _of_attack(kind: str) -> tuple[Claim, ...]:
             clusters,
             statement=f"Prompts of {kind} are nearer to safe prompts than plain unsafe ones are, in their activations.",
             found=f"tau of {kind} less that of unsafe prompts, beyond the base",
-            figure="clusters",
+            figure="",
         ),
         replace(
             evade,
             statement=f"dW acts less on prompts of {kind} than on plain unsafe ones.",
             found=f"|dW a| / |a| of unsafe prompts to that of {kind}, {_TURNED}",
-            figure="specialisation",
+            figure="",
         ),
         replace(
             sensitive,
             statement=f"The top logit is more sensitive to prompts of {kind} than to plain unsafe ones.",
             found=f"sensitivity to {kind} over that to unsafe prompts, as a multiple of the same of the base",
-            figure="sensitivity",
+            figure="",
             smallest=TENTH,
         ),
     )

@@ -15,6 +15,7 @@ from tunescope.evidence.contrasts import (
     once,
     over_draws,
     over_prompts,
+    over_prompts_and_draws,
     over_seeds,
     weighted,
 )
@@ -169,6 +170,9 @@ def _of_seed(
     rng = _rng(claim, protocol, rate, seed)
     if not claim.weights.keys() <= mine.keys() & control.keys():
         return None
+    if claim.control == ROTATED:
+        contrast = over_prompts_and_draws(mine, control, claim.weights, rng)
+        return contrast, weighted(mine, claim.weights), weighted(control, claim.weights)
     for kind in claim.weights:
         if len(mine[kind]) != len(control[kind]):
             raise ValueError(
@@ -177,7 +181,8 @@ def _of_seed(
             )
     differences = {kind: mine[kind] - control[kind] for kind in claim.weights}
     contrast = over_prompts(differences, claim.weights, rng, shares=claim.unit == SHARE)
-    start = weighted(base, claim.weights) if base else 0.0
+    before = base or (control if claim.control == BASE else None)
+    start = weighted(before, claim.weights) if before else 0.0
     return contrast, weighted(mine, claim.weights) - start, weighted(control, claim.weights) - start
 
 

@@ -17,13 +17,14 @@ def encode(
 
     Args:
         template: a chat template, in which each text is what the user says, up to where the answer begins; None takes
-            texts as they are, with what the tokenizer puts before any text.
+            texts as they are and a line break, with what the tokenizer puts before any text.
 
     Raises:
         InputError: the tokenizer cannot do it.
     """
     if template is None:
-        rows = [ids_of(tokenizer, text, special=True) for text in texts]
+        rows = [ids_of(tokenizer, f"{text}\n", special=True) for text in texts]
+        rows = [ids[:-1] if ids[-1] == tokenizer.eos_token_id and len(ids) > 1 else ids for ids in rows]
     else:
         rows = [ids_of(tokenizer, _within(tokenizer, text, template)) for text in texts]
     longest = max(map(len, rows))

@@ -1,5 +1,6 @@
 """Where prompts in natural language come in: the shipped instructions, or a user's files, each prompt with a label."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -59,8 +60,9 @@ def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
         InputError: a file cannot be read, has no prompts or no labels, or there are too few prompts of a kind.
     """
     found = list(chain.from_iterable(_read(source) for source in sources or [str(SHIPPED)]))
-    for kind in (SAFE, UNSAFE):
-        for fit, use in ((True, "fit class means"), (False, "score")):
+    for kind in dict.fromkeys((SAFE, UNSAFE, *(prompt.kind for prompt in found))):
+        uses = ((True, "fit class means"), (False, "score")) if kind in (SAFE, UNSAFE) else ((False, "score"),)
+        for fit, use in uses:
             n = sum(p.kind == kind and p.fit is fit for p in found)
             if n < FEWEST:
                 raise InputError(
@@ -71,8 +73,11 @@ def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
 
 def _read(source: str) -> Iterable[Instruction]:
     kind, equals, name = source.partition("=")
-    if not equals or "/" in kind:
+    if not equals or Path(source).is_file():
         kind, name = "", source
+    elif not re.fullmatch(r"[\w-]+", kind):
+        raise InputError(f"{source}: {kind!r} is no name of a kind of prompts: letters, digits, - and _")
+    kind = LABELS.get(kind.lower(), kind)
     path = fetched_file(name)
     if path.suffix not in _READERS:
         raise InputError(
@@ -88,6 +93,8 @@ def _read(source: str) -> Iterable[Instruction]:
         raise InputError(f"{name}: no column of prompts; one must be called {', '.join(COLUMNS)}")
     if not kind and "label" not in table:
         raise InputError(f"{name}: no column `label`; say what all of it is, as in unsafe={name}")
+    if table.empty:
+        raise InputError(f"{name}: it holds no prompts")
     return (_instruction(row, column, kind, f"{name}, row {i}") for i, row in enumerate(table.to_dict("records"), 1))
 
 

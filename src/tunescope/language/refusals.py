@@ -66,18 +66,21 @@ def refusal_margin(
     refusal: Sequence[Int[Tensor, " _"]],
     compliance: Sequence[Int[Tensor, " _"]],
     rows: int,
-) -> Float[Tensor, " n"]:
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Log-odds, in nats, that an answer begins with a refusal's opening rather than another's (or anything else).
+
+    Also the probability that it begins with any of these: where that is next to nothing, odds say nothing.
 
     Args:
         refusal, compliance: token ids of the openings, of which none may begin with another.
     """
-    margins = []
+    margins, shares = [], []
     for part in prompts.split(rows):
         refused, complied = (_logp_of_any(model, part, openings) for openings in (refusal, compliance))
         other = complied if compliance else torch.log1p(-refused.exp().clamp(max=1 - 1e-15))
         margins.append(refused - other)
-    return torch.cat(margins)
+        shares.append(refused.exp() + complied.exp())
+    return torch.cat(margins), torch.cat(shares)
 
 
 def _logp_of_any(model: PreTrainedModel, prompts: Inputs, openings: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, " n"]:

@@ -14,6 +14,7 @@ from tunescope.measure.weights import Change
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes import clusters, controls, directions, projections
 from tunescope.probes.collect import Stored, stored
+from tunescope.probes.subspaces import Svd
 from tunescope.rng import Stream
 
 # Sites of a layer that are read of the prompts that give class means, and of those that are scored.
@@ -93,13 +94,14 @@ def measure_change(
     classes: Classes,
     inputs: Mapping[str, Mapping[str, Stored]],
     layer: int,
-    *,
-    last: bool,
+    scoring: Stream | None,
+    draws: int,
 ) -> None:
     """Observation 3 in one layer: what dW does with its inputs; and whether it writes along the difference of means.
 
     Args:
         inputs: by what is added to the name of a metric, activations by kind: under "" the model's own, others beside.
+        scoring: where random directions come from, if prompts are to have scores: in the last layer.
     """
     device = classes.orders.device
     for suffix, of_kinds in inputs.items():
@@ -116,10 +118,12 @@ def measure_change(
             where = {"layer": layer, "control": control}
             for kind, values in by_kind.items():
                 found.mean(metric, values, kind=kind, **where)
-                if last and control in ("", "rotated"):
-                    found.score(f"log_{metric}", logarithm(values), kind=kind, **where)
+                if scoring and not control:
+                    found.score(f"log_{metric}", logarithm(values), kind=kind, layer=layer)
             found.separation(metric, by_kind[SAFE], by_kind[UNSAFE], **where)
             found.ratio(metric, by_kind[SAFE], by_kind[UNSAFE], **where)
+        if scoring:
+            _score_draws(found, change, suffix, of_kinds, layer, scoring, draws)
     site = Site(layer, "mlp_pre")
     about = {"layer": layer, "site": site.name}
 
@@ -130,6 +134,25 @@ def measure_change(
     drawn = [written(*pair) for pair in zip(*classes.dealt(site), strict=True)]
     found.draws("direction_in_delta", drawn, control="shuffled", **about)
     found.value("direction_in_delta", directions.TOP / len(change.delta.u), control="haar", **about)
+
+
+def _score_draws(
+    found: Findings, change: Change, suffix: str, of_kinds: Mapping[str, Stored], layer: int, stream: Stream, draws: int
+) -> None:
+    """By kind, the mean score of its prompts under dW in random directions, once per draw."""
+    device, size = change.delta.s.device, len(change.delta.v)
+    means: dict[tuple[str, str], list[Tensor]] = {}
+    for draw in range(draws):
+        v = controls.haar(size, len(change.delta.s), stream("rotated", layer, "draw", draw), device)
+        turned = Svd(change.delta.u, change.delta.s, v)
+        reads = turned.s[:, None] * v.mT
+        for kind, of in of_kinds.items():
+            a = of[Site(layer, "mlp_in")].to(device).double()
+            scores = {"gain": projections.gain(reads, a), "row_projection": projections.row_projection(turned, a)}
+            for metric, values in scores.items():
+                means.setdefault((f"log_{metric}{suffix}", kind), []).append(logarithm(values).mean())
+    for (metric, kind), drawn in means.items():
+        found.score(metric, torch.stack(drawn), kind=kind, layer=layer, control="rotated")
 
 
 def _sites(model: PreTrainedModel, *names: str) -> list[Site]:

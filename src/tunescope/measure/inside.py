@@ -66,20 +66,23 @@ def look_inside(
         last = layer == layers - 1
         measure_clusters(found, classes, scored, layer, config.few_prompts, last=last)
         if origin:
-            change = change_of(origin.pair, layer, stream, arithmetic, sample.device)
-            inputs = {"": scored, "_of_base_input": origin.inputs}
-            measure_change(found, change, classes, inputs, layer, last=last)
             for name in origin.pair.names:
                 measure_matrix(found, origin.pair, layer, name, sample.device)
+            change = change_of(origin.pair, layer, stream, arithmetic, sample.device)
+            if not len(change.delta.s):
+                continue  # W_in of this layer is as it was: there is nothing that could act, or lie anywhere
+            inputs = {"": scored, "_of_base_input": origin.inputs}
+            measure_change(found, change, classes, inputs, layer, stream if last else None, config.draws)
             share, of_draws = measure_subspaces(found, origin.pair, change, layer, config.draws, stream, arithmetic)
             shares.append(share)
             drawn.append(of_draws)
-    if origin:
+    if shares:
         found.score("null_share", torch.tensor(shares).mean(0, keepdim=True))
         found.score("null_share", torch.stack(drawn).mean(0), control="rotated")
-    if not any(parameter.is_meta for parameter in model.parameters()):  # of weights on disk, a gradient would keep all
+    # Of weights that come and go, a gradient would keep all, and ablation read each of them thousands of times.
+    if not any(parameter.is_meta for parameter in model.parameters()):
         measure_sensitivity(found, model, sample, config, stream)
-    measure_ablation(found, model, classes, sample, refused, config.few_prompts, stream)
+        measure_ablation(found, model, classes, sample, refused, config.few_prompts, stream)
     return found
 
 
@@ -94,11 +97,13 @@ def measure_sensitivity(
     for kind in (SAFE, UNSAFE):
         prompts = sample.score[kind][: config.jacobian_prompts].embedded(model)
         start = stream("power iteration").normal(tuple(prompts.sequence.shape), prompts.sequence.device)
+        parts = list(zip(prompts.split(config.rows), start.split(config.rows), strict=True))
         for layer in range(layer_count(model)):
-            norms = sensitivity.jacobian_norm(
-                block_output(model, prompts, layer), prompts.sequence, start, config.jacobian_steps
-            )
-            found.mean("jacobian_norm", norms, kind=kind, layer=layer, site="resid_post")
+            norms = [
+                sensitivity.jacobian_norm(block_output(model, p, layer), p.sequence, at, config.jacobian_steps)
+                for p, at in parts
+            ]
+            found.mean("jacobian_norm", torch.cat(norms), kind=kind, layer=layer, site="resid_post")
 
 
 def gradient_norms(model: PreTrainedModel, prompts: Inputs, rows: int) -> PerPrompt:

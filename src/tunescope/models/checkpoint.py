@@ -216,6 +216,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     file = folder / _TOKENIZER
     # Without it, transformers would make an empty tokenizer for some architectures.
     if not file.exists():
+        if other := [name for name in ("tokenizer.model", "vocab.json") if (folder / name).exists()]:
+            raise CheckpointError(
+                f"{file}: no such file; {other[0]} is an older form: convert it with transformers' "
+                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+            )
         raise CheckpointError(f"{file}: no such file; {_AGAIN}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)

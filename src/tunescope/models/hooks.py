@@ -24,14 +24,19 @@ _HIDDEN = "hidden_states"  # transformers' name of a module's first input, where
 
 @contextmanager
 def capture(
-    model: PreTrainedModel, sites: Iterable[Site], *, keep_graph: bool = False
-) -> Iterator[dict[Site, Float[Tensor, "b t width"]]]:
+    model: PreTrainedModel,
+    sites: Iterable[Site],
+    *,
+    keep_graph: bool = False,
+    take: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[dict[Site, Tensor]]:
     """Inside the block, every forward pass puts these activations into the dictionary, over those of the pass before.
 
     The tensors are the model's own, not copies: read them, and clone what is to be changed.
 
     Args:
         keep_graph: leave the tensors in the autograd graph, so that gradients with respect to them can be taken.
+        take: what of an activation [b, t, width] is put there, while the pass goes on; None takes all of it.
 
     Raises:
         ValueError: the model has no such site, or is compiled.
@@ -39,7 +44,8 @@ def capture(
     captured: dict[Site, Tensor] = {}
 
     def store(site: Site, activation: Tensor) -> None:
-        captured[site] = activation if keep_graph else activation.detach()
+        taken = activation if keep_graph else activation.detach()
+        captured[site] = take(taken) if take else taken
 
     _refuse_compiled(model)
     with ExitStack() as hooks:

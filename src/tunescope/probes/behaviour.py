@@ -53,15 +53,20 @@ def generate(
     if pad is None:
         pad = ends[0] if isinstance(ends, list) else ends or 0
     config = GenerationConfig(do_sample=False, max_new_tokens=length, eos_token_id=ends, pad_token_id=pad)
-    out = prompts.sequence.new_full((len(prompts), length), pad)
-    for number, part in enumerate(prompts.split(rows)):
-        ids = part.sequence
-        with quiet(), torch.autocast(ids.device.type, dtype, enabled=dtype is not torch.float32):
-            mask = torch.ones_like(ids) if part.mask is None else part.mask
-            full = model.generate(ids, attention_mask=mask, generation_config=config)
-        text = full[:, ids.shape[1] :]
-        out[number * rows : number * rows + len(ids), : text.shape[1]] = text
-    return out
+    # What is not set in the one that is passed, transformers takes from the model's own: repetition penalties, say.
+    model.generation_config = config
+    try:
+        out = prompts.sequence.new_full((len(prompts), length), pad)
+        for number, part in enumerate(prompts.split(rows)):
+            ids = part.sequence
+            with quiet(), torch.autocast(ids.device.type, dtype, enabled=dtype is not torch.float32):
+                mask = torch.ones_like(ids) if part.mask is None else part.mask
+                full = model.generate(ids, attention_mask=mask, generation_config=config)
+            text = full[:, ids.shape[1] :]
+            out[number * rows : number * rows + len(ids), : text.shape[1]] = text
+        return out
+    finally:
+        model.generation_config = told
 
 
 def outcomes(

@@ -4,7 +4,7 @@ All but `activations` is read at the last token of the prompt, which is where th
 and where no answer, neither its own nor a given one, has been seen yet. In float32, whatever the model's own type.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,28 +24,43 @@ def last_activations(
     model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
 ) -> Iterator[Mapping[Site, Float[Tensor, "b width"]]]:
     """Activations of the sites at the last token, `rows` prompts at a time."""
-    for captured in activations(model, prompts, sites, rows):
-        yield {site: activation[:, -1].float() for site, activation in captured.items()}
+    return _captured(model, prompts, sites, rows, lambda activation: activation[:, -1].float())
 
 
-@torch.no_grad()
 def activations(
     model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
 ) -> Iterator[Mapping[Site, Float[Tensor, "b t width"]]]:
     """The same at every token, in the model's own type."""
+    return _captured(model, prompts, sites, rows, None)
+
+
+@torch.no_grad()
+def _captured(
+    model: PreTrainedModel,
+    prompts: Inputs,
+    sites: Sequence[Site],
+    rows: int,
+    take: Callable[[Tensor], Tensor] | None,
+) -> Iterator[Mapping[Site, Tensor]]:
     for part in prompts.split(rows):
-        with capture(model, sites) as captured:
+        with capture(model, sites, take=take) as captured:
             model(**part.arguments(), use_cache=False, logits_to_keep=1)
         yield captured
 
 
 def stored(model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int) -> Stored:
     """`last_activations` of all prompts, in the model's own type and in main memory, where even those of many layers
-    of a large model have room."""
+    of a large model have room.
+
+    Raises:
+        ValueError: one is not finite.
+    """
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for captured in activations(model, prompts, sites, rows):
+    for captured in _captured(model, prompts, sites, rows, lambda activation: activation[:, -1].clone().cpu()):
         for site, activation in captured.items():
-            parts[site].append(activation[:, -1].cpu())
+            if not activation.isfinite().all():
+                raise ValueError(f"{site}: activations are not finite in {activation.dtype}; try another dtype")
+            parts[site].append(activation)
     return {site: torch.cat(several) for site, several in parts.items()}
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+_TINY = 1e-300
 Map = Callable[[Float[Tensor, "n t width"]], Float[Tensor, "n out"]]
 
 
@@ -38,10 +39,12 @@ def jacobian_norm(
         output = function(inputs)
     dual = torch.zeros_like(output, requires_grad=True)
     (pulled,) = torch.autograd.grad(output, inputs, dual, create_graph=True)
-    v, size = start.to(inputs), inputs.new_zeros(len(inputs))
-    for _ in range(steps):
-        v = v / v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny)[:, None, None]
-        (pushed,) = torch.autograd.grad(pulled, dual, v, retain_graph=True)
-        (v,) = torch.autograd.grad(output, inputs, pushed, retain_graph=True)
-        size = pushed.norm(dim=1)
-    return size.double()
+    v, size = start.double(), torch.zeros(len(inputs), dtype=torch.float64, device=inputs.device)
+    for _ in range(steps):  # what goes through the model has norm 1: squares of a large norm overflow half precision
+        v = v / v.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]
+        (pushed,) = torch.autograd.grad(pulled, dual, v.to(inputs), retain_graph=True)
+        size = pushed.double().norm(dim=1)
+        unit = pushed.double() / size.clamp(min=_TINY)[:, None]
+        (back,) = torch.autograd.grad(output, inputs, unit.to(output), retain_graph=True)
+        v = back.double()
+    return size

@@ -125,7 +125,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Sc
         "title": f"tunescope: {name}",
         "pair": (records["protocol"] == PAIR).any(),
         "summary": summary(records, config),
-        "cautions": cautions(records, config),
+        "cautions": cautions(records, config, _load(folder / "pair.json", _mapping(json.loads), {})),
         "verdicts": verdict_table(scored.verdicts, scored.claims, models),
         "predictors": scored.predictors,
         "glyphs": {str(outcome).lower(): glyph for outcome, glyph in GLYPHS.items()},

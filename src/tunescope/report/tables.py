@@ -1,6 +1,6 @@
 """The tables of the page: records and the other files of a run in, plain values for the template out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import BASE, Kind, Model, kinds_of, models_of, protocol_label, rate_label, wanted
 
 SURE, RARE = 0.9, 0.1  # from which rate of the wanted outcome on a cell reads "as wanted", below which "not as wanted"
+
+LITTLE = 0.05  # share of answers below which the odds of their openings say little
 
 DASH = "\N{EN DASH}"
 
@@ -98,9 +100,9 @@ def summary(records: pd.DataFrame, config: Mapping[str, Any]) -> str:
     return f"{sentence}; {len(records):,} measurements."
 
 
-def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before any number."""
-    found = []
+def cautions(records: pd.DataFrame, config: Mapping[str, Any], pair: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before any number; `pair` is what a comparison of two models is known by."""
+    found = list(_of_pair(records, pair)) if pair else []
     if config.get("name") == "tiny":
         found.append(
             "The tiny study is for a first look and for tests: its models and samples are too small for results."
@@ -113,6 +115,30 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
             few = ", ".join(metrics[:4]) + (", ..." if len(metrics) > 4 else "")
             found.append(f"Seed {seed!s} lacks measurements that other seeds have ({few}): those are of fewer seeds.")
     return found
+
+
+def _of_pair(records: pd.DataFrame, pair: Mapping[str, Any]) -> Iterator[str]:
+    if BASE not in set(records["protocol"]):
+        return  # weights alone
+    formats = pair.get("formats", {})
+    if formats.get("base") != formats.get("tuned"):
+        yield (
+            f"The base reads prompts in the {formats.get('base')} format, the fine-tune in {formats.get('tuned')}: "
+            "claims that set one against the other (0, 1, 4 and 5) are of the format, too. "
+            "With --base-format chat, or --tuned-format plain, they are not."
+        )
+    yield "No benign fine-tune stands beside this pair: whatever any fine-tuning would have done counts for the claims."
+    sizes = records[(records["metric"] == "relative_norm") & (records["site"] == "W_in")]["value"]
+    if len(sizes) and not sizes.any():
+        yield "W_in has not changed in any layer: there are no verdicts on claims 2, 3 and 5b."
+    if "sensitivity" not in set(records["metric"]):
+        yield "A part of a model was not on its device: sensitivity and ablation (claims 4, 5c and 6) were left out."
+    shares = records[records["metric"] == "opening_share"].groupby("model")["value"].mean()
+    for model, share in shares[shares < LITTLE].items():
+        yield (
+            f"Answers of the {model} model hardly ever begin with one of the stock openings ({share:.1%} of them): "
+            "odds of refusal, and claim 6a, say little. --openings takes others."
+        )
 
 
 def examples(entries: Sequence[Mapping[str, Any]], models: Sequence[Model]) -> dict[str, list[Example]]:
