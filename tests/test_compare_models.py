@@ -306,7 +306,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     refused(["compare", *pair, *out, "--prompts", *prompts, "--memory", "much"], "--memory", "cpu=SIZE")
     refused(["compare", *pair, *out, "--prompts", *prompts, "--memory", "77=2GiB"], "--memory", "no such GPU")
     refused(
-        ["compare", *pair, *out, "--prompts", *prompts, "--new-tokens", "40"],
+        ["compare", *pair, *out, "--prompts", *prompts, "--openings", str(how(prompts).openings), "--new-tokens", "40"],
         "takes 32 tokens",
         "prompt and its answer",
     )
