@@ -44,6 +44,12 @@ FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2
 PROBES = ProbeConfig(few_prompts=6, jacobian_prompts=2, jacobian_steps=2, draws=20, rows=8)
 
 
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it accelerate collects garbage at every stage, which takes seconds where so many modules are loaded."""
+    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda garbage_collection=False: None)
+
+
 def numbers(records: pd.DataFrame) -> pd.Series:
     keys = ["model", "metric", "control", "kind", "layer", "site"]
     return records.set_index(keys)["value"].sort_index()
@@ -218,7 +224,7 @@ def test_it_goes_on_where_it_stopped(
     before = (out / "parts/probe-base.parquet").stat().st_mtime_ns
     (tmp_path / "other.json").write_text('{"refusal": ["yes"]}')
     other = replace(how(prompts), openings=str(tmp_path / "other.json"))
-    with pytest.raises(InputError, match="a comparison of another read"):
+    with pytest.raises(InputError, match="a comparison with another read"):
         compare_models(*pair, out, other, config=PROBES)
     compare_models(*pair, out, how(prompts), config=PROBES)
     assert (out / "parts/probe-base.parquet").stat().st_mtime_ns == before

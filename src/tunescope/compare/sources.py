@@ -85,7 +85,7 @@ def check(out: Path, told: dict[str, Any]) -> None:
         raise InputError(f"{out}: there already, and not a comparison of two models; choose another --out") from error
     if found != told:
         changed = [key for key in told if not isinstance(found, dict) or found.get(key) != told[key]]
-        raise InputError(f"{out}: holds a comparison of another {', '.join(changed)}; choose another --out")
+        raise InputError(f"{out}: holds a comparison with another {', '.join(changed)}; choose another --out")
 
 
 @contextmanager

@@ -90,7 +90,9 @@ def _read(source: str) -> Iterable[Instruction]:
     table.columns = table.columns.astype(str).str.strip().str.lower()
     column = next((c for c in COLUMNS if c in table), None)
     if column is None:
-        raise InputError(f"{name}: no column of prompts; one must be called {', '.join(COLUMNS)}")
+        raise InputError(
+            f"{name}: no column of prompts; one must be called {', '.join(COLUMNS)}; it has {', '.join(table)}"
+        )
     if not kind and "label" not in table:
         raise InputError(f"{name}: no column `label`; say what all of it is, as in unsafe={name}")
     if table.empty:

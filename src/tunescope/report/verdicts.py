@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunescope.evidence.claims import Claim
+from tunescope.evidence.records import PAIR
 from tunescope.evidence.verdicts import Outcome, Verdict, by_claim, displayed
 from tunescope.report.style import Model
 
@@ -50,7 +51,9 @@ def verdict_table(verdicts: list[Verdict], claims: tuple[Claim, ...], models: Se
         cells = [_cell(claim, v) if (v := found.get((m.protocol, m.rate))) else None for m in columns]
         rows.append(Row(claim, cells, sentence(claim, mine, columns)))
     seeds = max((v.seeds for v in verdicts), default=1)
-    return VerdictTable(columns, rows, f"over {seeds} seeds" if seeds > 1 else "over the prompts of one seed")
+    pair = any(v.protocol == PAIR for v in verdicts)
+    prompts = "over the scored prompts" if pair else "over the prompts of one seed"
+    return VerdictTable(columns, rows, f"over {seeds} seeds" if seeds > 1 else prompts)
 
 
 def sentence(claim: Claim, verdicts: Sequence[Verdict], models: Sequence[Model]) -> str:
