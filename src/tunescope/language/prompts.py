@@ -91,7 +91,7 @@ def _read(source: str) -> Iterable[Instruction]:
     column = next((c for c in COLUMNS if c in table), None)
     if column is None:
         raise InputError(
-            f"{name}: no column of prompts; one must be called {', '.join(COLUMNS)}; it has {', '.join(table)}"
+            f"{name}: no column of prompts; one must be called {', '.join(COLUMNS)}; it has {', '.join(table.columns)}"
         )
     if not kind and "label" not in table:
         raise InputError(f"{name}: no column `label`; say what all of it is, as in unsafe={name}")
