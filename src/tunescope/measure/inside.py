@@ -8,7 +8,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.config import ProbeConfig
-from tunescope.evidence.records import Subject
+from tunescope.evidence.records import PAIR, Subject
 from tunescope.measure.ablation import measure_ablation
 from tunescope.measure.activations import (
     fit_classes,
@@ -72,7 +72,9 @@ def look_inside(
             if not len(change.delta.s):
                 continue  # W_in of this layer is as it was: there is nothing that could act, or lie anywhere
             inputs = {"": scored, "_of_base_input": origin.inputs}
-            measure_change(found, change, classes, inputs, layer, stream if last else None, config.draws)
+            # A study has a benign fine-tune as control; a pair of models has random directions, which cost more.
+            draws = config.draws if subject.protocol == PAIR else 0
+            measure_change(found, change, classes, inputs, layer, stream if last else None, draws)
             share, of_draws = measure_subspaces(found, origin.pair, change, layer, config.draws, stream, arithmetic)
             shares.append(share)
             drawn.append(of_draws)
