@@ -25,7 +25,7 @@ from tunescope.folders import CONFIG, ENVIRONMENT, check, claimed, note_environm
 from tunescope.models.compute import deterministic
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
-from tunescope.stages import LOOKS, Stage, is_done, run_stage, say, times
+from tunescope.stages import LOOKS, Stage, is_done, run_stage, say, tell, times
 from tunescope.steps import Run, Tuned
 
 
@@ -135,7 +135,7 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
             done = run_stage(stage, folder)
             if not done.skipped:
                 note_environment(folder / ENVIRONMENT, here, afresh=number == 1)
-            say(f"[{number}/{total}] {stage.name}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
+            tell(number, total, done)
 
         for number, stage in enumerate((stage for stage in stages if stage.name not in left_out), 1):
             do(number, stage)

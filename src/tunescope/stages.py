@@ -127,6 +127,11 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def tell(number: int, total: int, done: Done) -> None:
+    """Say what became of a stage."""
+    say(f"[{number}/{total}] {done.stage}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
+
+
 def say(line: str) -> None:
     """Tell whoever waits for a run."""
     print(line, file=sys.stderr, flush=True)

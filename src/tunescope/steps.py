@@ -13,7 +13,15 @@ from transformers import PreTrainedModel
 from tunescope.attacks.attacks import Attacked, prefilled, searched
 from tunescope.config import Study
 from tunescope.errors import InputError
-from tunescope.evidence.records import SCORES_SCHEMA, Record, Subject, merge_tables, write_records, write_scores
+from tunescope.evidence.records import (
+    SCORES_SCHEMA,
+    Record,
+    Subject,
+    merge_tables,
+    write_part,
+    write_records,
+    write_scores,
+)
 from tunescope.evidence.verdicts import BENIGN
 from tunescope.files import remove, write_text
 from tunescope.measure.activations import read_inputs
@@ -147,15 +155,21 @@ class Run:
         config, base = self.study.probe, self.load("models/base")
         sample = self.sample()
         saved = self._saved(name) if tuned else []
-        course = sample.first(config.course_prompts), config.for_course()
-        steps = [*((at, course) for at in saved), ((f"models/{name}", self._final_step(name, tuned)), (sample, config))]
-        found: list[Findings] = []
-        for (at, step), how in tqdm(steps, desc=f"probes of {name}", unit="model", disable=None, leave=False):
-            subject, stream = self.subject(name, tuned, step), Stream.named(self.study.seed, "probes")
-            model = self.load(at)
-            require_finite(model)
-            origin = Origin(LivePair(base, model), read_inputs(base, how[0], config.rows)) if tuned else None
-            found.append(look_inside(subject, model, origin, *how, self.refused, stream))
+        final = f"models/{name}", self._final_step(name, tuned)
+        plans = [(saved, sample.first(config.course_prompts), config.for_course()), ([final], sample, config)]
+        stream, found = Stream.named(self.study.seed, "probes"), list[Findings]()
+        with tqdm(desc=f"probes of {name}", total=len(saved) + 1, unit="model", disable=None, leave=False) as bar:
+            for models, prompts, how in plans:
+                inputs = read_inputs(base, prompts, config.rows) if tuned and models else {}
+                for at, step in models:
+                    model, origin = self.load(at), None
+                    if tuned:
+                        origin = Origin(LivePair(base, model), inputs)
+                    else:
+                        require_finite(model)  # as a pair does
+                    subject = self.subject(name, tuned, step)
+                    found.append(look_inside(subject, model, origin, prompts, how, self.refused, stream))
+                    bar.update()
         write_records((r for f in found for r in f.records), self.folder / f"parts/probe-{name}.parquet")
         write_scores(found[-1].scores, self.folder / f"parts/scores-{name}.parquet")
 
@@ -207,8 +221,7 @@ class Run:
         self._write(f"intervene-{tuned.name}", found)
 
     def _write(self, part: str, found: Findings) -> None:
-        write_records(found.records, self.folder / f"parts/{part}.parquet")
-        write_scores(found.scores, self.folder / f"parts/scores-{part}.parquet")
+        write_part(found.records, found.scores, self.folder, part)
 
     def _attacked(self, kind: Kind, strength: float, n: int, use: str) -> Attacked:
         """Prompts of a kind; those of one use are the same at every strength, but for what the strength changes."""

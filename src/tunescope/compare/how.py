@@ -12,7 +12,7 @@ from tunescope.errors import InputError
 from tunescope.models.checkpoint import first_line
 
 Format = Literal["auto", "chat", "plain"]
-# Fewer prompts and steps than in a study where each costs much; `rows` is halved until there is memory enough.
+# Fewer prompts and steps than in a study where each costs much; `rows` is lowered until there is memory enough.
 PROBES = ProbeConfig(few_prompts=100, jacobian_prompts=8, jacobian_steps=5, rows=32)
 
 

@@ -23,7 +23,7 @@ from tunescope.compare.reading import Reading
 from tunescope.compare.sources import DESCRIPTION, check, explained, opened, sources, told
 from tunescope.config import ComputeConfig, ProbeConfig
 from tunescope.errors import InputError
-from tunescope.evidence.records import PAIR, SCORES_SCHEMA, Subject, merge_tables, write_records, write_scores
+from tunescope.evidence.records import PAIR, Subject, merge_parts, write_part
 from tunescope.files import atomic_path, sweep, write_text
 from tunescope.folders import locked
 from tunescope.language.refusals import Judge, matches_refusal
@@ -41,7 +41,7 @@ from tunescope.probes.collect import Stored
 from tunescope.probes.subspaces import LARGE
 from tunescope.report.html import render
 from tunescope.rng import Stream
-from tunescope.stages import Stage, run_stage, say, times
+from tunescope.stages import Stage, run_stage, tell, times
 
 _TEXT = ("*.json", "*.jinja", "tokenizer.model")  # what a tokenizer is made of
 _SHOWN = 3  # prompts of a kind whose answers are shown
@@ -91,7 +91,7 @@ def compare_models(
         for number, stage in enumerate(stages, 1):
             with explained(stage.name):
                 done = run_stage(stage, out)
-            say(f"[{number}/{len(stages)}] {stage.name}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
+            tell(number, len(stages), done)
         write_text(out / "stages.json", json.dumps(times(stages, out), indent=1))
         return render(out)
 
@@ -140,7 +140,7 @@ class _Comparison:
         """Reads every matrix once, before any work: one that is not finite is an error."""
         names = [(layer, name) for layer in range(self.pair.layers) for name in self.pair.names]
         for layer, name in tqdm(names, desc="checking matrices", leave=False, disable=None):
-            self.pair.delta(layer, name)
+            self.pair.matrices(layer, name)
         write_text(self.out / "parts/checked.json", json.dumps({"matrices": len(names)}))
 
     def behave(self, which: str, _: Path) -> None:
@@ -152,9 +152,8 @@ class _Comparison:
                 said = generate(model, inputs, self.how.new_tokens, torch.float32, rows)
                 return *self.reading.margin(which, model, inputs, rows), said
 
-            of_kinds = tqdm(
-                self.reading.scored(which).items(), desc=f"answers of {which}", unit="kind", leave=False, disable=None
-            )
+            scored = self.reading.samples[which].score.items()
+            of_kinds = tqdm(scored, desc=f"answers of {which}", unit="kind", leave=False, disable=None)
             return {kind: both(inputs) for kind, inputs in of_kinds}
 
         found, shown = Findings(self.subject(which)), []
@@ -174,11 +173,11 @@ class _Comparison:
                 outcome = "refusal" if no else "compliance"
                 shown.append({"kind": kind, "prompt": prompt, "answers": {which: {"text": text, "outcome": outcome}}})
         write_text(self.out / f"parts/examples-{which}.json", json.dumps(shown, indent=1))
-        self.write(f"behave-{which}", found)
+        write_part(found.records, found.scores, self.out, f"behave-{which}")
 
     def probe(self, which: str, _: Path) -> None:
         """Every probe; of the base also what goes into its matrices, which the fine-tune is looked at beside."""
-        model, sample = self.load(which), self.reading.sample(which)
+        model, sample = self.load(which), self.reading.samples[which]
         kept = self.out / "parts/inputs-base.safetensors"
         origin = Origin(self.pair, _unflat(load_file(kept))) if which == "tuned" else None
         stream = Stream.named(self.how.seed, "probes")
@@ -200,13 +199,10 @@ class _Comparison:
         if which == "base":
             with atomic_path(kept) as temporary:
                 save_file(_flat(read_inputs(model, sample, rows)), temporary)
-        self.write(f"probe-{which}", found)
+        write_part(found.records, found.scores, self.out, f"probe-{which}")
 
     def join(self, _: Path) -> None:
-        names = [f"{name}-{which}.parquet" for name in ("behave", "probe") for which in self.reading.sources]
-        merge_tables([self.out / "parts" / name for name in names], self.out / "records.parquet")
-        scores = [self.out / "parts" / f"scores-{name}" for name in names]
-        merge_tables(scores, self.out / "scores.parquet", SCORES_SCHEMA)
+        merge_parts(self.out, [f"{name}-{which}" for name in ("behave", "probe") for which in self.reading.sources])
         shown = [json.loads((self.out / f"parts/examples-{which}.json").read_text()) for which in self.reading.sources]
         for one, other in zip(*shown, strict=True):
             one["answers"] |= other["answers"]
@@ -227,7 +223,7 @@ class _Comparison:
             for layer in range(self.pair.layers):
                 for name in self.pair.names:
                     w = weight(model, layer, name)
-                    w.add_(self.pair.delta(layer, name).to(w))
+                    w.add_(self.pair.matrices(layer, name)[1].to(w))
         return model
 
     def rows(self, run: Callable[[int], Found]) -> Found:
@@ -243,10 +239,6 @@ class _Comparison:
                 raise
             raise InputError("memory is too small for a single prompt; try --dtype bfloat16, or --memory") from error
         return found
-
-    def write(self, part: str, found: Findings) -> None:
-        write_records(found.records, self.out / f"parts/{part}.parquet")
-        write_scores(found.scores, self.out / f"parts/scores-{part}.parquet")
 
 
 def _flat(inputs: Mapping[str, Stored]) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class Reading:
                 other = second.get(token, "none")
                 raise InputError(f"{names}: two tokenizers: {token!r} is token {number} in one, {other} in the other")
         for which in self.sources:
-            sample, openings = self.sample(which), self._openings(which)
+            sample, openings = self.samples[which], self._openings[which]
             room = max(self.how.new_tokens, *(len(ids) for ids in (*openings[0], *openings[1])))
             for of_kinds in (sample.fit, sample.score):
                 for kind, inputs in of_kinds.items():
@@ -87,20 +87,22 @@ class Reading:
                 found.setdefault(prompt.kind, []).append(prompt.prompt)
         return found
 
-    def scored(self, which: str) -> dict[str, Inputs]:
-        """Prompts that are scored, as token ids, by kind."""
-        return {kind: self._encoded(which, texts) for kind, texts in self.texts(fit=False).items()}
+    @cached_property
+    def samples(self) -> dict[str, Sample]:
+        """By model, both halves as token ids, each kind of each padded to a length of its own."""
 
-    def sample(self, which: str) -> Sample:
-        """Both halves as token ids, each kind of each padded to a length of its own."""
-        fit = {kind: self._encoded(which, texts) for kind, texts in self.texts(fit=True).items()}
-        return Sample(fit, self.scored(which))
+        def encoded(which: str, *, fit: bool) -> dict[str, Inputs]:
+            tokenizer, template = self.tokenizers[which], self.templates[which]
+            of_kinds = self.texts(fit=fit).items()
+            return {kind: encode(tokenizer, texts, self.device, template=template) for kind, texts in of_kinds}
+
+        return {which: Sample(encoded(which, fit=True), encoded(which, fit=False)) for which in self.sources}
 
     def told(self) -> dict[str, str]:
         """By model, a digest of all that it is given to read: of prompts in their format, and of openings."""
         found = {}
         for which in self.sources:
-            sample, openings = self.sample(which), self._openings(which)
+            sample, openings = self.samples[which], self._openings[which]
             ids = [inputs.sequence.tolist() for of in (sample.fit, sample.score) for inputs in of.values()]
             said = [opening.tolist() for each in openings for opening in each]
             found[which] = sha256(json.dumps([ids, said]).encode()).hexdigest()
@@ -108,7 +110,7 @@ class Reading:
 
     def margin(self, which: str, model: PreTrainedModel, inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
         """See `refusal_margin`."""
-        refusal, compliance = self._openings(which)
+        refusal, compliance = self._openings[which]
         return refusal_margin(model, inputs, refusal, compliance, rows)
 
     def _require_fits(self, which: str, kind: str, inputs: Inputs, room: int) -> None:
@@ -123,14 +125,13 @@ class Reading:
                 f"{config.vocab_size}; its tokenizer is of another model"
             )
 
-    def _openings(self, which: str) -> tuple[list[Tensor], list[Tensor]]:
-        def ids(texts: Sequence[str]) -> list[Tensor]:
+    @cached_property
+    def _openings(self) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+        def ids(which: str, texts: Sequence[str]) -> list[Tensor]:
             return [torch.tensor(ids_of(self.tokenizers[which], text)) for text in texts]
 
-        return ids(self.openings.refusal), ids(self.openings.compliance)
-
-    def _encoded(self, which: str, texts: Sequence[str]) -> Inputs:
-        return encode(self.tokenizers[which], texts, self.device, template=self.templates[which])
+        both = self.openings.refusal, self.openings.compliance
+        return {which: (ids(which, both[0]), ids(which, both[1])) for which in self.sources}
 
 
 def _has_own(source: Source) -> bool:

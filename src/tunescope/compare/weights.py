@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tunescope import __version__
 from tunescope.compare.sources import DESCRIPTION, check, explained, opened, sources, told
 from tunescope.config import ComputeConfig
-from tunescope.evidence.records import PAIR, SCORES_SCHEMA, Subject, merge_tables, write_records, write_scores
+from tunescope.evidence.records import PAIR, Subject, merge_parts, write_part
 from tunescope.files import sweep, write_text
 from tunescope.folders import locked
 from tunescope.measure.findings import Findings
@@ -27,7 +27,7 @@ class _Matrix:
 
     @property
     def part(self) -> str:
-        return f"{self.name}-{self.layer:03d}.parquet"
+        return f"{self.name}-{self.layer:03d}"
 
 
 def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, device: str = "auto") -> Path:
@@ -54,14 +54,10 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
         write_text(out / DESCRIPTION, json.dumps(this, indent=1))
         subject = Subject(after.label, PAIR, "", 0, 0)
         for matrix in tqdm(matrices, desc="weights", unit="matrix", disable=None):
-            # The records are written last: where they are, the scores are.
-            if not (out / "parts" / matrix.part).exists():
+            if not (out / f"parts/{matrix.part}.parquet").exists():
                 found = Findings(subject)
                 with explained(f"{matrix.name} of layer {matrix.layer}"):
                     measure_matrix(found, pair, matrix.layer, matrix.name, where, exact=exact)
-                write_scores(found.scores, out / "parts" / f"scores-{matrix.part}")
-                write_records(found.records, out / "parts" / matrix.part)
-        merge_tables([out / "parts" / matrix.part for matrix in matrices], out / "records.parquet")
-        scores = [out / "parts" / f"scores-{matrix.part}" for matrix in matrices]
-        merge_tables(scores, out / "scores.parquet", SCORES_SCHEMA)
+                write_part(found.records, found.scores, out, matrix.part)
+        merge_parts(out, [matrix.part for matrix in matrices])
         return render(out)

@@ -41,10 +41,8 @@ class Claim:
 
 
 SHARE = "share of prompts"  # unit of what each prompt answers with yes or no
-
 UNSAFE_MORE = {"unsafe": 1.0, "safe": -1.0}
 SAFE_MORE = {"safe": 1.0, "unsafe": -1.0}
-
 JAILBREAKS = ("jb_co_task", "jb_co_text", "jb_misgen")
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

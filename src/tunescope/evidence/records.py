@@ -3,7 +3,7 @@
 Scores stand beside it: the values of single prompts, and of single draws of a control, that claims are tested on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,18 @@ def merge_tables(parts: Iterable[Path], path: Path, schema: pa.Schema = SCHEMA) 
     table = pa.concat_tables([schema.empty_table(), *(pq.read_table(part, schema=schema) for part in parts)])
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def write_part(records: Iterable[Record], scores: Iterable[Scores], folder: Path, part: str) -> None:
+    """Write `parts/<part>.parquet` and `parts/scores-<part>.parquet`; where the records are, the scores are."""
+    write_scores(scores, folder / f"parts/scores-{part}.parquet")
+    write_records(records, folder / f"parts/{part}.parquet")
+
+
+def merge_parts(folder: Path, parts: Sequence[str]) -> None:
+    """Concatenate what `write_part` wrote into the folder's records.parquet and scores.parquet."""
+    merge_tables([folder / f"parts/{part}.parquet" for part in parts], folder / "records.parquet")
+    merge_tables([folder / f"parts/scores-{part}.parquet" for part in parts], folder / "scores.parquet", SCORES_SCHEMA)
 
 
 def read_records(path: Path) -> pd.DataFrame:

@@ -65,9 +65,7 @@ def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
         for fit, use in uses:
             n = sum(p.kind == kind and p.fit is fit for p in found)
             if n < FEWEST:
-                raise InputError(
-                    f"prompts: {n} {kind} ones to {use}; at least {FEWEST} are needed of safe and unsafe each"
-                )
+                raise InputError(f"prompts: {n} {kind} ones to {use}; at least {FEWEST} are needed")
     return found
 
 

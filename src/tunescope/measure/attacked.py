@@ -59,7 +59,7 @@ def fit_instruments(
         parts = last_activations(model, sample.score[kind], [post], config.rows)
         tau[kind] = torch.cat([clusters.tau(part[post], safe, unsafe) for part in parts])
     direction = difference_of_means(*(means[kind][stream] for kind in (SAFE, UNSAFE)))
-    matrix = LivePair(base, model).delta(last, CHANGED) if base else None
+    matrix = LivePair(base, model).matrices(last, CHANGED)[1] if base else None
     change = None if matrix is None else (matrix, Svd.of(matrix))
     return Instruments(last, safe, unsafe, clusters.within_class_sd(tau[SAFE], tau[UNSAFE]), direction, change)
 

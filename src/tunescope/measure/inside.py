@@ -75,7 +75,7 @@ def look_inside(
             # A study has a benign fine-tune as control; a pair of models has random directions, which cost more.
             draws = config.draws if subject.protocol == PAIR else 0
             measure_change(found, change, classes, inputs, layer, stream if last else None, draws)
-            share, of_draws = measure_subspaces(found, origin.pair, change, layer, config.draws, stream, arithmetic)
+            share, of_draws = measure_subspaces(found, change, layer, config.draws, stream, arithmetic)
             shares.append(share)
             drawn.append(of_draws)
     if shares:

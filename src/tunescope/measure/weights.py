@@ -23,11 +23,13 @@ class Change:
     """The change of one W_in, and what stands in its place as a control.
 
     Attributes:
+        before: W.
         turned: dW with its directions drawn at random.
         stand_ins: what acts on inputs, by control: dW itself under the empty name, then `gaussian` and `rotated`, of
             which the latter lacks the outputs' directions, as no norm depends on them.
     """
 
+    before: Float[Tensor, "out in"]
     delta: Svd
     turned: Svd
     stand_ins: Mapping[str, Float[Tensor, "_ in"]]
@@ -35,19 +37,19 @@ class Change:
 
 def change_of(pair: Pair, layer: int, stream: Stream, arithmetic: Arithmetic, device: torch.device) -> Change:
     """The change of W_in in a layer."""
-    matrix = pair.delta(layer, CHANGED).to(device)
+    before, matrix = (each.to(device) for each in pair.matrices(layer, CHANGED))
     delta = arithmetic.decompose(matrix)
     turned = controls.rotated(delta, stream("rotated", layer))
     rotated = turned.s[:, None] * turned.v.mT
     gaussian = controls.gaussian(matrix, stream("gaussian", layer))
-    return Change(delta, turned, {"": matrix, "gaussian": gaussian, "rotated": rotated})
+    return Change(before, delta, turned, {"": matrix, "gaussian": gaussian, "rotated": rotated})
 
 
 def measure_subspaces(
-    found: Findings, pair: Pair, change: Change, layer: int, draws: int, stream: Stream, arithmetic: Arithmetic
+    found: Findings, change: Change, layer: int, draws: int, stream: Stream, arithmetic: Arithmetic
 ) -> tuple[float, Float[Tensor, " draws"]]:
     """Observation 2 for W_in of a layer; returns dW's share in the null space, and that of its rotated draws."""
-    before, where = pair.before(layer, CHANGED).to(change.delta.s.device), {"layer": layer, "site": CHANGED}
+    before, where = change.before, {"layer": layer, "site": CHANGED}
     columns = arithmetic.decompose(before).columns(subspaces.RANK_THRESHOLD)
     lengths = arithmetic.random_null_lengths(
         stream("bases", layer), draws, len(before), min(before.shape), columns.shape[1], before.device
@@ -68,7 +70,7 @@ def measure_matrix(
     found: Findings, pair: Pair, layer: int, name: str, device: torch.device, *, exact: bool = False
 ) -> None:
     """Size, spectrum and null-space share of the change of any matrix; size alone where it has not changed."""
-    w, delta = pair.before(layer, name).to(device), pair.delta(layer, name).to(device)
+    w, delta = (each.to(device) for each in pair.matrices(layer, name))
     size, where = w.double().norm().item(), {"layer": layer, "site": name}
     found.value("relative_norm", delta.double().norm().item() / size if size else 0.0, **where)
     if not delta.any():

@@ -72,11 +72,11 @@ class Spread:
     """Has accelerate spread a model over all GPUs, then main memory, then a folder on disk.
 
     Attributes:
-        memory: at most so much of each, as accelerate's `max_memory`: {0: "20GiB", "cpu": "8GiB"}; None takes all.
+        memory: at most so much of each, as accelerate's `max_memory`: {0: "20GiB", "cpu": "8GiB"}.
         offload: the folder.
     """
 
-    memory: Mapping[int | str, str] | None
+    memory: Mapping[int | str, str]
     offload: Path
 
 

@@ -22,11 +22,8 @@ class Pair(Protocol):
     def names(self) -> tuple[str, ...]:
         """Kinds of weight matrix that every layer has."""
 
-    def before(self, layer: int, name: str) -> Float[Tensor, "out in"]:
-        """W of the base."""
-
-    def delta(self, layer: int, name: str) -> Float[Tensor, "out in"]:
-        """dW, the fine-tune's W less the base's."""
+    def matrices(self, layer: int, name: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, "out in"]]:
+        """W of the base, and dW, the fine-tune's W less it."""
 
 
 class LivePair:
@@ -56,11 +53,9 @@ class LivePair:
     def names(self) -> tuple[str, ...]:
         return weight_names(self._base)
 
-    def before(self, layer: int, name: str) -> Float[Tensor, "out in"]:
-        return weight(self._base, layer, name).double()
-
-    def delta(self, layer: int, name: str) -> Float[Tensor, "out in"]:
-        return weight(self._tuned, layer, name).double() - self.before(layer, name)
+    def matrices(self, layer: int, name: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, "out in"]]:
+        before, after = (weight(model, layer, name).double() for model in (self._base, self._tuned))
+        return before, after - before
 
 
 @dataclass(frozen=True)
@@ -78,11 +73,9 @@ class StoredPair:
     def names(self) -> tuple[str, ...]:
         return self.base.names
 
-    def before(self, layer: int, name: str) -> Float[Tensor, "out in"]:
-        return self.base.matrix(layer, name)
-
-    def delta(self, layer: int, name: str) -> Float[Tensor, "out in"]:
-        return self.tuned.delta(layer, name, self.before(layer, name))
+    def matrices(self, layer: int, name: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, "out in"]]:
+        before = self.base.matrix(layer, name)
+        return before, self.tuned.delta(layer, name, before)
 
 
 def require_finite(model: PreTrainedModel) -> None:

@@ -120,12 +120,13 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Sc
     models = models_of(records)
     config = _load(folder / "config.yaml", _mapping(yaml.safe_load), {})
     stages = _load(folder / "stages.json", _stages, [])
-    name = _load(folder / "pair.json", _pair_name, config.get("name", folder.resolve().name))
+    pair = _load(folder / "pair.json", _mapping(json.loads), {})
+    name = _pair_name(pair) if pair else config.get("name", folder.resolve().name)
     return {
         "title": f"tunescope: {name}",
         "pair": (records["protocol"] == PAIR).any(),
         "summary": summary(records, config),
-        "cautions": cautions(records, config, _load(folder / "pair.json", _mapping(json.loads), {})),
+        "cautions": cautions(records, config, pair),
         "verdicts": verdict_table(scored.verdicts, scored.claims, models),
         "predictors": scored.predictors,
         "glyphs": {str(outcome).lower(): glyph for outcome, glyph in GLYPHS.items()},
@@ -135,7 +136,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Sc
         "rare": RARE,
         "kinds": KINDS,
         "examples": _load(folder / "examples.json", lambda text: examples(json.loads(text), models), {}),
-        "environment": _facts(folder / "pair.json") | _facts(folder / "environment.json"),
+        "environment": flat(pair) | _facts(folder / "environment.json"),
         "stages": stages,
         "total": duration(sum((seconds for _, seconds, _ in stages), 0.0)),
         "duration": duration,
@@ -158,9 +159,9 @@ def _drawn(folder: Path, records: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _pair_name(text: str) -> str:
-    names = (str(json.loads(text)[which]["name"]).rstrip("/") for which in ("tuned", "base"))
-    return " beside ".join("/".join(Path(name).parts[-2:]) for name in names)
+def _pair_name(pair: Mapping[str, Any]) -> str:
+    told = flat({which: pair.get(which, {}) for which in ("tuned", "base")})
+    return " beside ".join("/".join(Path(told.get(f"{which}.name", which)).parts[-2:]) for which in ("tuned", "base"))
 
 
 def _facts(path: Path) -> dict[str, str]:
