@@ -1,7 +1,7 @@
 # make study   the laptop study, from nothing to runs/laptop-seed0/report.html
 # make test    lint, types and tests
-# make english an English base and fine-tune, compared: runs/english/compare/report.html
-# Both make a virtual environment in .venv first. ARGS is passed on: make study ARGS="--seed 1"
+# make english the study of a small Llama that reads English: runs/english/report.html
+# Each makes a virtual environment in .venv first. ARGS is passed on: make study ARGS="--seed 1"
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,11 +15,10 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 english: .venv/ready
-	$(BIN)/python examples/english.py --out runs/english
-	$(BIN)/tunescope compare runs/english/base runs/english/tuned --out runs/english/compare
+	$(BIN)/tunescope study english --plugin examples/english.py --out runs/english $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/prompts.py

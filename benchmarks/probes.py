@@ -1,33 +1,41 @@
-"""Time of all probes of one fine-tuned model and its base, as a share of the goal of 10 seconds on two cores.
+"""Time of all probes of one fine-tuned model, as a share of the goal of 10 seconds on two cores.
 
-python benchmarks/probes.py runs/laptop-seed0 [MODEL]
+    python benchmarks/probes.py runs/laptop-seed0 [MODEL]
+
+What the base has at the inputs of W_in, which a study reads once for all fine-tunes, is read here, too.
 """
 
 import sys
 import time
 from pathlib import Path
 
-from tunescope.config import Study
-from tunescope.measure.inside import look_inside
-from tunescope.rng import Stream
-from tunescope.steps import Run, Tuned
+import tunescope as ts
+from tunescope.models.sites import Site
+from tunescope.probes.collect import stored
+from tunescope.probes.view import INPUT, View, look_inside
+from tunescope.study.context import Context
+from tunescope.study.graph import graph_of
 
 GOAL_SECONDS = 10
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    name = sys.argv[2] if len(sys.argv) > 2 else "ssft-eta_m"
-    study = Study.from_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
-    run = Run(study, folder)
-    sample, base, model = run.sample(), run.load("models/base"), run.load(f"models/{name}")
-    subject = run.subject(name, Tuned(*name.split("-")), study.tune.steps)
+    folder, name = [*sys.argv[1:], *("", "ssft-eta_m")[len(sys.argv) - 1 :]]
+    study = ts.load_run(folder).study
+    given = next(s.inputs for s in graph_of(study, Path(folder)).stages if s.name == f"probe-{name}")
+    this = Context(given, Path(folder))
+    fit, score = this.sample(this.task(), study.probe)
+    model, base = this.load(), this.load(given.base)
     begun = time.perf_counter()
-    found = look_inside(subject, model, base, sample, study.probe, run.refused, Stream.named(study.seed, "probes"))
+    sites = [Site(layer, INPUT) for layer in range(this.pair().layers)]
+    inputs = {kind: stored(base, batch.prompts, sites, study.probe.rows) for kind, batch in score.items()}
+    stream, no_benign = this.stream("probes"), given.no_benign
+    view = View(model, fit, score, study.probe, stream, pair=this.pair(), base_inputs=inputs, no_benign=no_benign)
+    found = look_inside(view, given.model.subject(study.seed, given.model.step or 0))
     seconds = time.perf_counter() - begun
-    prompts = len(next(iter(sample.score.values())))
+    prompts = len(next(iter(score.values())))
     print(
-        f"{name}: {len(found.records)} records from {prompts} prompts of {len(sample.score)} kinds in {seconds:.1f} s, "
+        f"{name}: {len(found.records)} records from {prompts} prompts of {len(score)} kinds in {seconds:.1f} s, "
         f"{seconds / GOAL_SECONDS:.0%} of the goal of {GOAL_SECONDS} s"
     )
 

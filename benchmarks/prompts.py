@@ -11,9 +11,9 @@ import torch
 
 from tunescope.recipes import laptop, paper
 from tunescope.rng import Stream
-from tunescope.world.batches import pretraining_batch
-from tunescope.world.grammar import Rules, read_grammar_file
-from tunescope.world.world import World, build_world
+from tunescope.tasks.world.batches import pretraining_batch
+from tunescope.tasks.world.grammar import Rules, read_grammar_file
+from tunescope.tasks.world.world import World, build_world
 
 GOALS = {"laptop": 200_000, "paper": 50_000}
 BATCH = 4096
@@ -50,11 +50,11 @@ def plain_prompt(world: World, maps: list[list[int]], rules: list[Rules], start:
 
 def main() -> None:
     for study in (laptop(), paper()):
-        world = build_world(study.world, torch.device("cpu"))
+        world = build_world(study.task, torch.device("cpu"))
         maps = world.maps.tolist()
         stream = Stream.named(0, "benchmark")
         ours = rate(lambda i, world=world, stream=stream: len(pretraining_batch(world, BATCH, stream(i), 0.5).tokens))
-        file = read_grammar_file(study.world.grammar)
+        file = read_grammar_file(study.task.grammar)
         rules = [file.rules("full", k) for k in range(len(file.phrases))]
         rng = random.Random(0)
         plain = rate(lambda _, args=(world, maps, rules, file.start, rng): plain_prompt(*args))

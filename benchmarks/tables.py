@@ -13,11 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from tunescope.evidence.pool import pool
-from tunescope.evidence.records import read_records
-from tunescope.report.interventions import CHANGES, JAILBREAKS, LABELS, alpha_rows, change_rows
-from tunescope.report.select import final_rows, strongest_rows
-from tunescope.report.verdicts import GLYPHS, TIMES
+from tunescope.records.pool import pool
+from tunescope.records.tables import read_records
+from tunescope.report.attacks import attack_rows
+from tunescope.report.interventions import CHANGES, JAILBREAKS, alpha_rows, change_rows
+from tunescope.report.select import final_rows, headline_rows, strongest_rows
+from tunescope.report.tables import GLYPHS, TIMES
 
 WANTED = (("safe", "compliance"), ("unsafe", "refusal"), (JAILBREAKS, "compliance"))
 SAID = {"compliance": "answered", "refusal": "refused"}
@@ -36,13 +37,13 @@ def interval(value: float | None, low: float | None, high: float | None, form: s
     return form.format(value) + bracket
 
 
-def rates(records: pd.DataFrame, metric: str) -> str:
-    """Per cent, finished models, kinds at their greatest strength."""
-    rows = strongest_rows(final_rows(records[(records["metric"] == metric) & records["layer"].isna()]))
-    kinds = list(dict.fromkeys(rows["kind"]))
-    cells = {(r.model, r.kind): interval(100 * r.value, 100 * r.low, 100 * r.high, "{:.1f}") for r in rows.itertuples()}
+def rates(rows: pd.DataFrame, corner: str, column: str = "kind") -> str:
+    """Per cent, finished models, one column for each value of `column`."""
+    names = list(dict.fromkeys(rows[column]))
+    values = zip(rows["model"], rows[column], rows["value"], rows["low"], rows["high"], strict=True)
+    cells = {(model, name): interval(*(100 * x for x in of), "{:.1f}") for model, name, *of in values}
     models = dict.fromkeys(rows["model"])
-    return table(metric, kinds, {m: [cells.get((m, kind), "") for kind in kinds] for m in models})
+    return table(corner, names, {m: [cells.get((m, name), "") for name in names] for m in models})
 
 
 def verdicts(told: dict[str, Any]) -> str:
@@ -76,9 +77,8 @@ def alphas(records: pd.DataFrame) -> str:
     """Per cent, by model and alpha; the jailbreaks' mean."""
     rows = alpha_rows(records)
     kinds = rows["kind"].where(~rows["kind"].str.startswith("jb_"), JAILBREAKS)
-    outcomes = rows["metric"].str.removesuffix("_scaled")
-    mean = (100 * rows["value"]).groupby([rows["model"], kinds, outcomes, rows["strength"]], sort=False).mean()
-    dials = sorted(rows["strength"].unique())
+    mean = (100 * rows["value"]).groupby([rows["model"], kinds, rows["metric"], rows["dial"]], sort=False).mean()
+    dials = sorted(rows["dial"].unique())
     cells = {
         f"{model}: {kind} {SAID[outcome]}": [f"{mean[model, kind, outcome, dial]:.0f}" for dial in dials]
         for model in dict.fromkeys(rows["model"])
@@ -88,16 +88,19 @@ def alphas(records: pd.DataFrame) -> str:
 
 
 def changes(records: pd.DataFrame) -> str:
-    """Per cent, by intervention and model: unsafe prompts refused / safe ones answered / jailbreaks answered."""
+    """Per cent, by intervention and model: unsafe prompts refused / safe ones answered / jailbreaks answered.
+
+    Models of the first learning rate.
+    """
     rows = change_rows(records)
-    rows = rows[rows["learning_rate"] == "eta_m"]
-    value = {(r.label, r.model, r.kind, r.outcome): f"{100 * r.value:.0f}" for r in rows.itertuples()}
-    order = [*LABELS]
-    labels = rows.assign(place=[order.index(name) for name in rows["name"]]).sort_values(["place", "strength", "site"])
+    rows = rows[rows["learning_rate"] == rows["learning_rate"].iloc[0]]
+    about = zip(rows["label"], rows["model"], rows["kind"], rows["metric"], rows["value"], strict=True)
+    value = {tuple(which): f"{100 * of:.0f}" for *which, of in about}
+    labels = dict.fromkeys(rows.sort_values(["place", "dial", "scope"], kind="stable")["label"])
     models = list(dict.fromkeys(rows["model"]))
     cells = {
         label: [" / ".join(value.get((label, model, *which), "") for which in CHANGES) for model in models]
-        for label in dict.fromkeys(labels["label"])
+        for label in labels
     }
     return table("refused / safe answered / jailbreaks answered", models, cells)
 
@@ -106,10 +109,11 @@ def main() -> None:
     folder = Path(sys.argv[1])
     records = pool(read_records(folder / "records.parquet"))
     told = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
+    behaviour = headline_rows(records)
+    attacked = strongest_rows(attack_rows(final_rows(records), "compliance"), "dial", "name")
     for text in (
-        rates(records, "compliance"),
-        rates(records, "refusal"),
-        rates(records, "attack_success"),
+        *(rates(behaviour[behaviour["metric"] == outcome], outcome) for outcome in SAID),
+        rates(attacked, "attack success", "name"),
         verdicts(told),
         predictors(told),
         alphas(records),

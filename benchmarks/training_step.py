@@ -13,14 +13,14 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from tunescope.config import ModelConfig
+from tunescope.config import Built
 from tunescope.models.build import build_model
 from tunescope.models.compute import resolve
 from tunescope.recipes import laptop
 from tunescope.rng import Stream
+from tunescope.tasks.world.batches import pretraining_batch
+from tunescope.tasks.world.world import build_world
 from tunescope.training.optimizers import muon_and_adamw
-from tunescope.world.batches import pretraining_batch
-from tunescope.world.world import build_world
 
 ROUNDS = 15
 
@@ -77,20 +77,21 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 def main() -> None:
     global SEQUENCE
     study = laptop()
+    pretrain = study.base.pretrain
     architecture = sys.argv[1] if len(sys.argv) > 1 else "gpt2"
     compute = resolve(study.compute)
-    world = build_world(study.world, compute.device)
+    world = build_world(study.task, compute.device)
     SEQUENCE = world.sequence_length - 1
     stream = Stream.named(0, "benchmark")
     model = build_model(
-        ModelConfig(architecture=architecture), len(world.vocab), world.sequence_length, stream, compute.device
+        Built(architecture=architecture), len(world.vocab), world.sequence_length, stream, compute.device
     )
     model.set_attn_implementation(compute.attention)
-    optimizers = muon_and_adamw(model, study.pretrain, compute.dtype)
-    parts = study.pretrain.batch // compute.rows
+    optimizers = muon_and_adamw(model, pretrain, compute.dtype)
+    parts = pretrain.batch // compute.rows
 
     def step() -> None:
-        batch = pretraining_batch(world, study.pretrain.batch, stream("batch"), 0.5)
+        batch = pretraining_batch(world, pretrain.batch, stream("batch"), 0.5)
         for tokens, learn in zip(batch.tokens.split(compute.rows), batch.learn.split(compute.rows), strict=True):
             (-(compute.logps(model, tokens) * learn[:, 1:]).sum() / learn.sum()).backward()
         for optimizer in optimizers:
@@ -105,7 +106,7 @@ def main() -> None:
     whole, alone = (sorted(column)[ROUNDS // 2] for column in zip(*pairs, strict=True))
     flops = parts * 6 * sum(m * k * n for m, k, n in shapes)
     print(
-        f"{architecture}, {study.pretrain.batch} x {SEQUENCE} tokens, {compute.dtype}, {compute.device}: "
+        f"{architecture}, {pretrain.batch} x {SEQUENCE} tokens, {compute.dtype}, {compute.device}: "
         f"step {1e3 * whole:.0f} ms ({flops / whole / 1e9:.0f} GFLOP/s), "
         f"its matrix products alone {1e3 * alone:.0f} ms "
         f"({flops / alone / 1e9:.0f} GFLOP/s); share of the matrix-product rate: {shares[ROUNDS // 2]:.0%} "

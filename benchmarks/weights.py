@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from tunescope.compare.weights import compare_weights
-from tunescope.evidence.records import read_records
+from tunescope.records.tables import read_records
+from tunescope.study.weights import compare_weights
 
 RANK, SIZE = 8, 0.02  # of the planted change; its norm as a share of W_in's
 WIDTH, HIDDEN, KEYS = 4096, 14336, 1024

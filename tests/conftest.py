@@ -19,20 +19,23 @@ from transformers import PreTrainedModel
 import tunescope
 
 # Every annotated shape is checked in tests. config has none, and speaks of Self, which the checker refuses.
-CHECKED = [f"tunescope.{m.name}" for m in pkgutil.iter_modules(tunescope.__path__) if m.name != "config"]
+CHECKED = [
+    f"tunescope.{m.name}" for m in pkgutil.iter_modules(tunescope.__path__) if m.name not in ("config", "api", "cli")
+]
 # An int is a good float, as for mypy.
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from tunescope import cli, pipeline  # noqa: E402
-from tunescope.compare import models as compare  # noqa: E402
-from tunescope.config import ComputeConfig, ModelConfig, PretrainConfig, WorldConfig  # noqa: E402
+from tunescope import cli  # noqa: E402
+from tunescope.config import Built, ComputeConfig, PretrainConfig, WorldConfig  # noqa: E402
 from tunescope.models.build import build_model  # noqa: E402
 from tunescope.models.compute import Compute, resolve  # noqa: E402
 from tunescope.rng import Stream  # noqa: E402
+from tunescope.study import pipeline  # noqa: E402
+from tunescope.tasks.world.grammar import Rules  # noqa: E402
+from tunescope.tasks.world.task import WorldTask  # noqa: E402
+from tunescope.tasks.world.vocab import EOS, PAD  # noqa: E402
+from tunescope.tasks.world.world import World, build_world  # noqa: E402
 from tunescope.training.pretraining import pretrain  # noqa: E402
-from tunescope.world.grammar import Rules  # noqa: E402
-from tunescope.world.vocab import EOS, PAD  # noqa: E402
-from tunescope.world.world import World, build_world  # noqa: E402
 
 SMALL = {"grammar": "tiny", "operators": 5, "aliases": (1,), "safe": ((0, 1), (0, 2)), "unsafe": ((2,), (3,))}
 CONFIGS = {
@@ -43,9 +46,16 @@ CONFIGS = {
     "one_stage": WorldConfig(**SMALL, operand=(3, 9), stages=1, slots=3),
 }
 
+TUNES = "ssft-eta_m, ssft-eta_s, dpo-eta_m, unlearning-eta_m, benign-eta_m, benign-eta_s"
+TINY = ["study", "tiny", "--set", f"tunes=[{TUNES}]"]
 torch.set_num_threads(1)
 settings.register_profile("tunescope", max_examples=30, deadline=None)
 settings.load_profile("tunescope")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that has the tiny study first: where files go to several processes, it takes longest."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +154,7 @@ def new_model(easy: World, compute: Compute) -> Callable[..., PreTrainedModel]:
     """An untrained model for the easy world."""
 
     def model(width: int = 16, architecture: str = "gpt2") -> PreTrainedModel:
-        config = ModelConfig(architecture=architecture, layers=1, heads=2, width=width)
+        config = Built(architecture=architecture, layers=1, heads=2, width=width)
         sizes, stream = (len(easy.vocab), easy.sequence_length), Stream.named(0, "init")
         made = build_model(config, *sizes, stream, compute.device, eos=EOS, pad=PAD)
         made.set_attn_implementation(compute.attention)
@@ -164,7 +174,7 @@ def trained(
         config = PretrainConfig(
             steps=steps, batch=64, lr=4e-3, muon_lr=3e-2, warmup=5, cooldown=40, check_every=50, settled=1.0
         )
-        return model, pretrain(model, easy, config, compute, Stream.named(0, "data"), Path("not", "there"))
+        return model, pretrain(model, WorldTask(easy), config, compute, Stream.named(0, "data"), Path("not", "there"))
 
     return train
 
@@ -186,13 +196,13 @@ def small_study() -> list[str]:
     """Arguments of a study in which every stage does something, in a second; its models learn nothing."""
     settings = {
         "compute.device": "cpu",
-        "model.layers": 1,
-        "model.width": 16,
-        "pretrain.steps": 12,
-        "pretrain.batch": 16,
-        "pretrain.cooldown": 4,
-        "pretrain.check_every": 5,
-        "tune.protocols": "[dpo, benign]",
+        "base.layers": 1,
+        "base.width": 16,
+        "base.pretrain.steps": 12,
+        "base.pretrain.batch": 16,
+        "base.pretrain.cooldown": 4,
+        "base.pretrain.check_every": 5,
+        "tunes": "[dpo-eta_m, dpo-eta_s, benign-eta_m, benign-eta_s]",
         "tune.steps": 6,
         "tune.batch": 8,
         "evaluate.prompts": 8,
@@ -208,17 +218,19 @@ def small_study() -> list[str]:
         "probe.draws": 20,
         "attack.prompts": 4,
         "attack.searched": 2,
-        "attack.soft": "[1]",
-        "attack.soft_steps": 1,
-        "attack.prefill": "[1]",
-        "attack.suffix": "[1]",
-        "attack.suffix_steps": 1,
-        "attack.suffix_candidates": 2,
+        "attack.settings.soft_prompt.tokens": "[1]",
+        "attack.settings.soft_prompt.steps": 1,
+        "attack.settings.universal_soft_prompt.tokens": "[1]",
+        "attack.settings.universal_soft_prompt.steps": 1,
+        "attack.settings.prefill.tokens": "[1]",
+        "attack.settings.suffix.tokens": "[1]",
+        "attack.settings.suffix.steps": 1,
+        "attack.settings.suffix.candidates": 2,
         "intervene.prompts": 4,
-        "intervene.alphas": "[0.5, 1.5]",
-        "intervene.ranks": "[1]",
-        "intervene.reads": "[1]",
-        "intervene.draws": "1",
+        "intervene.settings.scaled.alphas": "[0.5, 1.5]",
+        "intervene.settings.truncated.ranks": "[1]",
+        "intervene.settings.inputs.directions": "[1]",
+        "intervene.draws": 1,
     }
     return ["study", "tiny", "--set", *(f"{key}={value}" for key, value in settings.items())]
 
@@ -234,10 +246,16 @@ def small_run(small_study: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def tiny_command() -> list[str]:
+    """Arguments of the study that `tiny_run` ran."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole tiny study, report included, run once. Not to be changed."""
+    """The tiny study, report included, run once: protocols at the larger rate, and two at both. Not to be changed."""
     folder = tmp_path_factory.mktemp("tiny") / "run"
-    assert cli.main(["study", "tiny", "--out", str(folder)]) == 0
+    assert cli.main([*TINY, "--out", str(folder)]) == 0
     return folder
 
 
@@ -249,9 +267,8 @@ def run_folder(small_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Studies and comparisons end without their report, which takes seconds."""
-    for module in (pipeline, compare):
-        monkeypatch.setattr(module, "render", lambda folder: folder / "report.html")
+    """Studies end without their report, which takes seconds."""
+    monkeypatch.setattr(pipeline, "render", lambda folder: folder / "report.html")
 
 
 @pytest.fixture

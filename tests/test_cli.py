@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from tunescope import cli
+from tunescope import __version__, cli
 from tunescope.errors import InputError
 from tunescope.models.tokenizer import build_tokenizer
 from tunescope.recipes import RECIPES
 from tunescope.rng import Stream
-from tunescope.world.prompts import Kind, sample_prompts
-from tunescope.world.world import build_world
+from tunescope.tasks.world.kinds import Kind
+from tunescope.tasks.world.prompts import sample_prompts
+from tunescope.tasks.world.world import build_world
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -28,18 +29,14 @@ pytestmark = pytest.mark.usefixtures("no_report")
     ("arguments", "says"),
     [
         (["huge"], ["recipe", "'huge'", "tiny, laptop, paper"]),
+        (["huge.yaml"], ["huge.yaml", "no such file"]),
         (["tiny", "--set", "tune.stepz=3"], ["tune.stepz", "'stepz'", "steps"]),
         (["tiny", "--set", "tune.steps=0"], ["tune.steps", "greater than 0"]),
         (["tiny", "--set", "tune.steps"], ["'tune.steps'", "KEY=VALUE"]),
-        (["tiny", "--set", "tune.protocols=[sftt]"], ["tune.protocols", "'ssft'", "'sftt'"]),
+        (["tiny", "--set", "tunes=[ssft-fast]"], ["tunes", "'fast'", "eta_m, eta_s"]),
         (["tiny", "--seed", "-1"], ["seed", "greater than or equal to 0"]),
-        (["tiny", "--set", "world.operand=[90, 90]"], ["world.operand", "[90, 90]"]),
-        (["tiny", "--set", "intervene.alphas=[1e300]"], ["intervene.alphas", "less than or equal to 10"]),
-        (["tiny", "--set", "intervene.alphas=[.inf]"], ["intervene.alphas", "valid number", "'.inf'"]),
-        (["tiny", "--set", "intervene.alphas=[inf]"], ["intervene.alphas", "'inf'"]),
-        (["tiny", "--set", "intervene.reads=[64]"], ["intervene.reads", "64", "below model.width (64)"]),
-        (["tiny", "--set", "attack.soft=[0]"], ["attack.soft", "greater than 0"]),
-        (["tiny", "--set", "attack.soft=[]"], ["attack.soft", "at least 1"]),
+        (["tiny", "--set", "task.operand=[90, 90]"], ["operand", "[90, 90]"]),
+        (["tiny", "--plugin", "absent.py"], ["--plugin", "absent.py", "no Python file"]),
     ],
 )
 def test_bad_settings(
@@ -53,7 +50,7 @@ def test_bad_settings(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--kind", "harmful"], ["--kind", "'harmful'", "safe, unsafe, jb_co_task, jb_co_text, jb_misgen"]),
+        (["--kind", "harmful"], ["Unknown kind 'harmful'", "safe, unsafe, jb_co_task, jb_co_text, jb_misgen"]),
         (["-n", "0"], ["-n", "0", "at least 1"]),
         (["--kind", "jb_misgen", "--strength", "1.5"], ["strength", "1.5", "[0, 1]"]),
         (["--kind", "jb_misgen", "--strength", "nan"], ["strength", "nan", "[0, 1]"]),
@@ -93,7 +90,19 @@ def test_an_unusable_device(small_study: list[str], refused: Callable, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--set", "attack.prefill=[16]"], ["attack.prefill", "16 tokens of an answer of", "at most"]),
+        (["--set", "attack.settings.prefill.tokens=[16]"], ["prefill.tokens", "16 tokens of an answer of", "at most"]),
+        (["--set", "attack.settings.soft_prompt.tokens=[0]"], ["attack.settings.soft_prompt.tokens", "greater than 0"]),
+        (["--set", "attack.settings.soft_prompt.tokens=[]"], ["attack.settings.soft_prompt.tokens", "at least 1"]),
+        (["--set", "attack.settings.hard_prompt.tokens=[1]"], ["Unknown attack 'hard_prompt'", "soft_prompt"]),
+        (["--set", "attack.attacks=[hard_prompt]"], ["Unknown attack 'hard_prompt'", "soft_prompt"]),
+        (["--set", "tunes=[sftt-eta_m]"], ["Unknown protocol 'sftt'", "ssft"]),
+        (["--set", "tune.settings.dpo.gamma=1"], ["tune.settings.dpo.gamma", "not permitted"]),
+        (["--set", "probe.probes=[lens]"], ["Unknown probe 'lens'", "clusters"]),
+        (["--set", "intervene.settings.scaled.alphas=[1e300]"], ["scaled.alphas", "less than or equal to 10"]),
+        (["--set", "intervene.settings.scaled.alphas=[.inf]"], ["intervene.settings", "finite"]),
+        (["--set", "intervene.settings.inputs.directions=[64]"], ["directions", "64", "below base.width (64)"]),
+        (["--set", "base.type=checkpoint", "base.name=nowhere", "tunes=[]"], ["nowhere", "no such folder"]),
+        (["--set", "task.type=language", "tunes=[]"], ["language", "base.type=checkpoint"]),
         (["--skip", "attack", "sleep"], ["sleep", "behave, probe, attack, intervene"]),
         (["--only", "attack", "sleep"], ["--only", "sleep", "behave, probe, attack, intervene"]),
     ],
@@ -107,7 +116,7 @@ def test_bad_study_options(arguments: list[str], says: list[str], refused: Calla
 
 
 def test_divergence(small_study: list[str], refused: Callable, tmp_path: Path) -> None:
-    tame, wild = [*small_study, "tune.protocols=[]"], ["pretrain.lr=1e30", "pretrain.muon_lr=1e30"]
+    tame, wild = [*small_study, "tunes=[]"], ["base.pretrain.lr=1e30", "base.pretrain.muon_lr=1e30"]
     folder = tmp_path / "run"
     refused([*tame, *wild, "--out", str(folder)], "pretraining", "not finite", "lower the learning rate")
     assert not (folder / "models").exists()
@@ -125,7 +134,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
     assert caught.value.code == 0
-    assert capsys.readouterr().out == "tunescope 0.1.0\n"
+    assert capsys.readouterr().out == f"tunescope {__version__}\n"
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +185,7 @@ def test_sampled_text_is_what_models_are_trained_on(recipe: str, kind: Kind, sam
     rows = sample(recipe, "--kind", str(kind), "-n", "4", "--json", "--seed", "3")
     assert len(rows) == 4
     study = RECIPES[recipe]()
-    world = build_world(study.world, cpu)
+    world = build_world(study.task, cpu)
     tokenizer = build_tokenizer(world.vocab.words)
     strength = float(kind.has_strength)
     prompts = sample_prompts(world, kind, 4, Stream.named(3, "sample", str(kind)), strength)
@@ -211,13 +220,13 @@ def test_strength_is_as_asked_for(sample: Callable) -> None:
     ]
     assert dialect[0] == 0
     assert dialect[1] == pytest.approx(dialect[2] / 2, rel=0.2)
-    assert dialect[2] == 40 * RECIPES["tiny"]().world.operand[0]
+    assert dialect[2] == 40 * RECIPES["tiny"]().task.operand[0]
 
 
 def test_settings_change_the_world_sampled(sample: Callable) -> None:
-    (row,) = sample("tiny", "-n", "1", "--json", "--set", "world.operand=[3, 3]", "world.stages=1")
+    (row,) = sample("tiny", "-n", "1", "--json", "--set", "task.operand=[3, 3]", "task.stages=1")
     assert len(row["operand"].split()) == 3
-    assert len(row["operators"]) == RECIPES["tiny"]().world.slots
+    assert len(row["operators"]) == RECIPES["tiny"]().task.slots
 
 
 def test_a_person_sees_what_a_prompt_is_made_of(sample: Callable) -> None:

@@ -11,22 +11,22 @@ import tunescope
 ROOT = Path(tunescope.__file__).parent
 # From the ground up; each imports from those before it only.
 LAYERS = (
-    "tunescope errors config rng files",
-    "world models",
-    "language",
+    "tunescope errors config rng files registry",
+    "settings",
+    "records",
+    "models",
+    "tasks",
     "training",
-    "protocols",
-    "attacks",
     "probes",
     "interventions",
+    "attacks",
     "evidence",
-    "measure",
     "report",
-    "recipes settings stages environment folders",
-    "steps",
-    "pipeline compare",
-    "cli",
+    "recipes study",
+    "api cli",
 )
+# For whom it is written and what looks for plug-ins: the short API, which brings in what it is asked for.
+FRONT = {"tunescope"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 
 
@@ -59,12 +59,11 @@ PARTS = {p: {part(m) for name in GRAPH if part(name) == p for m in GRAPH[name]} 
 
 
 def test_the_graph_is_seen() -> None:
-    assert GRAPH["tunescope.world.vocab"] == set()
+    assert GRAPH["tunescope.tasks.world.vocab"] == set()
     assert GRAPH["tunescope.models.logps"] == {"tunescope.models.inputs"}
-    assert {"tunescope.config", "tunescope.world.grammar"} <= GRAPH["tunescope.world.world"]
-    assert PARTS["steps"] >= {"world", "models", "training", "protocols", "attacks", "probes", "measure", "evidence"}
-    assert PARTS["pipeline"] >= {"steps", "report"}
-    assert "pipeline" in PARTS["cli"]  # within a function
+    assert {"tunescope.config", "tunescope.tasks.world.grammar"} <= GRAPH["tunescope.tasks.world.world"]
+    assert PARTS["study"] >= {"tasks", "models", "training", "attacks", "probes", "interventions", "evidence", "report"}
+    assert "study" in PARTS["cli"]  # within a function
     assert all(target in FILES for targets in GRAPH.values() for target in targets)
 
 
@@ -73,32 +72,37 @@ def test_every_part_has_its_layer() -> None:
 
 
 def test_imports_point_up_only() -> None:
-    wrong = {(name, other) for name, others in PARTS.items() for other in others if LEVEL[other] > LEVEL[name]}
+    wrong = {
+        (name, other)
+        for name, others in PARTS.items()
+        for other in others
+        if LEVEL[other] > LEVEL[name] and name not in FRONT and (name, other) != ("config", "settings")
+    }
     assert wrong == set()
 
 
 def test_no_modules_import_each_other() -> None:
-    list(TopologicalSorter(GRAPH).static_order())  # raises CycleError
+    front = {name: others - FRONT for name, others in GRAPH.items() if name not in FRONT | {"tunescope.config"}}
+    list(TopologicalSorter(front).static_order())  # raises CycleError
 
 
-def test_world_and_models_do_not_know_each_other() -> None:
-    assert "models" not in PARTS["world"]
-    assert "world" not in PARTS["models"]
+def test_models_know_no_task_and_the_science_knows_no_task_but_by_its_interface() -> None:
+    assert "tasks" not in PARTS["models"]
+    for name, others in GRAPH.items():
+        if name.startswith(("tunescope.training", "tunescope.probes", "tunescope.attacks", "tunescope.interventions")):
+            assert {other for other in others if other.startswith("tunescope.tasks")} <= {"tunescope.tasks.base"}, name
 
 
-def test_the_report_reads_evidence_alone() -> None:
-    assert PARTS["report"] <= {"evidence", "files", "errors", "tunescope"}
+def test_the_report_reads_evidence_and_records_alone() -> None:
+    assert PARTS["report"] <= {"evidence", "records", "files", "errors", "registry", "tunescope"}
 
 
 def test_evidence_knows_nothing_of_how_it_came_about() -> None:
-    assert PARTS["evidence"] <= {"files", "errors", "config", "tunescope"}
+    assert PARTS["evidence"] <= {"records", "files", "errors", "registry", "tunescope"}
 
 
-def test_only_the_pipeline_sees_every_stage() -> None:
-    for name, others in PARTS.items():
-        if name not in ("pipeline", "compare", "cli"):
-            assert not others & {"report", "pipeline", "compare", "cli"}, name
-            assert name == "steps" or not {"world", "evidence"} <= others, name
+def test_records_know_nothing_of_what_is_measured() -> None:
+    assert PARTS["records"] <= {"files", "errors"}
 
 
 def test_the_command_line_starts_without_torch() -> None:
@@ -107,4 +111,4 @@ def test_the_command_line_starts_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "tunescope.recipes" in loaded
-    assert not loaded & {"torch", "transformers", "pandas", "matplotlib", "tunescope.pipeline"}
+    assert not loaded & {"torch", "transformers", "pandas", "matplotlib", "tunescope.study.pipeline"}

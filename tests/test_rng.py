@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
 from tunescope.rng import Stream
-from tunescope.world.batches import preference_batch, pretraining_batch
-from tunescope.world.prompts import Kind, sample_prompts
+from tunescope.tasks.world.batches import preference_batch, pretraining_batch
+from tunescope.tasks.world.prompts import Kind, sample_prompts
 
 CPU = torch.device("cpu")
 MASK = (1 << 64) - 1

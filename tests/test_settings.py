@@ -1,23 +1,27 @@
 """Settings from text: what is asked for is what one gets, or a message that names the key."""
 
 import json
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunescope.config import Study
+from tunescope.config import Study, WorldConfig
 from tunescope.errors import InputError
 from tunescope.recipes import RECIPES, laptop, tiny
-from tunescope.settings import override
+from tunescope.settings import checked, override, read_study
 
 
 def leaves(data: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Every setting by its dotted key."""
     out: dict[str, Any] = {}
     for key, value in data.items():
-        out |= leaves(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        inner = leaves(value, f"{path}{key}.") if isinstance(value, dict) else {}
+        out |= inner or {f"{path}{key}": value}
     return out
 
 
@@ -25,7 +29,7 @@ def leaves(data: dict[str, Any], path: str = "") -> dict[str, Any]:
 def test_recipes_round_trip_through_yaml(name: str) -> None:
     study = RECIPES[name]()
     assert study.name == name
-    assert Study.from_yaml(study.to_yaml()) == study
+    assert checked(Study, yaml.safe_load(study.to_yaml())) == study
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -48,21 +52,22 @@ def test_one_setting_changes_and_the_rest_stays() -> None:
 @pytest.mark.parametrize(
     ("change", "section", "key", "value"),
     [
-        ("tune.eta_m=1e-3", "tune", "eta_m", 1e-3),
-        ("tune.eta_m=2", "tune", "eta_m", 2.0),
-        ("tune.protocols=[dpo]", "tune", "protocols", ("dpo",)),
-        ("tune.protocols=[]", "tune", "protocols", ()),
+        ("tune.final_lr=1e-3", "tune", "final_lr", 1e-3),
+        ("base.pretrain.lr=2", "base.pretrain", "lr", 2.0),
+        ("tune.learning_rates.fast=1e-3", "tune", "learning_rates", {"eta_m": 2e-3, "eta_s": 2e-4, "fast": 1e-3}),
+        ("tune.settings.dpo.beta=0.2", "tune", "settings", {"dpo": {"beta": 0.2}}),
+        ("probe.probes=[clusters]", "probe", "probes", ("clusters",)),
         ("evaluate.strengths=[0, .5, 1]", "evaluate", "strengths", (0.0, 0.5, 1.0)),
-        ("world.safe=[[0, 1], [0, 2]]", "world", "safe", ((0, 1), (0, 2))),
-        ("world.operand=[3, 4]", "world", "operand", (3, 4)),
-        ("model.architecture=llama", "model", "architecture", "llama"),
+        ("task.safe=[[0, 1], [0, 2]]", "task", "safe", ((0, 1), (0, 2))),
+        ("task.operand=[3, 4]", "task", "operand", (3, 4)),
+        ("base.architecture=llama", "base", "architecture", "llama"),
         ("compute.compile=on", "compute", "compile", "on"),  # which YAML 1.1 would take for true
         ("compute.compile=off", "compute", "compile", "off"),
         ("compute.device=cuda:1", "compute", "device", "cuda:1"),
     ],
 )
 def test_values_are_read_as_the_setting_means_them(change: str, section: str, key: str, value: Any) -> None:
-    got = getattr(getattr(override(tiny(), [change]), section), key)
+    got = attrgetter(f"{section}.{key}")(override(tiny(), [change]))
     assert got == value
     assert type(got) is type(value)
 
@@ -74,8 +79,8 @@ def test_the_last_of_several_changes_holds() -> None:
 
 @given(st.integers(1, 10**9), st.floats(1e-9, 1e9))
 def test_any_value_in_range_is_taken(steps: int, rate: float) -> None:
-    study = override(tiny(), [f"tune.steps={steps}", f"tune.eta_s={rate}"])
-    assert (study.tune.steps, study.tune.eta_s) == (steps, rate)
+    study = override(tiny(), [f"tune.steps={steps}", f"tune.learning_rates.eta_s={rate}"])
+    assert (study.tune.steps, study.tune.learning_rates["eta_s"]) == (steps, rate)
 
 
 @pytest.mark.parametrize(
@@ -85,33 +90,37 @@ def test_any_value_in_range_is_taken(steps: int, rate: float) -> None:
         ("=3", ["'=3'", "KEY=VALUE"]),
         (
             "tuning.steps=3",
-            ["tuning.steps", "'tuning'", "world, model, pretrain, tune, evaluate, probe, attack, intervene, compute"],
+            ["tuning.steps", "'tuning'", "task, base, tune, evaluate, probe, attack, intervene, compute"],
         ),
-        ("attack.soft=[4, 4]", ["soft", "each may be there once", "[4, 4]"]),
-        ("intervene.alphas=[0.5, 0.5]", ["alphas", "each may be there once"]),
-        ("tune.stepz=3", ["tune.stepz", "unknown key 'stepz'", "steps", "eta_m"]),
+        ("evaluate.strengths=[1, 1]", ["strengths", "each may be there once", "[1.0, 1.0]"]),
+        ("tunes=[ssft-eta_m, ssft-eta_m]", ["tunes", "ssft-eta_m is there twice"]),
+        ("tunes=[ssft-fast]", ["tunes", "unknown learning rate 'fast'", "eta_m, eta_s"]),
+        ("tunes=[ssft]", ["tunes", "'ssft'", "PROTOCOL-RATE"]),
+        ("tunes=[{type: given, name: there}]", ["tunes", "base.type must be checkpoint"]),
+        ("task.type=poetry", ["type", "unknown task 'poetry'", "world, language"]),
+        ("base.type=checkpoint", ["base.name", "required"]),
+        ("tune.stepz=3", ["tune.stepz", "unknown key 'stepz'", "steps", "learning_rates"]),
         ("stepz=3", ["unknown key 'stepz'", "seed", "tune"]),
-        ("tune.=3", ["unknown key ''", "eta_m"]),
+        ("tune.=3", ["unknown key ''", "learning_rates"]),
         (".steps=3", ["''", "is no section"]),
         ("tune.steps.more=3", ["tune.steps.more", "'steps' is no section"]),
         ("seed.more=3", ["'seed' is no section"]),
-        ("tune=3", ["tune is a section", "eta_m"]),
+        ("tune=3", ["tune is a section", "learning_rates"]),
         ("tune.steps=[", ["'tune.steps=['", "YAML"]),
         ("tune.steps=0", ["tune.steps", "greater than 0", "'0'"]),
         ("tune.steps=", ["tune.steps"]),
         ("tune.steps=many", ["tune.steps", "'many'"]),
         ("tune.steps=1.5", ["tune.steps", "'1.5'"]),
-        ("tune.eta_m=nan", ["tune.eta_m"]),
-        ("tune.eta_m=.inf", ["tune.eta_m"]),
-        ("tune.eta_m=inf", ["tune.eta_m", "finite"]),
+        ("base.pretrain.lr=nan", ["base.pretrain.lr"]),
+        ("base.pretrain.lr=.inf", ["base.pretrain.lr"]),
+        ("tune.learning_rates.eta_m=inf", ["tune.learning_rates.eta_m", "finite"]),
         ("tune.final_lr=1.5", ["tune.final_lr", "less than or equal to 1"]),
-        ("tune.protocols=[ssft, sftt]", ["tune.protocols.1", "'ssft', 'dpo', 'unlearning' or 'benign'", "'sftt'"]),
-        ("model.architecture=bert", ["model.architecture", "'gpt2' or 'llama'", "'bert'"]),
-        ("model.width=50", ["width", "50", "multiple"]),
+        ("base.architecture=bert", ["base.architecture", "'gpt2' or 'llama'", "'bert'"]),
+        ("base.width=50", ["width", "50", "multiple"]),
         ("seed=-1", ["seed", "greater than or equal to 0"]),
-        ("world.operand=[5, 4]", ["operand", "[5, 4]", "shortest <= longest"]),
-        ("world.safe=[[0, 1]]", ["safe and unsafe", "1 and 2"]),
-        ("world.mix_end=[1, 1, 0, 0]", ["mix_end", "sum to 1"]),
+        ("task.operand=[5, 4]", ["operand", "[5, 4]", "shortest <= longest"]),
+        ("task.safe=[[0, 1]]", ["safe and unsafe", "1 and 2"]),
+        ("task.mix_end=[1, 1, 0, 0]", ["mix_end", "sum to 1"]),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(change: str, says: list[str]) -> None:
@@ -131,3 +140,60 @@ def test_every_fault_is_told_at_once() -> None:
 def test_changes_cannot_run_anything() -> None:
     with pytest.raises(InputError):
         override(tiny(), ["seed=!!python/object/apply:os.getpid []"])
+
+
+# Studies from files
+
+KEYS = ["task", "base", "tunes", "tune", "type", "seed", "settings", "world", "checkpoint"]
+
+
+def test_a_study_from_a_file_has_defaults_where_the_file_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: mine\ntask: {operators: 12}\ntunes: [ssft-eta_m]\n")
+    study = read_study(tmp_path / "study.yaml")
+    assert (study.name, study.task) == ("mine", WorldConfig(operators=12))
+    assert [tune.label for tune in study.tunes] == ["ssft-eta_m"]
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | st.sampled_from(["tune", "type"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["task", "base", "tunes", "tune", "type", "seed", "settings"]), inner, max_size=4
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_whatever_a_file_holds_there_is_a_study_or_one_message(tmp_path_factory, data: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(yaml.safe_dump(data))
+    said = ""
+    try:
+        read_study(path)
+    except InputError as error:
+        said = str(error)
+    assert len(said) < 2000
+    assert not said or str(path) in said
+
+
+@given(st.binary(max_size=60))
+def test_whatever_bytes_a_file_has_there_is_one_message(tmp_path_factory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "bytes.yaml"
+    path.write_bytes(data)
+    with pytest.raises(InputError):
+        read_study(path)
+
+
+def test_settings_change_by_name_in_python_and_are_checked() -> None:
+    study = tiny().changed(seed=3, tune={"steps": 7}, tunes=["dpo-eta_s"])
+    assert (study.seed, study.tune.steps, study.tune.batch) == (3, 7, tiny().tune.batch)
+    for wrong in ({"tuning": {}}, {"tune": {"steps": 0}}, {"tune": {"stepz": 1}}, {"tunes": ["dpo-fast"]}):
+        with pytest.raises(InputError):
+            tiny().changed(**wrong)

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from tunescope import __version__
-from tunescope.config import Study
-from tunescope.errors import InputError
+from tunescope.config import Checkpoint, ComputeConfig, LanguageConfig, Study
+from tunescope.errors import InputError, shown
 from tunescope.recipes import RECIPES
-from tunescope.settings import override
-from tunescope.stages import LOOKS
-from tunescope.world.kinds import Kind
+from tunescope.registry import load_plugins
+from tunescope.settings import override, read_study
 
 BAD_INPUT, INTERRUPTED = 2, 130
+GROUPS = ("behave", "probe", "attack", "intervene")  # as in study.graph, which takes seconds to import
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     try:
         options = _parser().parse_args(arguments)
+        load_plugins(getattr(options, "plugin", ()))
         options.command(options)
     except KeyboardInterrupt:
         print("\ntunescope: interrupted; the same command goes on from here", file=sys.stderr)
@@ -57,19 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         help="run folder (default: runs/RECIPE-seedN); of several seeds the report on all (default: runs/RECIPE), "
         "each of which runs in DIR-seedN",
     )
-    study.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
-    which = study.add_mutually_exclusive_group()
-    looks = ", ".join(LOOKS)
-    which.add_argument("--skip", nargs="+", default=[], metavar="STAGE", help=f"do not run some of {looks}")
-    which.add_argument(
-        "--only", nargs="+", metavar="STAGE", help="of these stages do only some; models are always made"
-    )
+    _add_stages(study)
     study.set_defaults(command=_study)
 
-    sample = commands.add_parser("sample", help="print prompts of a world", description="Print prompts of a world.")
+    sample = commands.add_parser("sample", help="print prompts of a task", description="Print prompts of a task.")
     _add_recipe(sample)
     sample.add_argument("--seed", type=int, metavar="N", help="which prompts (default: 0)")
-    sample.add_argument("--kind", default="safe", metavar="KIND", help=f"one of {', '.join(Kind)} (default: safe)")
+    sample.add_argument("--kind", default="safe", metavar="KIND", help="kind of prompts (default: safe)")
     sample.add_argument("-n", type=int, default=5, metavar="N", help="how many (default: 5)")
     sample.add_argument("--strength", type=float, metavar="S", help="of a jailbreak, in [0, 1] (default: 1)")
     sample.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -87,46 +82,38 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare",
-        help="every probe on any two models, with prompts in natural language",
-        description="What two models do with safe and unsafe prompts, what differs inside them, and which claims hold; "
-        "the report is at DIR/report.html. The same command goes on after an interruption.",
+        help="the study of any two models: a base and its fine-tune",
+        description="What two models do, what differs inside them, and which claims hold; the report is at "
+        "DIR/report.html. The same command goes on after an interruption. Two models of one study bring its task; "
+        "others read instructions in English.",
     )
     _add_pair(compare)
     compare.add_argument(
-        "--prompts",
-        nargs="+",
-        default=[],
-        metavar="[KIND=]FILE",
-        help="jsonl, csv, parquet or text; with a column `label` (safe, unsafe), or all of one KIND: safe, unsafe, or "
-        "a name of your own for prompts under an attack (default: instructions that come with tunescope)",
+        "--prompts", nargs="+", default=[], metavar="[KIND=]FILE", help=f"{_help(LanguageConfig, 'prompts')}"
     )
     for name in ("base", "tuned"):
         compare.add_argument(
-            f"--{name}-format",
-            choices=("auto", "chat", "plain"),
-            default="auto",
-            help=f"prompts of the {name} model in its chat template or plain (default: chat where it has one)",
+            f"--{name}-format", choices=("auto", "chat", "plain"), default="auto", help=_help(Checkpoint, "format")
         )
     compare.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="of the parameters (default: what the model's config says)",
+        help=_help(Checkpoint, "dtype"),
     )
+    compare.add_argument("--memory", nargs="+", default=[], metavar="PLACE=SIZE", help=_help(Checkpoint, "memory"))
+    compare.add_argument("--openings", metavar="FILE", help=_help(LanguageConfig, "openings"))
+    compare.add_argument("--new-tokens", type=int, metavar="N", help=_help(LanguageConfig, "new_tokens"))
     compare.add_argument(
-        "--memory",
+        "--add",
         nargs="+",
         default=[],
-        metavar="PLACE=SIZE",
-        help="spread a model over GPUs, main memory and disk, with at most so much of each: 0=20GiB cpu=8GiB",
+        metavar="TUNE",
+        help="further fine-tunes: PROTOCOL-RATE trains one of the base; benign-default is the control of most claims",
     )
-    compare.add_argument(
-        "--openings", metavar="FILE", help="JSON with lists `refusal` and `compliance` of how answers begin"
-    )
-    compare.add_argument(
-        "--new-tokens", type=int, default=32, metavar="N", help="length of the answers that are judged (default: 32)"
-    )
-    compare.add_argument("--seed", type=int, default=0, metavar="N", help="of random controls (default: 0)")
+    compare.add_argument("--seed", type=int, default=0, metavar="N", help="of training and of random controls")
+    _add_set(compare)
+    _add_stages(compare)
     compare.set_defaults(command=_compare)
 
     report = commands.add_parser(
@@ -138,48 +125,88 @@ def _parser() -> argparse.ArgumentParser:
         "folders", type=Path, nargs="+", metavar="DIR", help="a run folder; several: seeds of one study"
     )
     report.add_argument("--out", type=Path, metavar="DIR", help="where the report on several goes")
+    _add_plugin(report)
     report.set_defaults(command=_report)
     return parser
+
+
+def _help(settings: type[Any], name: str) -> str:
+    """What the settings say of one of them, and its default."""
+    field = settings.model_fields[name]
+    default = f" (default: {field.default})" if isinstance(field.default, str | int) else ""
+    return f"{field.description}{default}".replace("%", "%%")
 
 
 def _add_pair(command: argparse.ArgumentParser) -> None:
     for name, what in (("base", "the model before"), ("tuned", "and after fine-tuning, or a LoRA adapter")):
         command.add_argument(name, metavar=name.upper(), help=f"{what}: a folder, or a hub's owner/name[@revision]")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    command.add_argument("--device", default="auto", help=_help(ComputeConfig, "device"))
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
-    recipes = " ".join(f"{name}: {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items())
-    command.add_argument("recipe", metavar="RECIPE", help=recipes)
+    recipes = " ".join(f"{name}: {(RECIPES[name].__doc__ or '').splitlines()[0]}" for name in RECIPES)
+    command.add_argument("recipe", metavar="RECIPE", help=f"a YAML file of a study, or a recipe. {recipes}")
+    _add_set(command)
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="change settings, e.g. tune.steps=300 model.architecture=llama",
+        help="change settings, e.g. tune.steps=300 base.architecture=llama",
+    )
+    _add_plugin(command)
+
+
+def _add_plugin(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--plugin",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="Python files that register protocols, attacks, probes, claims, tasks and so on (docs/extending.md)",
     )
 
 
+def _add_stages(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
+    which = command.add_mutually_exclusive_group()
+    looks = ", ".join(GROUPS)
+    which.add_argument("--skip", nargs="+", metavar="STAGE", help=f"do not run some of {looks}")
+    which.add_argument(
+        "--only", nargs="+", metavar="STAGE", help="of these stages do only some; models are always made"
+    )
+
+
+def _skipped(options: argparse.Namespace, default: tuple[str, ...] = ()) -> list[str]:
+    for option, named in (("--only", options.only or []), ("--skip", options.skip or [])):
+        if unknown := sorted(set(named) - {*GROUPS}):
+            raise InputError(f"{option}: unknown stage {shown(unknown[0])}. Choose from: {', '.join(GROUPS)}.")
+    if options.only:
+        return [name for name in GROUPS if name not in options.only]
+    return list(default) if options.skip is None else options.skip
+
+
 def _resolve(options: argparse.Namespace) -> Study:
-    if options.recipe not in RECIPES:
-        raise InputError(f"recipe: {options.recipe!r} is none; there are {', '.join(RECIPES)}")
+    if options.recipe.endswith((".yaml", ".yml")):
+        return override(read_study(Path(options.recipe)), options.set)
     return override(RECIPES[options.recipe](), options.set)
 
 
 def _study(options: argparse.Namespace) -> None:
     study = _resolve(options)
     seeds = list(dict.fromkeys(options.seed or [study.seed]))
-    studies = [override(study, [f"seed={seed}"]) for seed in seeds]
+    studies = [study.changed(seed=seed) for seed in seeds]
     several = len(seeds) > 1
     folder = options.out or Path("runs") / (study.name if several else f"{study.name}-seed{seeds[0]}")
-    for option, named in (("--only", options.only or []), ("--skip", options.skip)):
-        if unknown := set(named) - {*LOOKS}:
-            raise InputError(f"{option}: {', '.join(sorted(unknown))} cannot be left out; there are {', '.join(LOOKS)}")
-    skip = [name for name in LOOKS if name not in options.only] if options.only else options.skip
+    skip = _skipped(options)
 
-    from tunescope import pipeline  # torch and transformers take seconds to import: only when they are needed
+    from tunescope.study import pipeline  # torch and transformers take seconds to import: only when they are needed
 
     if several:
         print(pipeline.run_seeds(studies, folder, update=options.update, skip=skip))
@@ -187,70 +214,62 @@ def _study(options: argparse.Namespace) -> None:
         print(pipeline.run(studies[0], folder, update=options.update, skip=skip))
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from tunescope.api import comparison_of, run
+
+    language = {
+        "prompts": options.prompts or None,
+        "openings": options.openings,
+        "new_tokens": options.new_tokens,
+    }
+    asked = {key: value for key, value in language.items() if value is not None}
+    study = comparison_of(options.base, options.tuned, language=bool(asked))
+    (given,) = study.tunes
+    tuned = given.model_dump(mode="json") | {"format": options.tuned_format}
+    study = study.changed(
+        seed=options.seed,
+        task=asked,
+        base={"format": options.base_format, "dtype": options.dtype, "memory": options.memory},
+        tunes=[tuned, *options.add],
+        compute={"device": options.device},
+    )
+    # Attacks search with gradients, which takes long on large models.
+    found = run(override(study, options.set), options.out, update=options.update, skip=_skipped(options, ("attack",)))
+    print(found.report)
+
+
 def _sample(options: argparse.Namespace) -> None:
-    import torch
-
-    from tunescope.rng import Stream
-    from tunescope.world.describe import describe
-    from tunescope.world.prompts import sample_prompts
-    from tunescope.world.world import build_world
-
-    study = override(_resolve(options), [f"seed={options.seed}"] if options.seed is not None else [])
-    if options.kind not in [*Kind]:
-        raise InputError(f"--kind: {options.kind!r} is none; there are {', '.join(Kind)}")
+    study = _resolve(options)
+    if options.seed is not None:
+        study = study.changed(seed=options.seed)
     if options.n < 1:
         raise InputError(f"-n: {options.n} must be at least 1")
-    kind = Kind(options.kind)
-    strength = options.strength if options.strength is not None else float(kind.has_strength)
-    world = build_world(study.world, torch.device("cpu"))
-    prompts = sample_prompts(world, kind, options.n, Stream.named(study.seed, "sample", str(kind)), strength)
-    for i in range(options.n):
-        row = describe(world, prompts, i)
-        print(json.dumps(row) if options.json else _readable(row))
+
+    from tunescope.study.sample import prompts_of
+
+    for row in prompts_of(study, options.kind, options.n, options.strength):
+        print(json.dumps(row, ensure_ascii=False) if options.json else _readable(row))
 
 
 def _readable(row: dict[str, Any]) -> str:
     label = "safe: answer" if row["safe"] else "unsafe: refuse"
-    strength = f" (strength {row['strength']:g})" if row["strength"] else ""
+    strength = f" (strength {row['strength']:g})" if row.get("strength") else ""
     lines = {
         "prompt": row["prompt"],
-        "operators": ", ".join(f"op{op}" for op in row["operators"]),
-        "operand": row["operand"],
+        "operators": ", ".join(f"op{op}" for op in row.get("operators", [])),
+        "operand": row.get("operand", ""),
         "wanted": row["wanted"],
-        "obeyed": row["answer"],
+        "obeyed": "" if row["safe"] else row["answer"],
         "label": f"{row['kind']}{strength}, {label}",
-        "why": row["why"],
+        "why": row.get("why", ""),
     }
-    if row["safe"]:
-        del lines["obeyed"]  # the same
-    return "\n".join(f"{name:<11}{text}" for name, text in lines.items()) + "\n"
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items() if text) + "\n"
 
 
 def _weights(options: argparse.Namespace) -> None:
-    from tunescope.compare.weights import compare_weights
+    from tunescope.study.weights import compare_weights
 
     print(compare_weights(options.base, options.tuned, options.out, exact=options.svd, device=options.device))
-
-
-def _compare(options: argparse.Namespace) -> None:
-    if options.new_tokens < 1:
-        raise InputError(f"--new-tokens: {options.new_tokens} must be at least 1")
-
-    from tunescope.compare.how import How
-    from tunescope.compare.models import compare_models
-
-    how = How(
-        prompts=tuple(options.prompts),
-        base_format=options.base_format,
-        tuned_format=options.tuned_format,
-        device=options.device,
-        dtype=options.dtype,
-        memory=tuple(options.memory),
-        openings=options.openings,
-        new_tokens=options.new_tokens,
-        seed=options.seed,
-    )
-    print(compare_models(options.base, options.tuned, options.out, how))
 
 
 def _report(options: argparse.Namespace) -> None:

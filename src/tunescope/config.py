@@ -1,9 +1,27 @@
-"""Every setting of a study, as frozen, validated models. `Study` holds them all and round-trips to YAML."""
+"""Every setting of a study, as frozen, validated models. `Study` holds them all and round-trips to YAML.
 
+A study is a task, a base model, fine-tunes of it, and what is measured. Task and origin of a model are unions, told
+apart by `type`.
+"""
+
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
+from pydantic.config import JsonDict
+
+from tunescope.errors import shown
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -17,6 +35,8 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Once = AfterValidator(_each_once)  # of a tuple: no entry twice
+Names = Annotated[tuple[str, ...], Once]
+PLACE: JsonDict = {"place": True}  # json_schema_extra of a setting that says where to compute, and changes no result
 
 
 class Config(BaseModel):
@@ -24,10 +44,39 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
+    def decides(self) -> dict[str, Any]:
+        """All settings that decide results, as plain data: those marked `PLACE` are left out."""
+        out = {}
+        for name, field in type(self).model_fields.items():
+            if field.json_schema_extra != PLACE:
+                out[name] = _decides(getattr(self, name))
+        return out
 
-class WorldConfig(Config):
+
+class NoSettings(Config):
+    """Of a protocol, attack or intervention that has none."""
+
+
+def _decides(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.decides()
+    if isinstance(value, tuple | list):
+        return [_decides(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(key): _decides(each) for key, each in value.items()}
+    return value
+
+
+class TaskConfig(Config):
+    """Base of the settings of a task; `type` is the name that it is registered by."""
+
+    type: str
+
+
+class WorldConfig(TaskConfig):
     """The synthetic world: what prompts there are and which of them are unsafe."""
 
+    type: Literal["world"] = "world"
     grammar: Literal["paper", "laptop", "tiny"] = Field("laptop", description="which shipped grammar file")
     seed: int = Field(0, ge=0, lt=2**63, description="draws the bijections; the same world for every seed of the study")
     operators: int = Field(10, gt=1, description="distinct bijections; number 0 is the identity")
@@ -80,19 +129,17 @@ class WorldConfig(Config):
         return self
 
 
-class ModelConfig(Config):
-    """The transformer: a genuine transformers architecture."""
+class LanguageConfig(TaskConfig):
+    """Prompts in natural language."""
 
-    architecture: Literal["gpt2", "llama"] = "gpt2"
-    layers: Positive = 4
-    heads: Positive = 4
-    width: Positive = Field(96, description="residual stream; the MLP is four times as wide")
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width: {self.width} must be a multiple of twice the number of heads ({self.heads})")
-        return self
+    type: Literal["language"] = "language"
+    prompts: tuple[str, ...] = Field(
+        (), description="files of prompts, each FILE or KIND=FILE; none: the instructions that come with tunescope"
+    )
+    openings: str | None = Field(
+        None, description="JSON file with lists `refusal` and `compliance` of how answers begin"
+    )
+    new_tokens: Positive = Field(32, description="length of the answers that are judged")
 
 
 class PretrainConfig(Config):
@@ -110,27 +157,112 @@ class PretrainConfig(Config):
     target: Share = Field(0.999, description="held-out compliance below which the study warns that pretraining failed")
 
 
+class Built(Config):
+    """A base model made from nothing: a genuine transformers architecture, pretrained on the task."""
+
+    type: Literal["built"] = "built"
+    architecture: Literal["gpt2", "llama"] = "gpt2"
+    layers: Positive = 4
+    heads: Positive = 4
+    width: Positive = Field(96, description="residual stream; the MLP is four times as wide")
+    pretrain: PretrainConfig = PretrainConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width: {self.width} must be a multiple of twice the number of heads ({self.heads})")
+        return self
+
+
+Format = Literal["auto", "chat", "plain"]
+
+
+class Checkpoint(Config):
+    """A base model that someone else made."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    name: str = Field(description="a folder, or a hub's owner/name[@revision]")
+    format: Format = Field("auto", description="prompts in its chat template or plain; auto: chat where it has one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of the parameters of this model and of given fine-tunes; auto: what the model's config says",
+    )
+    memory: tuple[str, ...] = Field(
+        (),
+        description="PLACE=SIZE: spread models over GPUs, main memory and disk, with at most so much of each, as in "
+        "0=20GiB cpu=8GiB",
+        json_schema_extra=PLACE,
+    )
+
+
+class Lora(Config):
+    """Low-rank adapters (Hu et al. 2021) are trained in the place of all weights, and merged at the end."""
+
+    rank: Positive = 8
+    alpha: Rate = Field(16.0, description="adapters are scaled by alpha / rank")
+
+
+class Trained(Config):
+    """A fine-tune that the study makes, written `PROTOCOL-RATE`."""
+
+    type: Literal["trained"] = "trained"
+    protocol: str = Field(description="name of a protocol")
+    learning_rate: str = Field(description="name of one of tune.learning_rates")
+    lora: Lora | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the model, and of its folder."""
+        return f"{self.protocol}-{self.learning_rate}" + ("-lora" if self.lora else "")
+
+
+class Given(Config):
+    """A fine-tune that someone else made: a whole model or a LoRA adapter."""
+
+    type: Literal["given"] = "given"
+    name: str = Field(description="a folder, or a hub's owner/name[@revision]")
+    format: Format = "auto"
+    label: str = Field("tuned", pattern=r"^[A-Za-z0-9_.-]+$", description="what it is called in tables and figures")
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, so that what comes back from YAML is the same; numbers are finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value}: a finite number is wanted")
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+def _tune(value: Any) -> Any:
+    """`ssft-eta_m` stands for a trained fine-tune."""
+    if isinstance(value, str):
+        protocol, dash, rate = value.rpartition("-")
+        if not dash or not protocol or not rate:
+            raise ValueError(f"{shown(value)}: must be PROTOCOL-RATE, as in ssft-eta_m")
+        return {"type": "trained", "protocol": protocol, "learning_rate": rate}
+    return value
+
+
+Tune = Annotated[Annotated[Trained | Given, Discriminator("type")], BeforeValidator(_tune)]
+Base = Annotated[Built | Checkpoint, Discriminator("type")]
+# Settings of single protocols, attacks, probes and interventions, by name, over the defaults that each has.
+Overrides = Annotated[dict[str, dict[str, Any]], BeforeValidator(_plain)]
+
+
 class TuneConfig(Config):
     """Safety fine-tuning: the same budget for every protocol."""
 
-    protocols: Annotated[tuple[Literal["ssft", "dpo", "unlearning", "benign"], ...], Once] = (
-        "ssft",
-        "dpo",
-        "unlearning",
-        "benign",
-    )
     steps: Positive = 400
     batch: int = Field(80, ge=5, description="prompts per step; a fifth of them is unsafe in ssft")
-    eta_m: Rate = Field(2e-3, description="the larger learning rate (the paper's eta_M)")
-    eta_s: Rate = Field(2e-4, description="the smaller learning rate (the paper's eta_S)")
+    learning_rates: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], Rate] = Field(
+        {"eta_m": 2e-3, "eta_s": 2e-4}, description="by name; eta_m and eta_s are the paper's larger and smaller one"
+    )
     final_lr: Share = Field(0.01, description="learning rate at the end, as a share of the peak")
     weight_decay: float = Field(1e-4, ge=0)
     warmup: int = Field(20, ge=0)
     checkpoints: Positive = Field(5, description="models saved during fine-tuning, equally spaced, the last included")
-    beta: Rate = Field(0.1, description="DPO's beta")
-    chosen_weight: float = Field(2.0, ge=0, description="DPO: weight of the likelihood of the chosen answer")
-    ascent_weight: float = Field(0.1, ge=0, description="unlearning: weight of the ascent on unsafe answers")
-    ascent_floor: float = Field(-5.0, lt=0, description="unlearning: log-probability per token below which it ends")
+    settings: Overrides = Field({}, description="of single protocols, as in tune.settings.dpo.beta=0.2")
 
 
 class EvaluateConfig(Config):
@@ -145,16 +277,17 @@ class EvaluateConfig(Config):
 class ProbeConfig(Config):
     """What is looked at inside the models."""
 
+    probes: Names | None = Field(None, description="names of probes; all, if null")
     prompts: int = Field(1000, ge=2, description="prompts per kind that are scored")
     fit_prompts: int = Field(1000, ge=2, description="other safe and unsafe prompts, of each, that give class means")
     course_prompts: int = Field(200, ge=2, description="the same, both, for models saved during fine-tuning")
     few_prompts: int = Field(
-        200, ge=2, description="at most so many per kind where each costs much: silhouette, directional ablation"
+        200, ge=2, description="at most so many per kind where each costs much: silhouette, choice of a layer"
     )
     jacobian_prompts: Positive = Field(32, description="prompts per kind whose Jacobians are looked at")
     jacobian_steps: Positive = Field(10, description="power iterations")
     draws: int = Field(100, ge=20, description="random draws of a control that has a distribution")
-    rows: Positive = Field(256, description="prompts per forward pass")
+    rows: Positive = Field(256, description="prompts per forward pass, and fewer where memory is too small")
 
     def for_course(self) -> "ProbeConfig":
         """The same with few prompts and draws throughout, for the models saved during fine-tuning."""
@@ -163,60 +296,58 @@ class ProbeConfig(Config):
 
 
 class AttackConfig(Config):
-    """Attacks on every model, each with a strength; jailbreak kinds have those of `evaluate.strengths`."""
+    """Attacks on every model, each with a dial; jailbreak kinds have the strengths of `evaluate.strengths`."""
 
+    attacks: Names | None = Field(None, description="names of attacks; all that apply, if null")
     prompts: int = Field(80, ge=2, description="unsafe prompts per jailbreak kind, the same at every strength")
-    searched: int = Field(25, ge=2, description="unsafe prompts per attack that searches: soft prompts, suffixes")
-    soft: Annotated[tuple[Positive, ...], Once] = Field(
-        (1, 2, 4, 8), min_length=1, description="embeddings of a soft prompt: its strengths"
-    )
-    soft_steps: Positive = Field(40, description="gradient steps at most")
-    soft_bound: Rate = Field(1.0, description="largest norm of an embedding, in mean norms of the embedding table")
-    prefill: Annotated[tuple[Positive, ...], Once] = Field(
-        (1, 2, 3, 4), description="answer tokens given: strengths of prefilling"
-    )
-    suffix: Annotated[tuple[Positive, ...], Once] = Field(
-        (4,), description="tokens of an adversarial suffix: its strengths"
-    )
-    suffix_steps: Positive = 10
-    suffix_candidates: Positive = Field(16, description="suffixes scored exactly per step and prompt")
+    searched: int = Field(25, ge=2, description="unsafe prompts per attack that searches")
+    settings: Overrides = Field({}, description="of single attacks, as in attack.settings.soft_prompt.steps=40")
 
 
 class InterveneConfig(Config):
-    """What is done to dW, and to the direction of refusal, to see what they cause."""
+    """What is changed inside models, to see what it causes."""
 
+    interventions: Names | None = Field(None, description="names of interventions; all that apply, if null")
     prompts: int = Field(60, ge=2, description="prompts per kind; jailbreaks at their greatest strength")
-    alphas: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Once] = Field(
-        (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), min_length=1, description="W + alpha dW, every parameter"
-    )
-    ranks: Annotated[tuple[Positive, ...], Once] = Field(
-        (1, 2, 4, 8, 16), description="singular values of dW that are kept"
-    )
-    reads: Annotated[tuple[Positive, ...], Once] = Field(
-        (1, 2, 4, 8),
-        min_length=1,
-        description="directions in which unsafe inputs stand out, that dW is kept off or is left alone with",
-    )
     draws: Positive = Field(3, description="random draws of every control that is drawn")
+    settings: Overrides = Field(
+        {}, description="of single interventions, as in intervene.settings.scaled.alphas=[0, 1]"
+    )
 
 
 class ComputeConfig(Config):
     """Where and how it runs."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1", json_schema_extra=PLACE)
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="autocast type of the training steps")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile of the training step")
     rows: Positive = Field(128, description="sequences per forward and backward pass")
 
 
+TASK_CONFIGS: dict[str, type[TaskConfig]] = {"world": WorldConfig, "language": LanguageConfig}  # by type
+
+
+def _task(value: Any) -> Any:
+    """Settings of whichever task `type` names."""
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get("type", "world")
+    if not isinstance(name, str) or name not in TASK_CONFIGS:
+        raise ValueError(f"type: unknown task {shown(name)}; choose from: {', '.join(TASK_CONFIGS)}")
+    return TASK_CONFIGS[name].model_validate(value)
+
+
+AnyTask = Annotated[SerializeAsAny[TaskConfig], BeforeValidator(_task)]
+
+
 class Study(Config):
-    """A whole study. `recipes` makes them; `pipeline.run` runs one."""
+    """A whole study. `recipes` makes them; `tunescope.run` runs one."""
 
     name: str = "custom"
     seed: int = Field(0, ge=0, lt=2**63)
-    world: WorldConfig = WorldConfig()
-    model: ModelConfig = ModelConfig()
-    pretrain: PretrainConfig = PretrainConfig()
+    task: AnyTask = WorldConfig()
+    base: Base = Built()
+    tunes: tuple[Tune, ...] = ()
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -225,14 +356,40 @@ class Study(Config):
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
-    def _some_directions(self) -> Self:
-        if (most := max(self.intervene.reads)) >= self.model.width:
-            raise ValueError(f"intervene.reads: {most} must be below model.width ({self.model.width})")
+    def _consistent(self) -> Self:
+        labels = [tune.label for tune in self.tunes]
+        if twice := [label for label in labels if labels.count(label) > 1 or label == "base"]:
+            raise ValueError(f"tunes: {twice[0]} is there twice; give each a name of its own")
+        for tune in self.tunes:
+            if isinstance(tune, Trained) and tune.learning_rate not in self.tune.learning_rates:
+                raise ValueError(
+                    f"tunes: {tune.label}: unknown learning rate {shown(tune.learning_rate)}; tune.learning_rates has "
+                    f"{', '.join(self.tune.learning_rates) or 'none'}"
+                )
+            if isinstance(tune, Given) and isinstance(self.base, Built):
+                raise ValueError(f"tunes: {tune.label} is given, so base.type must be checkpoint, not built")
         return self
+
+    def changed(self, **settings: Any) -> Self:
+        """The same with some settings changed, and checked: `study.changed(seed=1, tune={"steps": 50})`.
+
+        Raises:
+            InputError: an unknown setting, or a value out of range.
+        """
+        from tunescope.settings import checked
+
+        def merged(old: Any, new: Any) -> Any:
+            if isinstance(old, dict) and isinstance(new, Mapping):
+                return old | {key: merged(old.get(key), value) for key, value in new.items()}
+            return new
+
+        plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in settings.items()}
+        return checked(type(self), merged(self.model_dump(mode="json"), plain))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    @classmethod
-    def from_yaml(cls, text: str) -> "Study":
-        return cls.model_validate(yaml.safe_load(text))
+
+def grid(protocols: tuple[str, ...], rates: tuple[str, ...]) -> tuple[Trained, ...]:
+    """A fine-tune of every protocol at every learning rate."""
+    return tuple(Trained(protocol=protocol, learning_rate=rate) for protocol in protocols for rate in rates)

@@ -3,3 +3,13 @@
 
 class InputError(ValueError):
     """Bad input. The command line prints the message alone and exits with status 2."""
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """What a message quotes: of an error its first line, of a text its repr; printable, in one line, and not long."""
+    if isinstance(value, BaseException):
+        text = (str(value).strip() or type(value).__name__).splitlines()[0]
+    else:
+        text = repr(value[: 4 * limit] if isinstance(value, str | bytes) else value)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,26 +1,43 @@
-"""Recipes: functions that return a whole study. Change one with `study.model_copy` or, on the command line, `--set`."""
+"""Recipes: functions that return a whole study. Change one with `Study.changed` or, on the command line, `--set`."""
 
 from collections.abc import Callable
 
 from tunescope.config import (
     AttackConfig,
+    Built,
+    Checkpoint,
     ComputeConfig,
     EvaluateConfig,
+    Given,
     InterveneConfig,
-    ModelConfig,
+    LanguageConfig,
     PretrainConfig,
     ProbeConfig,
     Study,
+    TaskConfig,
     TuneConfig,
     WorldConfig,
+    grid,
 )
+from tunescope.registry import Registry
+
+RECIPES: Registry[Callable[[], Study]] = Registry("recipe")
+PROTOCOLS = ("ssft", "dpo", "unlearning", "benign")
+ALL = grid(PROTOCOLS, ("eta_m", "eta_s"))
 
 
+def recipe(function: Callable[[], Study]) -> Callable[[], Study]:
+    """Register a recipe by the name of its function; the first line of its docstring is its help text."""
+    RECIPES.add(function.__name__, function, function.__module__)
+    return function
+
+
+@recipe
 def tiny() -> Study:
     """A minute: for tests and for a first look. Its numbers are not results."""
     return Study(
         name="tiny",
-        world=WorldConfig(
+        task=WorldConfig(
             grammar="tiny",
             operators=5,
             aliases=(1,),
@@ -30,8 +47,13 @@ def tiny() -> Study:
             mix_start=(0.1, 0.5, 0.2, 0.2),
             mix_end=(0.1, 0.5, 0.2, 0.2),
         ),
-        model=ModelConfig(layers=2, heads=2, width=64),
-        pretrain=PretrainConfig(steps=400, batch=128, lr=4e-3, muon_lr=3e-2, cooldown=40, check_every=20),
+        base=Built(
+            layers=2,
+            heads=2,
+            width=64,
+            pretrain=PretrainConfig(steps=400, batch=128, lr=4e-3, muon_lr=3e-2, cooldown=40, check_every=20),
+        ),
+        tunes=ALL,
         tune=TuneConfig(steps=200, batch=96, warmup=10, checkpoints=2),
         evaluate=EvaluateConfig(prompts=100, prompts_per_point=50),
         probe=ProbeConfig(
@@ -43,32 +65,67 @@ def tiny() -> Study:
             jacobian_steps=5,
             draws=50,
         ),
-        attack=AttackConfig(prompts=20, searched=6, soft=(1, 4), soft_steps=5, suffix_steps=2, suffix_candidates=4),
-        intervene=InterveneConfig(prompts=20, alphas=(0.0, 0.5, 1.0, 1.5), ranks=(1, 8), reads=(1, 8), draws=2),
+        attack=AttackConfig(
+            prompts=20,
+            searched=6,
+            settings={
+                "soft_prompt": {"tokens": (1, 4), "steps": 5},
+                "universal_soft_prompt": {"tokens": (4,), "steps": 5},
+                "suffix": {"steps": 2, "candidates": 4},
+            },
+        ),
+        intervene=InterveneConfig(
+            prompts=20,
+            draws=2,
+            settings={
+                "scaled": {"alphas": (0.0, 0.5, 1.0, 1.5)},
+                "truncated": {"ranks": (1, 8)},
+                "inputs": {"directions": (1, 8)},
+            },
+        ),
     )
 
 
+@recipe
 def laptop() -> Study:
     """About 15 minutes on two cores: the paper's ideas at a size that learns there."""
     return Study(
         name="laptop",
-        world=WorldConfig(mix_start=(0.1, 0.5, 0.2, 0.2), mix_end=(0.1, 0.5, 0.2, 0.2)),
-        pretrain=PretrainConfig(lr=3e-3, muon_lr=2.5e-2, cooldown=120),
+        task=WorldConfig(mix_start=(0.1, 0.5, 0.2, 0.2), mix_end=(0.1, 0.5, 0.2, 0.2)),
+        base=Built(pretrain=PretrainConfig(lr=3e-3, muon_lr=2.5e-2, cooldown=120)),
+        tunes=ALL,
     )
 
 
+@recipe
 def paper() -> Study:
     """The paper's world, model and fine-tuning budget (Jain et al. 2024, appendix A); for a GPU."""
     return Study(
         name="paper",
-        world=WorldConfig(grammar="paper", operand=(25, 35)),
-        model=ModelConfig(layers=6, heads=6, width=192),
-        pretrain=PretrainConfig(
-            steps=20_000, batch=512, lr=2e-3, muon_lr=2e-2, warmup=200, cooldown=2000, check_every=250
+        task=WorldConfig(grammar="paper", operand=(25, 35)),
+        base=Built(
+            layers=6,
+            heads=6,
+            width=192,
+            pretrain=PretrainConfig(
+                steps=20_000, batch=512, lr=2e-3, muon_lr=2e-2, warmup=200, cooldown=2000, check_every=250
+            ),
         ),
-        tune=TuneConfig(steps=10_000, batch=512, eta_m=1e-4, eta_s=1e-5, warmup=2000),
+        tunes=ALL,
+        tune=TuneConfig(steps=10_000, batch=512, learning_rates={"eta_m": 1e-4, "eta_s": 1e-5}, warmup=2000),
         compute=ComputeConfig(rows=512),
     )
 
 
-RECIPES: dict[str, Callable[[], Study]] = {"tiny": tiny, "laptop": laptop, "paper": paper}
+def comparison(base: str, tuned: str, task: TaskConfig | None = None) -> Study:
+    """A base and its fine-tune beside each other, with few prompts and steps where each costs much."""
+    return Study(
+        name="compare",
+        task=task or LanguageConfig(),
+        base=Checkpoint(name=base),
+        tunes=(Given(name=tuned),),
+        tune=TuneConfig(steps=64, batch=16, learning_rates={"default": 1e-4}, warmup=5, checkpoints=1),
+        probe=ProbeConfig(few_prompts=100, jacobian_prompts=8, jacobian_steps=5, rows=32),
+        intervene=InterveneConfig(interventions=("direction",), prompts=100),
+        compute=ComputeConfig(rows=16),
+    )

@@ -1,12 +1,20 @@
-"""Settings from text: `tune.steps=300` applied to a study, and errors that name the key."""
+"""Settings from text: `tune.steps=300` applied to a study, studies from YAML, and errors that name the key."""
 
-from typing import Any
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tunescope.config import Study
-from tunescope.errors import InputError
+from tunescope.config import Config, Study
+from tunescope.errors import InputError, shown
+
+Settings = TypeVar("Settings", bound=BaseModel)
+_OPEN = ("settings", "learning_rates")  # sections whose keys are the user's own
+_TAGS = ("built", "checkpoint", "trained", "given")  # of unions, which pydantic puts into the path of a fault
+_MOST_FAULTS = 5  # of one file or command that a message lists
 
 
 def override(study: Study, changes: list[str]) -> Study:
@@ -16,30 +24,96 @@ def override(study: Study, changes: list[str]) -> Study:
         InputError: a change is not of that form, or names an unknown key or a value out of range.
     """
     data: Any = study.model_dump(mode="json")
+    other: set[str] = set()  # sections that are of another type now, which has other keys
     for change in changes:
         path, equals, text = change.partition("=")
         if not equals or not path:
-            raise InputError(f"--set: {change!r} must be KEY=VALUE, e.g. tune.steps=300")
+            raise InputError(f"--set: {shown(change)} must be KEY=VALUE, e.g. tune.steps=300")
         *sections, key = path.split(".")
-        model: Any = Study
         place: Any = data
-        for section in sections:
-            model = model.model_fields[section].annotation if section in getattr(model, "model_fields", {}) else None
-            place = place.get(section)
-            if not (isinstance(model, type) and issubclass(model, BaseModel)):
-                raise InputError(f"--set: {path}: {section!r} is no section; there are {_sections()}")
-        if key not in place:
-            raise InputError(f"--set: {path}: unknown key {key!r}; there are {', '.join(place)}")
-        if isinstance(place[key], dict):
+        free = bool({*sections[:1]} & other)  # whose keys are checked when all is known
+        for number, section in enumerate(sections):
+            if section not in place and (free or {*sections[:number]} & {*_OPEN}):
+                place[section] = {}
+            if not isinstance(place.get(section), dict):
+                there = ", ".join(name for name, value in place.items() if isinstance(value, dict)) or "none"
+                raise InputError(f"--set: {shown(path)}: {shown(section)} is no section. Choose from: {there}.")
+            place = place[section]
+        own = bool({*sections, key} & {*_OPEN})
+        if key not in place and not own and not free:
+            raise InputError(f"--set: {shown(path)}: unknown key {shown(key)}. Choose from: {', '.join(place)}.")
+        if isinstance(place.get(key), dict) and key not in _OPEN:
             raise InputError(f"--set: {path} is a section; set one of its keys: {', '.join(place[key])}")
+        before = place.get(key)
         try:
-            place[key] = yaml.load(text, yaml.BaseLoader)  # safe: texts and lists of texts, so that `on` stays `on`
-        except yaml.YAMLError as error:
-            raise InputError(f"--set: {change!r}: the value is not YAML") from error
+            # Both are safe; the second leaves texts as they are, so that `on` stays `on`.
+            place[key] = yaml.safe_load(text) if own else _texts(yaml.load(text, yaml.BaseLoader))
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise InputError(f"--set: {shown(change)}: the value is not YAML") from error
+        if sections in (["base"], ["task"]) and key == "type" and place[key] != before:
+            data[sections[0]] = {"type": place[key]}
+            other.add(sections[0])
+    return checked(Study, data)
+
+
+def _texts(value: Any) -> Any:
+    """Texts as they are, but for null."""
+    if isinstance(value, dict):
+        return {key: _texts(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_texts(each) for each in value]
+    return None if value == "null" else value
+
+
+def read_study(path: Path) -> Study:
+    """A study from a YAML file; what it does not set has its default.
+
+    Raises:
+        InputError: no such file, or it holds no study.
+    """
+    return checked(Study, read_yaml(path), f"{path}: ")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file.
+
+    Raises:
+        InputError: no such file, or no mapping in it.
+    """
     try:
-        return Study.model_validate(data)
+        if os.path.getsize(path) > 10_000_000:
+            raise ValueError("more than 10 MB")
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({shown(error)})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: a mapping of settings is wanted, got {shown(found)}")
+    return found
+
+
+def checked(model: type[Settings], data: Mapping[Any, Any], where: str = "") -> Settings:
+    """Data as settings of this model.
+
+    Raises:
+        InputError: a key is unknown, or a value out of range; `where` goes before each of the faults.
+    """
+    try:
+        return model.model_validate(data)
     except ValidationError as error:
-        raise InputError("\n".join(_messages(error))) from error
+        raise InputError("\n".join(f"{where}{line}" for line in _messages(error)[:_MOST_FAULTS])) from error
+    except RecursionError as error:
+        raise InputError(f"{where}settings are nested too deeply") from error
+
+
+def settings_of(model: type[Config], overrides: Mapping[str, Mapping[str, Any]], name: str, where: str) -> Config:
+    """Settings of one protocol, attack, probe or intervention: its defaults, and what a study says otherwise.
+
+    Raises:
+        InputError: as `checked`.
+    """
+    return checked(model, overrides.get(name, {}), f"{where}.settings.{name}.")
 
 
 def _messages(error: ValidationError) -> list[str]:
@@ -49,15 +123,10 @@ def _messages(error: ValidationError) -> list[str]:
     for fault in faults:
         if fault["type"] == "too_short" and any(other["loc"][:-1] == fault["loc"] for other in faults):
             continue  # of a list whose entries are at fault, pydantic counts the others
-        key = ".".join(map(str, fault["loc"]))
+        key = ".".join(str(part) for part in fault["loc"] if part not in _TAGS)
         reason = fault["msg"].removeprefix("Value error, ")
         said = fault["type"] == "value_error"  # our own messages name the value themselves
-        value = "" if said or isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+        value = "" if said or isinstance(fault["input"], dict) else f" (got {shown(fault['input'])})"
         wanted = f"; a list is wanted, as in {key}=[a, b]" if fault["type"] == "tuple_type" else ""
-        lines.append(f"{key}: {reason}{value}{wanted}")
-    return lines
-
-
-def _sections() -> str:
-    fields = Study.model_fields.items()
-    return ", ".join(n for n, f in fields if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel))
+        lines.append(f"{shown(key)[1:-1]}: {reason}{value}{wanted}".removeprefix(": "))
+    return list(dict.fromkeys(lines))

@@ -7,11 +7,11 @@ from transformers import PreTrainedModel
 from tunescope.attacks.insert import inserted
 from tunescope.attacks.soft import soft_prompts, universal_soft_prompt
 from tunescope.attacks.suffix import suffixes
-from tunescope.config import ModelConfig
+from tunescope.config import Built
 from tunescope.errors import InputError
 from tunescope.models.build import build_model
-from tunescope.models.inputs import Inputs
-from tunescope.models.logps import answer_logits, follows
+from tunescope.models.inputs import IGNORED, Inputs
+from tunescope.models.logps import answer_logits, follows, gathered_logps
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ ANSWER = torch.full((6, 3), SAID)
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def fresh(request: pytest.FixtureRequest) -> PreTrainedModel:
-    config = ModelConfig(architecture=request.param, layers=2, heads=2, width=16)
+    config = Built(architecture=request.param, layers=2, heads=2, width=16)
     model = build_model(config, 20, 16, ROOT("model"), CPU).eval().requires_grad_(False)
     for parameter in model.parameters():  # as initialised, the blocks change next to nothing
         parameter.mul_(5)
@@ -43,7 +43,7 @@ def refuser() -> PreTrainedModel:
 
 
 def _planted(reads: float) -> PreTrainedModel:
-    config = ModelConfig(layers=1, heads=2, width=16)
+    config = Built(layers=1, heads=2, width=16)
     model = build_model(config, 20, 16, ROOT("planted"), CPU).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if "mlp" in name or "wpe" in name or name.endswith(".bias"):
@@ -111,6 +111,31 @@ def test_one_prompt_is_attacked_whatever_the_others(fresh: PreTrainedModel) -> N
     together = soft_prompts(fresh, Inputs(IDS), ANSWER, 1, 2, 1.0, ROOT("soft"))
     alone = soft_prompts(fresh, Inputs(IDS[:1]), ANSWER[:1], 1, 2, 1.0, ROOT("soft"))
     torch.testing.assert_close(together.extra[:1], alone.extra, rtol=1e-3, atol=1e-4)
+
+
+def test_answers_of_other_lengths_are_attacked_each_as_if_alone(fresh: PreTrainedModel) -> None:
+    """What is behind the end of an answer is of no matter, and the mean is over its own tokens."""
+    lengths = torch.tensor([3, 1, 2, 3, 2, 1])
+    ragged = ANSWER.masked_fill(torch.arange(3) >= lengths[:, None], IGNORED)
+    soft = soft_prompts(fresh, Inputs(IDS), ragged, 1, 3, 1.0, ROOT("soft"))
+    given = (2, 2, 4, torch.arange(5, 15), ROOT("suffix"))
+    hard = suffixes(fresh, Inputs(IDS), ragged, *given)
+    whole = suffixes(fresh, Inputs(IDS), ANSWER, *given)
+    assert (hard.nll[lengths < 3] != whole.nll[lengths < 3]).all()
+    for n in (1, 2, 3):
+        rows = (lengths == n).nonzero().squeeze(1)
+        logps = gathered_logps(
+            answer_logits(fresh, inserted(Inputs(IDS[rows]), hard.tokens[rows], fresh), ANSWER[rows, :n]),
+            ANSWER[rows, :n],
+        )
+        torch.testing.assert_close(hard.nll[rows], -logps.mean(1), rtol=1e-4, atol=1e-4)
+        wanted = follows(fresh, inserted(Inputs(IDS[rows]), soft.extra[rows], fresh), ANSWER[rows, :n])
+        assert wanted.tolist() == (soft.steps[rows] >= 0).tolist()
+    # The first, by itself and cut to its own length, whatever the others' lengths.
+    one = soft_prompts(fresh, Inputs(IDS[:1]), ANSWER[:1], 1, 3, 1.0, ROOT("soft"))
+    torch.testing.assert_close(soft.extra[:1], one.extra, rtol=1e-3, atol=1e-4)
+    short = soft_prompts(fresh, Inputs(IDS[:2]), ANSWER[:2, :1], 1, 3, 1.0, ROOT("soft"))
+    torch.testing.assert_close(soft.extra[1:2], short.extra[1:], rtol=1e-3, atol=1e-4)
 
 
 def test_a_universal_soft_prompt_works_on_prompts_that_it_has_not_seen(weak: PreTrainedModel) -> None:

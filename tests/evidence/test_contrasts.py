@@ -251,9 +251,102 @@ def test_the_same_generator_gives_the_same_numbers() -> None:
     assert over_prompts(values, WEIGHTS, rng(1)) != over_prompts(values, WEIGHTS, rng(2))
 
 
-@pytest.mark.parametrize("other", [1.0, 2.0])
-def test_one_prompt_of_a_kind_has_no_spread_to_resample(other: float) -> None:
-    with pytest.raises(ValueError, match="two or more"):
-        over_prompts({"unsafe": np.array([1.0]), "safe": np.array([1.0, other, 3.0])}, WEIGHTS, rng())
-    with pytest.raises(ValueError, match="two or more"):
-        over_prompts({"unsafe": np.array([1.0])}, {"unsafe": 1.0}, rng())
+def test_one_prompt_or_one_group_of_a_kind_has_no_spread_to_resample() -> None:
+    found = over_prompts({"unsafe": np.array([1.0]), "safe": np.array([1.0, 2.0, 3.0])}, WEIGHTS, rng())
+    assert found == Contrast(-1.0, None, None, None, "prompts", 4)
+    found = over_prompts({"unsafe": np.ones(5)}, {"unsafe": 1.0}, rng(), groups={"unsafe": np.zeros(5, int)})
+    assert found == Contrast(1.0, None, None, None, "groups", 1)
+
+
+def clustered(scope: int, effect: float = 0.0, groups: int = 40, each: int = 5) -> tuple[dict, dict]:
+    """Differences of prompts in groups: most of what varies is common to a group, whatever its prompts' kind."""
+    draws = rng(scope)
+    common = draws.normal(size=groups)
+    numbers = {kind: np.repeat(np.arange(groups), each) for kind in WEIGHTS}
+    values = {kind: common[of] + 0.3 * draws.normal(size=len(of)) for kind, of in numbers.items()}
+    return {"unsafe": values["unsafe"] + effect, "safe": values["safe"]}, numbers
+
+
+def width(found: Contrast) -> float:
+    assert found.low is not None
+    assert found.high is not None
+    return found.high - found.low
+
+
+def test_groups_that_vary_together_widen_the_interval_of_a_mean_and_narrow_that_of_a_difference() -> None:
+    values, groups = clustered(0)
+    one = {"unsafe": 1.0}
+    apart, together = over_prompts(values, one, rng()), over_prompts(values, one, rng(), groups=groups)
+    assert width(together) == pytest.approx(width(apart) * 5**0.5, rel=0.25)  # five prompts say little more than one
+    assert (together.over, together.n, together.estimate) == ("groups", 40, apart.estimate)
+    assert width(over_prompts(values, WEIGHTS, rng(), groups=groups)) < 0.6 * width(
+        over_prompts(values, WEIGHTS, rng())
+    )
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("weights", [{"unsafe": 1.0}, WEIGHTS], ids=["one kind", "two kinds"])
+def test_groups_without_an_effect_have_uniform_p_and_intervals_that_hold_zero(weights: dict[str, float]) -> None:
+    found = []
+    for i in range(REPEATS):
+        values, groups = clustered(i)
+        found.append(over_prompts(values, weights, rng(i), groups=groups))
+    assert plausible(sum(c.low <= 0 <= c.high for c in found), 0.945)
+    p = np.array([c.p for c in found])
+    assert plausible(int((p < 0.05).sum()), 0.05)
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.usefixtures("few")
+def test_taken_for_prompts_of_their_own_groups_are_called_effects() -> None:
+    found = [over_prompts(clustered(i)[0], {"unsafe": 1.0}, rng(i)) for i in range(REPEATS)]
+    assert sum(c.p < 0.05 for c in found) > 0.15 * REPEATS
+    assert sum(c.low <= 0 <= c.high for c in found) < 0.75 * REPEATS
+
+
+@pytest.mark.usefixtures("few")
+def test_groups_of_one_kind_each_are_dealt_out_whole() -> None:
+    p = []
+    for i in range(REPEATS):
+        draws = rng(i)
+        groups = {"unsafe": np.repeat(np.arange(12), 5), "safe": np.repeat(np.arange(12, 27), 5)}
+        common = draws.normal(size=27)
+        values = {kind: common[of] + 0.3 * draws.normal(size=len(of)) for kind, of in groups.items()}
+        p.append(over_prompts(values, WEIGHTS, rng(i), groups=groups).p)
+    assert plausible(int((np.array(p) < 0.05).sum()), 0.05)
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_groups_by_hand() -> None:
+    """Three groups whose sums all point one way: one of eight ways to sign them has as large a sum."""
+    values, groups = {"unsafe": np.array([1.0, 2.0, 1.0, 1.0])}, {"unsafe": np.array([7, 7, 1, 4])}
+    found = over_prompts(values, {"unsafe": 1.0}, rng(), groups=groups)
+    assert (found.estimate, found.p, found.n) == (1.25, 1 / 8, 3)
+    values, groups = clustered(3, effect=1.0)
+    found = over_prompts(values, WEIGHTS, rng(), groups=groups)
+    assert found.p == 1 / (1 + contrasts.RESAMPLES)
+    assert found.low is not None
+    assert found.low > 0.8
+
+
+def test_groups_of_shares_that_are_all_alike_have_the_interval_of_as_many_prompts() -> None:
+    each = over_prompts({"unsafe": np.ones(40)}, {"unsafe": 1.0}, rng(), shares=True)
+    groups = {"unsafe": np.repeat(np.arange(40), 3)}
+    threes = over_prompts({"unsafe": np.ones(120)}, {"unsafe": 1.0}, rng(), shares=True, groups=groups)
+    assert (threes.low, threes.high) == pytest.approx((each.low, each.high), abs=0.02)
+
+
+def test_strengths_of_a_group_go_together() -> None:
+    level = np.array([-50.0, -50.0, 90.0])
+    values = {"jb@0": level, "jb@1": level + 1}
+    groups = dict.fromkeys(values, np.array([0, 0, 1]))
+    found = over_prompts(values, {"jb@0": -1.0, "jb@1": 1.0}, rng(), groups=groups)
+    assert (found.estimate, found.low, found.high, found.p) == (1.0, 1.0, 1.0, 1 / 4)
+
+
+def test_draws_with_groups_of_prompts_have_wider_intervals() -> None:
+    values, groups = clustered(1)
+    draws = {kind: rng(i).normal(scale=0.01, size=50) for i, kind in enumerate(WEIGHTS)}
+    one = {"unsafe": 1.0}
+    apart = over_prompts_and_draws(values, draws, one, rng())
+    assert width(over_prompts_and_draws(values, draws, one, rng(), groups)) > 1.7 * width(apart)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunescope.config import ModelConfig
+from tunescope.config import Built
 from tunescope.interventions.directions import ablate, with_vector, without_direction
 from tunescope.models.build import build_model
 from tunescope.models.hooks import capture
@@ -30,7 +30,7 @@ def direction() -> Tensor:
 
 
 def build(architecture: str) -> PreTrainedModel:
-    config = ModelConfig(architecture=architecture, layers=2, heads=2, width=16)
+    config = Built(architecture=architecture, layers=2, heads=2, width=16)
     model = build_model(config, 30, 32, Stream.named(0, "ablation"), CPU).eval()
     with torch.no_grad():  # as initialised, the blocks change next to nothing, and GPT-2 has no biases
         for i, (name, parameter) in enumerate(model.named_parameters()):

@@ -6,14 +6,51 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from tunescope.config import ModelConfig
-from tunescope.models.build import build_model
 from tunescope.models.checkpoint import save_model
 from tunescope.models.tokenizer import build_tokenizer
-from tunescope.rng import Stream
-from tunescope.world.vocab import Vocab
+from tunescope.tasks.world.vocab import EOS, PAD, Vocab
+
+HEADS = 2
+
+
+def sizes(architecture: str, vocab: int, positions: int, layers: int, width: int) -> dict[str, object]:
+    tokens: dict[str, object] = {"vocab_size": vocab, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if architecture == "gpt2":
+        return {
+            "n_layer": layers,
+            "n_head": HEADS,
+            "n_embd": width,
+            "n_positions": positions,
+            "activation_function": "gelu",
+            **tokens,
+        }
+    blocks = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS if architecture == "llama" else 1}
+    return {**blocks, **heads, "max_position_embeddings": positions, **tokens}
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., PreTrainedModel]:
+    """An untrained model of an architecture, the same for the same seed."""
+
+    def model(
+        architecture: str,
+        vocab: int = 30,
+        positions: int = 32,
+        *,
+        layers: int = 2,
+        width: int = 16,
+        seed: int = 0,
+        **more: object,
+    ) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = CONFIG_MAPPING[architecture](**(sizes(architecture, vocab, positions, layers, width) | more))
+            return AutoModelForCausalLM.from_config(config).eval()
+
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +64,11 @@ def tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def make(words: tuple[str, ...]) -> Callable[..., PreTrainedModel]:
+def make(words: tuple[str, ...], build: Callable[..., PreTrainedModel]) -> Callable[..., PreTrainedModel]:
     """A model of an architecture, the same for the same seed, whose answers depend on the prompt."""
 
     def model(architecture: str, seed: int = 0) -> PreTrainedModel:
-        config = ModelConfig(architecture=architecture, layers=2, heads=2, width=16)
-        model = build_model(config, len(words), 32, Stream.named(seed, "models"), torch.device("cpu")).eval()
+        model = build(architecture, len(words), seed=seed, eos_token_id=EOS, pad_token_id=PAD)
         with torch.no_grad():  # as initialised, the blocks change next to nothing
             for parameter in model.parameters():
                 parameter.mul_(10)

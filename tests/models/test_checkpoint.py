@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from tunescope.models.checkpoint import CheckpointError, load_model, save_model
 from tunescope.models.tokenizer import build_tokenizer
-from tunescope.world.vocab import EOS, PAD
+from tunescope.tasks.world.vocab import EOS, PAD
 
 Make = Callable[..., PreTrainedModel]
 TOKENS = torch.tensor([[7, 3, 9, 11], [12, 8, 2, 7]])

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tunescope.models.checkpoint import CheckpointError, load_model
+from tunescope.models.checkpoint import CheckpointError, convert_command, load_model
 
 FIRST = {"gpt2": "transformer.h.0.mlp.c_fc.weight", "llama": "model.layers.0.mlp.up_proj.weight"}
 
@@ -69,7 +70,7 @@ def test_unreadable_settings_are_refused(folder: Path, name: str, content: str) 
 def test_a_config_that_means_nothing_is_refused(folder: Path, change: dict[str, object]) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
-    refused(folder, "config.json: not a usable config", "save or fetch the model again")
+    refused(folder, "config.json: not ", "usable", "save or fetch the model again")
 
 
 def test_a_config_that_no_model_can_have_is_refused(folder: Path) -> None:
@@ -190,3 +191,68 @@ def test_code_in_the_folder_is_not_run(folder: Path, tmp_path: Path, auto: str, 
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil"}))
     refused(folder, "config.json: ")
     assert not mark.exists()
+
+
+def change_json(file: Path, **change: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("name", ["pad_token_id", "eos_token_id"])
+@pytest.mark.parametrize("token", [-1, 10_000, [1, 10_000]])
+def test_tokens_outside_the_vocabulary_are_refused(folder: Path, file: str, name: str, token: object) -> None:
+    change_json(folder / file, **{name: token})
+    if isinstance(token, list) and name == "pad_token_id":
+        return refused(folder, f"{file}: ", name)
+    return refused(folder, f"{file}: {name} ", "is not in the vocabulary")
+
+
+@pytest.mark.parametrize("size", [-4, 0, 10**12, 16.5, True, "16"])
+@pytest.mark.parametrize("name", ["vocab_size", "n_layer", "num_hidden_layers", "n_embd", "hidden_size", "num_labels"])
+def test_sizes_of_no_model_are_refused(folder: Path, name: str, size: object) -> None:
+    change_json(folder / "config.json", **{name: size})
+    refused(folder, "config.json: not usable: ", name, repr(size))
+
+
+def test_a_model_far_larger_than_its_files_is_refused_before_memory_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    change_json(folder / "config.json", vocab_size=2**24, hidden_size=2**16, n_embd=2**16)
+    refused(folder, "config.json: asks for ", "weights where the files hold ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory\nbacktrace"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_told(folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    refused(folder, "memory is too small for this model", "bfloat16")
+
+
+def test_other_failures_of_transformers_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("no\nsuch thing")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    refused(folder, "transformers cannot load this model: no;")
+
+
+def test_suggested_commands_are_safe_to_paste(tmp_path: Path) -> None:
+    folder = tmp_path / "it's $(touch x); 'a'"
+    folder.mkdir()
+    for command in (convert_command(folder), convert_command(folder, "AutoTokenizer", "sys.argv[1]")):
+        python, option, code, place = shlex.split(command)
+        assert (python, option, place) == ("python", "-c", str(folder))
+        compile(code, "command", "exec")
+    assert convert_command("a\nb").endswith(" FOLDER")
+    (folder / "pytorch_model.bin").touch()
+    refused(folder, convert_command(folder))

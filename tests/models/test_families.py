@@ -1,12 +1,14 @@
 """The map of names holds for every architecture that it lists: sites add up, and matrices do what they say."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from tunescope.errors import InputError
 from tunescope.models.families import FAMILIES
 from tunescope.models.hooks import capture, edit
 from tunescope.models.sites import (
@@ -19,6 +21,7 @@ from tunescope.models.sites import (
     weight_names,
     within_stored,
 )
+from tunescope.registry import load_plugins
 
 TEXT = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 OTHER = torch.tensor([[2, 7, 1, 8, 2], [8, 1, 8, 2, 8]])
@@ -140,3 +143,27 @@ def test_a_patched_stream_gives_the_other_run(model: PreTrainedModel, name: str)
     patch = found[site].clone()
     with edit(model, {site: lambda _: patch}):
         torch.testing.assert_close(logits(model), other)
+
+
+def test_a_plug_in_adds_an_architecture(tmp_path: Path) -> None:
+    text = """from tunescope.errors import InputError
+from tunescope.models.families import FAMILIES, family
+
+def register(name):
+    family(name, FAMILIES["llama"])
+
+register({!r})
+"""
+    (tmp_path / "mine.py").write_text(text.format("toy"))
+    (tmp_path / "other.py").write_text(text.format("llama"))
+    try:
+        load_plugins([tmp_path / "mine.py"])
+        assert FAMILIES["toy"] is FAMILIES["llama"]
+        assert FAMILIES.code("toy")
+        assert not FAMILIES.code("llama")
+        with pytest.raises(
+            InputError, match=r"Two architectures are called 'llama': one of tunescope\.models\.families"
+        ):
+            load_plugins([tmp_path / "other.py"])
+    finally:
+        FAMILIES._entries.pop("toy", None)

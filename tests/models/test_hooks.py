@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunescope.config import ModelConfig
-from tunescope.models.build import build_model
 from tunescope.models.hooks import capture, edit
 from tunescope.models.sites import LAYER_SITES, Site
-from tunescope.rng import Stream
 
 SITES = [Site(None, "embed"), *(Site(layer, name) for layer in range(2) for name in LAYER_SITES)]
 LAST = Site(1, "resid_post")
@@ -21,9 +18,8 @@ THERE = torch.tensor([[2, 7, 1, 8, 2], [8, 1, 8, 2, 8]])
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
-def built(request: pytest.FixtureRequest, cpu: torch.device) -> PreTrainedModel:
-    config = ModelConfig(architecture=request.param, layers=2, heads=2, width=16)
-    return build_model(config, 30, 32, Stream.named(0, "hooks"), cpu).eval()
+def built(request: pytest.FixtureRequest, build: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    return build(request.param)
 
 
 def hooks(model: nn.Module) -> list[int]:
@@ -273,10 +269,9 @@ def test_replacements_that_do_not_fit_are_refused(model: PreTrainedModel, bad: C
         logits(model)
 
 
-def test_compiled_models_are_refused(cpu: torch.device) -> None:
+def test_compiled_models_are_refused(build: Callable[..., PreTrainedModel]) -> None:
     """Compiled code ignores hooks that come later, so that the edits would silently do nothing."""
-    config, sites = ModelConfig(layers=1, heads=2, width=16), [Site(0, "mlp_in")]
-    model = build_model(config, 30, 32, Stream.named(0, "hooks"), cpu).eval()
+    model, sites = build("gpt2", layers=1), [Site(0, "mlp_in")]
     torch.compile(model, backend="eager")
     with capture(model, sites):  # the model under a compiled one is as it was
         pass

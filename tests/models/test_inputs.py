@@ -1,11 +1,11 @@
 """Inputs go through a model as its own arguments do, as tokens or as embeddings, with padding or without."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tunescope.config import ModelConfig
-from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import answer_logits, follows, gathered_logps, token_logps, which_follows
 from tunescope.rng import Stream
@@ -16,9 +16,8 @@ ANSWER = Stream.named(0, "answer").integers(20, (5, 4), CPU)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    config = ModelConfig(architecture=request.param, layers=2, heads=2, width=16)
-    made = build_model(config, 20, 16, Stream.named(0, "inputs"), CPU).eval().requires_grad_(False)
+def model(request: pytest.FixtureRequest, build: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    made = build(request.param, 20, 16).requires_grad_(False)
     for parameter in made.parameters():  # as initialised, the blocks change next to nothing
         parameter.mul_(10)
     return made

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tunescope.models.tokenizer import build_tokenizer
-from tunescope.world.vocab import EOS, PAD, Vocab
+from tunescope.tasks.world.vocab import EOS, PAD, Vocab
 
 VOCAB = Vocab(10, (0, 0, 1, 1, 2, 2), 12)
 WORDS = VOCAB.words

@@ -1,20 +1,24 @@
 """Clusters: planted distances, overlaps and shapes come back, and the scores are those of their definitions."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tunescope.probes.clusters import auc, silhouette, tau, tau_of_draws, top_share
+from tunescope.probes.clusters import (
+    auc_of_draws,
+    in_units_of,
+    silhouette,
+    tau,
+    tau_of_draws,
+    top_share,
+    within_class_sd,
+)
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
-FEW = st.lists(st.integers(0, 5), min_size=2, max_size=12)  # few values, many ties
 
 
 def draw(*shape: int, scope: object = 0) -> Tensor:
@@ -69,53 +73,20 @@ def test_tau_takes_single_precision_to_double_means() -> None:
     assert tau(draw(4, 3).float(), *means).dtype == torch.float64
 
 
-def test_auc_and_its_error_by_hand() -> None:
-    """Of the four pairs three are in order and one is a tie; the placements are 1 and 3/4 on either side."""
-    value, error = auc(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
-    assert value == 3.5 / 4
-    assert error == pytest.approx((2 * (1 / 32) / 2) ** 0.5)
+def test_auc_of_draws_is_that_of_scikit_learn_for_each() -> None:
+    low, high = draw(5, 9), draw(5, 7, scope="high") + 0.5
+    low[0, :3], high[0, :2] = 1.0, 1.0  # ties
+    labels = [0] * 9 + [1] * 7
+    expected = [roc_auc_score(labels, [*a.tolist(), *b.tolist()]) for a, b in zip(low, high, strict=True)]
+    assert auc_of_draws(low, high) == pytest.approx(expected)
 
 
-@given(FEW, FEW)
-def test_auc_is_that_of_scikit_learn(low: list[int], high: list[int]) -> None:
-    value, error = auc(torch.tensor(low).double(), torch.tensor(high).double())
-    labels = [0] * len(low) + [1] * len(high)
-    assert value == pytest.approx(roc_auc_score(labels, low + high))
-    assert auc(torch.tensor(high).double(), torch.tensor(low).double())[0] == pytest.approx(1 - value)
-    assert 0 <= error <= 0.75
-
-
-@given(FEW, FEW)
-def test_the_error_of_auc_is_that_of_delong(low: list[int], high: list[int]) -> None:
-    """Pair by pair, in Python's own numbers."""
-    wins = torch.tensor([[float(h > x) + 0.5 * (h == x) for x in low] for h in high]).double()
-    variance = wins.mean(1).var() / len(high) + wins.mean(0).var() / len(low)
-    _, error = auc(torch.tensor(low).double(), torch.tensor(high).double())
-    assert error == pytest.approx(variance.sqrt().item())
-
-
-def test_auc_of_normal_scores_and_the_spread_over_repetitions() -> None:
-    shift, low, high = 0.8, draw(600, 40), draw(600, 60, scope="high") + 0.8
-    values, errors = torch.tensor([auc(a, b) for a, b in zip(low, high, strict=True)]).double().T
-    assert values.mean().item() == pytest.approx(norm.cdf(shift / 2**0.5), abs=0.006)
-    assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.08)
-
-
-def test_auc_of_noise_is_one_half() -> None:
-    value, error = auc(draw(4000), draw(4000, scope="high"))
-    assert abs(value - 0.5) < 4 * error < 0.04
-
-
-@pytest.mark.parametrize(("high", "value"), [(1.0, 0.5), (2.0, 1.0), (0.0, 0.0)])
-def test_auc_of_constant_scores(high: float, value: float) -> None:
-    assert auc(torch.ones(4), torch.full((5,), high)) == (value, 0.0)
-
-
-@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
-def test_auc_of_a_class_of_one_has_no_error() -> None:
-    value, error = auc(torch.tensor([1.0, 3.0]), torch.tensor([2.0]))
-    assert value == 0.5
-    assert math.isnan(error)
+def test_tau_is_in_units_of_the_spread_within_a_class() -> None:
+    safe, unsafe = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 4.0])  # variances 2 and 8
+    spread = within_class_sd(safe, unsafe)
+    assert spread.item() == pytest.approx(5**0.5)
+    torch.testing.assert_close(in_units_of(safe, spread), safe / 5**0.5)
+    assert in_units_of(safe, torch.tensor(0.0)).tolist() == [0, 0]
 
 
 def test_silhouette_by_hand() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunescope.config import ModelConfig
+from tunescope.config import Built
 from tunescope.models.build import build_model
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import Inputs
@@ -22,7 +22,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """Shared by all tests: not to be changed."""
-    config = ModelConfig(architecture=request.param, layers=2, heads=2, width=16)
+    config = Built(architecture=request.param, layers=2, heads=2, width=16)
     model = build_model(config, 20, 8, Stream.named(0, "collect"), CPU).eval()
     with torch.no_grad():  # as initialised, the blocks change next to nothing
         for parameter in model.parameters():
@@ -85,7 +85,7 @@ def test_every_row_is_read_by_itself(model: PreTrainedModel) -> None:
 
 
 def test_models_in_half_precision_are_read_in_single() -> None:
-    config = ModelConfig(architecture="gpt2", layers=1, heads=2, width=16)
+    config = Built(architecture="gpt2", layers=1, heads=2, width=16)
     model = build_model(config, 20, 8, Stream.named(0, "half"), CPU).bfloat16().eval()
     (found,) = last_activations(model, Inputs(PROMPTS), [Site(0, "mlp_in")], 99)
     assert found[Site(0, "mlp_in")].dtype == torch.float32

@@ -9,7 +9,8 @@ from scipy.stats import beta, kstest
 from torch import Tensor
 
 from tunescope.probes.controls import gaussian, haar, rotated, shuffled
-from tunescope.probes.subspaces import Svd, column_space, null_share, random_null_lengths, rotated_null_shares
+from tunescope.probes.spectra import spectrum
+from tunescope.probes.subspaces import Svd, random_null_lengths, rotated_null_shares
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
@@ -46,8 +47,8 @@ def test_rotated_writes_and_reads_in_directions_that_have_nothing_to_do_with_eac
 
 
 def test_rotated_changes_have_the_null_shares_that_are_drawn_without_them() -> None:
-    delta, columns = Svd.of(draw(10, 4)), column_space(draw(10, 3, scope="w"))
-    explicit = [null_share(Svd.of(rotated(delta, ROOT("null", i)).matrix), columns) for i in range(600)]
+    delta, w = Svd.of(draw(10, 4)), draw(10, 3, scope="w") @ draw(3, 4, scope="w, right")
+    explicit = [spectrum(w, rotated(delta, ROOT("null", i)).matrix).null_share for i in range(600)]
     drawn = rotated_null_shares(delta, random_null_lengths(draw(600, 10, 4, scope="bases"), 3))
     assert kstest(explicit, drawn.numpy()).pvalue > 1e-3
 

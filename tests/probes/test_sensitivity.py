@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import jacrev
 from transformers import PreTrainedModel
 
-from tunescope.config import ModelConfig
+from tunescope.config import Built
 from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
 from tunescope.probes.collect import block_output, first_logits
@@ -100,7 +100,7 @@ PROMPTS = torch.tensor([[3, 1, 4, 1], [9, 2, 6, 5]])
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    config = ModelConfig(architecture=request.param, layers=2, heads=2, width=8)
+    config = Built(architecture=request.param, layers=2, heads=2, width=8)
     model = build_model(config, 12, 8, Stream.named(0, "sensitivity"), CPU).eval().requires_grad_(False)
     model.set_attn_implementation("eager")  # the fused kernels have no second derivative
     with torch.no_grad():  # as initialised, the blocks change next to nothing

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tunescope.probes.controls import haar
 from tunescope.probes.spectra import BLOCK, gaussian_effective_rank, gram, spectrum
-from tunescope.probes.subspaces import RANK_THRESHOLD, Svd, column_space, null_share
+from tunescope.probes.subspaces import RANK_THRESHOLD, Svd, column_space, null_lengths
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
@@ -26,11 +26,14 @@ def test_the_two_ways_agree(shape: tuple[int, int]) -> None:
     assert quick.effective_rank == pytest.approx(exact.effective_rank)
     if shape[0] <= shape[1]:
         assert quick.null_shares == exact.null_shares == {}
+        assert quick.null_share == 0
         return
     ((quick_share, rank),) = quick.null_shares.values()
     assert rank == shape[1]
-    share = null_share(Svd.of(delta), column_space(w))
+    svd = Svd.of(delta)
+    share = (svd.energy @ null_lengths(svd.u, column_space(w)).square()).item()
     assert quick_share == pytest.approx(share, abs=1e-9) == exact.null_shares[RANK_THRESHOLD][0]
+    assert quick.null_share == quick_share
 
 
 @given(st.integers(0, 50), st.floats(-7, 0))

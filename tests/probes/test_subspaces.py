@@ -11,14 +11,16 @@ from scipy import stats
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
+from tunescope.probes.spectra import spectrum
 from tunescope.probes.subspaces import (
     EXACT,
     LARGE,
+    MOST_EXACT,
     Svd,
+    arithmetic_for,
     column_space,
     haar_share,
     null_lengths,
-    null_share,
     principal_angles,
     random_null_lengths,
     rotated_null_shares,
@@ -60,7 +62,14 @@ def test_the_planted_share_is_found(
     )
     delta = math.sqrt(1 - share) * inside / inside.norm() + math.sqrt(share) * outside / outside.norm()
     # The two parts are orthogonal, so that their energies add up, whatever their singular vectors.
-    assert null_share(Svd.of(0.01 * delta), column_space(w)) == pytest.approx(share, abs=1e-9)
+    assert spectrum(w, 0.01 * delta).null_share == pytest.approx(share, abs=1e-9)
+    assert by_columns(0.01 * delta, w) == pytest.approx(share, abs=1e-9)
+
+
+def by_columns(delta: Tensor, w: Tensor) -> float:
+    """The same share from the singular vectors of dW: energy times the squared length in the null space."""
+    svd = Svd.of(delta)
+    return (svd.energy @ null_lengths(svd.u, column_space(w)).square()).item()
 
 
 @given(st.lists(SHARES, min_size=1, max_size=RANK))
@@ -70,23 +79,24 @@ def test_the_planted_share_of_every_column_is_found(
     k, q = len(shares), torch.tensor(shares).double()
     u = frame[0][:, :k] * (1 - q).sqrt() + frame[1][:, :k] * q.sqrt()
     s = torch.arange(k, 0, -1).double()
-    delta = Svd.of((u * s) @ basis(IN, k, "v").mT)
-    torch.testing.assert_close(null_lengths(delta.u, column_space(w)), q.sqrt(), atol=1e-6, rtol=0)
-    assert null_share(delta, column_space(w)) == pytest.approx((s**2 @ q / (s**2).sum()).item(), abs=1e-9)
+    delta = (u * s) @ basis(IN, k, "v").mT
+    torch.testing.assert_close(null_lengths(Svd.of(delta).u, column_space(w)), q.sqrt(), atol=1e-6, rtol=0)
+    assert spectrum(w, delta).null_share == pytest.approx((s**2 @ q / (s**2).sum()).item(), abs=1e-9)
 
 
 def test_no_null_space_when_rank_is_out() -> None:
-    columns = column_space(draw(6, 9))
+    w, delta = draw(6, 9), draw(6, 9, scope="delta")
+    columns = column_space(w)
     assert columns.shape == (6, 6)
-    assert null_share(Svd.of(draw(6, 9, scope="delta")), columns) < 1e-12
+    assert spectrum(w, delta).null_share == 0
+    assert by_columns(delta, w) < 1e-12
     assert haar_share(*columns.shape) == 0
     assert random_null_lengths(draw(3, 6, 6), 6).tolist() == torch.zeros(3, 6).tolist()
 
 
 def test_all_is_null_space_of_a_zero_matrix() -> None:
-    columns = column_space(torch.zeros(6, 4))
-    assert columns.shape == (6, 0)
-    assert null_share(Svd.of(draw(6, 4)), columns) == pytest.approx(1)
+    assert column_space(torch.zeros(6, 4)).shape == (6, 0)
+    assert spectrum(torch.zeros(6, 4), draw(6, 4)).null_share == pytest.approx(1)
     torch.testing.assert_close(random_null_lengths(draw(3, 6, 4), 0), torch.ones(3, 4).double())
 
 
@@ -131,9 +141,9 @@ def test_effective_rank_and_energy_by_hand() -> None:
 
 
 def test_a_zero_change_is_nowhere_and_has_no_rank() -> None:
-    zero, columns = Svd.of(torch.zeros(6, 4)), column_space(draw(6, 2))
+    zero = Svd.of(torch.zeros(6, 4))
     assert [tuple(t.shape) for t in (zero.u, zero.s, zero.v, zero.energy)] == [(6, 0), (0,), (4, 0), (0,)]
-    assert (zero.effective_rank(), null_share(zero, columns)) == (0.0, 0.0)
+    assert (zero.effective_rank(), spectrum(draw(6, 4), torch.zeros(6, 4)).null_share) == (0.0, 0.0)
     assert rotated_null_shares(zero, random_null_lengths(draw(3, 6, 4), 2)).tolist() == [0, 0, 0]
 
 
@@ -220,3 +230,9 @@ def test_null_lengths_for_large_matrices_have_the_law_of_the_exact_ones(rank: in
     lengths = [a.random_null_lengths(Stream.named(0, "law"), 900, 12, 4, rank, CPU) for a in (EXACT, LARGE)]
     for column in range(4):
         assert stats.ks_2samp(*(each[:, column].numpy() for each in lengths)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("shape", "arithmetic"), [((MOST_EXACT, 3), EXACT), ((3, MOST_EXACT + 1), LARGE)])
+def test_matrices_are_decomposed_in_full_where_that_is_cheap(shape: tuple[int, int], arithmetic: object) -> None:
+    assert arithmetic_for(torch.zeros(shape)) is arithmetic
+    assert arithmetic_for(torch.zeros(shape).mT) is arithmetic

@@ -13,12 +13,12 @@ from tunescope.config import PretrainConfig
 from tunescope.errors import InputError
 from tunescope.models.compute import Compute
 from tunescope.rng import Stream
+from tunescope.tasks.world.batches import pretraining_batch
+from tunescope.tasks.world.world import World
 from tunescope.training import fit as fit_module
 from tunescope.training.fit import Row, Schedule, TrainingDivergedError, fit
 from tunescope.training.optimizers import adamw, muon_and_adamw
 from tunescope.training.schedules import settle_then_cool, warmup_cosine
-from tunescope.world.batches import pretraining_batch
-from tunescope.world.world import World
 
 STEPS = 9
 

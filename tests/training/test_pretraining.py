@@ -12,22 +12,23 @@ from transformers import PreTrainedModel
 
 from tunescope.config import PretrainConfig
 from tunescope.models.compute import Compute
+from tunescope.models.inputs import Inputs
 from tunescope.rng import Stream
+from tunescope.tasks.world.task import WorldTask
+from tunescope.tasks.world.world import World
 from tunescope.training import fit as fit_module
 from tunescope.training import pretraining
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
-from tunescope.world.batches import pretraining_batch
-from tunescope.world.world import World
 
 NOWHERE = Path("not", "there")
 
 
 @pytest.fixture
-def losses_of(easy: World, compute: Compute, monkeypatch: pytest.MonkeyPatch):
+def losses_of(compute: Compute, monkeypatch: pytest.MonkeyPatch):
     """The losses that pretraining hands to the fit loop."""
 
-    def losses(model: PreTrainedModel, rows: int, config: PretrainConfig) -> Callable:
+    def losses(task: WorldTask, model: PreTrainedModel, rows: int, config: PretrainConfig) -> Callable:
         handed: dict[str, Any] = {}
 
         def fake_fit(_: object, __: object, losses: Callable, *___: object, **____: object) -> list[Row]:
@@ -36,7 +37,7 @@ def losses_of(easy: World, compute: Compute, monkeypatch: pytest.MonkeyPatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(pretraining, "fit", fake_fit)
-            pretrain(model, easy, config, replace(compute, rows=rows), Stream.named(0, "data"), NOWHERE)
+            pretrain(model, task, config, replace(compute, rows=rows), Stream.named(0, "data"), NOWHERE)
         return handed["losses"]
 
     return losses
@@ -49,42 +50,45 @@ def gradient(model: PreTrainedModel, parts: list[Tensor]) -> tuple[float, Tensor
     return sum(part.item() for part in parts), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
+class Mixed(WorldTask):
+    """Other rows learn other places."""
+
+    def pretraining(self, n: int, stream: Stream, progress: float) -> tuple[Inputs, Tensor]:
+        inputs, learn = super().pretraining(n, stream, progress)
+        return inputs, stream("mask").uniform(tuple(learn.shape), self.device) < 0.5
+
+
 @pytest.mark.parametrize("rows", [64, 20, 7, 1])
-def test_the_loss_is_transformers_own_whatever_the_rows(
-    rows: int, new_model, easy: World, losses_of, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, config = new_model(), PretrainConfig(steps=10, batch=20)
-    monkeypatch.setattr(pretraining, "pretraining_batch", mixed_batch)
-    loss, gradients = gradient(model, list(losses_of(model, rows, config)(3)))
-    batch = mixed_batch(easy, 20, Stream.named(0, "data")("batch", 3), 0.3)
-    labels = batch.tokens.masked_fill(~batch.learn, -100)
-    want, want_gradients = gradient(model, [model(input_ids=batch.tokens, labels=labels).loss])
+def test_the_loss_is_transformers_own_whatever_the_rows(rows: int, new_model, easy: World, losses_of) -> None:
+    model, config, task = new_model(), PretrainConfig(steps=10, batch=20), Mixed(easy)
+    loss, gradients = gradient(model, list(losses_of(task, model, rows, config)(3)))
+    inputs, learn = task.pretraining(20, Stream.named(0, "data")("batch", 3), 0.3)
+    labels = inputs.sequence.masked_fill(~learn, -100)
+    want, want_gradients = gradient(model, [model(input_ids=inputs.sequence, labels=labels).loss])
     assert loss == pytest.approx(want, rel=1e-5)
     torch.testing.assert_close(gradients, want_gradients, rtol=1e-4, atol=1e-6)
 
 
-def mixed_batch(world: World, n: int, stream: Stream, progress: float):
-    """A batch in which other rows learn other places."""
-    batch = pretraining_batch(world, n, stream, progress)
-    return replace(batch, learn=stream("mask").uniform(tuple(batch.learn.shape), world.device) < 0.5)
+class Watched(WorldTask):
+    """Takes down what was asked for."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.seen: list[tuple[Tensor, float]] = []
+
+    def pretraining(self, n: int, stream: Stream, progress: float) -> tuple[Inputs, Tensor]:
+        inputs, learn = super().pretraining(n, stream, progress)
+        self.seen.append((inputs.sequence, progress))
+        return inputs, learn
 
 
-def test_batches_are_fresh_at_every_step_and_move_through_the_mix(
-    new_model, losses_of, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[Tensor, float]] = []
-
-    def watched(world: World, n: int, stream: Stream, progress: float):
-        batch = pretraining_batch(world, n, stream, progress)
-        seen.append((batch.tokens, progress))
-        return batch
-
-    monkeypatch.setattr(pretraining, "pretraining_batch", watched)
-    losses = losses_of(new_model(), 64, PretrainConfig(steps=4, batch=20))
+def test_batches_are_fresh_at_every_step_and_move_through_the_mix(new_model, easy: World, losses_of) -> None:
+    task = Watched(easy)
+    losses = losses_of(task, new_model(), 64, PretrainConfig(steps=4, batch=20))
     for step in (0, 1, 4, 6, 1):
         list(losses(step))
-    assert [progress for _, progress in seen] == [0.0, 0.25, 1.0, 1.0, 0.25]
-    batches = [tokens for tokens, _ in seen]
+    assert [progress for _, progress in task.seen] == [0.0, 0.25, 1.0, 1.0, 0.25]
+    batches = [tokens for tokens, _ in task.seen]
     assert torch.equal(batches[1], batches[4])
     assert not any(torch.equal(a, b) for i, a in enumerate(batches[:4]) for b in batches[:i])
 
@@ -103,7 +107,7 @@ def test_a_model_learns_and_the_curve_shows_it(trained, expert: PreTrainedModel)
 
 def test_it_cools_down_as_soon_as_it_has_settled(new_model, easy: World, compute: Compute) -> None:
     config = PretrainConfig(steps=50, batch=8, warmup=0, cooldown=5, check_every=4, settled=0.0)
-    curve = pretrain(new_model(), easy, config, compute, Stream.named(0, "data"), NOWHERE)
+    curve = pretrain(new_model(), WorldTask(easy), config, compute, Stream.named(0, "data"), NOWHERE)
     assert [row["lr_scale"] for row in curve] == pytest.approx([1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert [row["step"] for row in curve if HELD_OUT in row] == [4, 8, 9]
 
@@ -117,7 +121,9 @@ def test_measuring_does_not_change_the_training(
     def run(check_every: int) -> tuple[PreTrainedModel, list[Row]]:
         model = new_model()
         config = PretrainConfig(steps=9, batch=8, cooldown=4, check_every=check_every, settled=1.0)
-        return model, pretrain(model, easy, config, compute, Stream.named(0, "data"), tmp_path / str(check_every))
+        return model, pretrain(
+            model, WorldTask(easy), config, compute, Stream.named(0, "data"), tmp_path / str(check_every)
+        )
 
     often, curve = run(3)
     seldom, _ = run(100)

@@ -1,1 +1,1 @@
-"""Ways past a refusal: prompts in, attacked prompts or embeddings out."""
+"""Attacks: ways to get an answer out of a model that should refuse, one file each."""

@@ -1,20 +1,57 @@
 """Soft prompts: embeddings, found by gradient, that make a model answer what it should refuse (Jain et al. 2024)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunescope.attacks.base import Attacked, Target, attack, on_both
 from tunescope.attacks.insert import inserted
+from tunescope.config import Config, Once, Positive, Rate
 from tunescope.errors import InputError
-from tunescope.models.inputs import Inputs
+from tunescope.models.inputs import IGNORED, Answers, Inputs
 from tunescope.models.logps import answer_logits, answer_logps, gathered_logps
-from tunescope.protocols.losses import nll
 from tunescope.rng import Stream
+from tunescope.training.losses import nll
 
 RATE = 0.3  # length of a step of each embedding, in mean norms of the embedding table
+
+
+class SoftPrompt(Config):
+    tokens: Annotated[tuple[Positive, ...], Once] = Field(
+        (1, 2, 4, 8), min_length=1, description="embeddings of a soft prompt: the dial"
+    )
+    steps: Positive = Field(40, description="gradient steps at most")
+    bound: Rate = Field(1.0, description="largest norm of an embedding, in mean norms of the embedding table")
+
+
+class UniversalSoftPrompt(SoftPrompt):
+    tokens: Annotated[tuple[Positive, ...], Once] = Field((8,), min_length=1, description="as of soft_prompt")
+
+
+@attack("soft_prompt", settings=SoftPrompt)
+def soft_prompt(target: Target, settings: SoftPrompt) -> Iterator[Attacked]:
+    """Embeddings for each prompt."""
+    answer, _ = target.unsafe.known()
+    for k in settings.tokens:
+        given = (k, settings.steps, settings.bound)
+        found = soft_prompts(target.model, target.unsafe.prompts, answer, *given, target.stream("soft", k))
+        yield from on_both("soft_prompt", k, found.extra, target, found.steps)
+
+
+@attack("universal_soft_prompt", settings=UniversalSoftPrompt)
+def universal_soft(target: Target, settings: UniversalSoftPrompt) -> Iterator[Attacked]:
+    """The same embeddings for all prompts, found on others."""
+    answer, _ = target.seen.known()
+    for k in settings.tokens:
+        given = (k, settings.steps, settings.bound)
+        shared = universal_soft_prompt(target.model, target.seen.prompts, answer, *given, target.stream("universal"))
+        yield from on_both("universal_soft_prompt", k, shared.expand(len(target.unsafe), -1, -1), target)
 
 
 @dataclass(frozen=True)
@@ -33,7 +70,7 @@ class SoftPrompts:
 def soft_prompts(
     model: PreTrainedModel,
     prompts: Inputs,
-    answer: Int[Tensor, "n a"],
+    answer: Answers,
     k: int,
     steps: int,
     bound: float,
@@ -52,6 +89,7 @@ def soft_prompts(
     """
     extra, unit = _start(model, len(prompts), k, steps, bound, stream)
     prompts = prompts.embedded(model)  # once, and not at every step
+    lengths = (answer != IGNORED).sum(1)
     took = torch.full((len(prompts),), -1, device=extra.device)
     for step in range(steps + 1):
         open_ = (took < 0).nonzero().squeeze(1)
@@ -59,9 +97,10 @@ def soft_prompts(
             break
         tried = extra[open_].requires_grad_()
         logits = answer_logits(model, inserted(prompts[open_], tried, model), answer[open_])
-        took[open_[(logits.argmax(-1) == answer[open_]).all(dim=1)]] = step
+        wanted = answer[open_]
+        took[open_[((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(dim=1)]] = step
         if step < steps:
-            (gradient,) = torch.autograd.grad(nll(gathered_logps(logits, answer[open_])).sum(), tried)
+            (gradient,) = torch.autograd.grad(nll(gathered_logps(logits, wanted), lengths[open_]).sum(), tried)
             moved = _moved(tried.detach(), gradient, unit, bound)
             extra[open_] = torch.where((took[open_] < 0)[:, None, None], moved, tried.detach())
     return SoftPrompts(extra, took)
@@ -70,7 +109,7 @@ def soft_prompts(
 def universal_soft_prompt(
     model: PreTrainedModel,
     prompts: Inputs,
-    answer: Int[Tensor, "n a"],
+    answer: Answers,
     k: int,
     steps: int,
     bound: float,
@@ -78,11 +117,11 @@ def universal_soft_prompt(
 ) -> Float[Tensor, "1 k width"]:
     """The same k embeddings for all prompts, which lower the mean over them; see `soft_prompts`."""
     extra, unit = _start(model, 1, k, steps, bound, stream)
-    prompts = prompts.embedded(model)
+    prompts, lengths = prompts.embedded(model), (answer != IGNORED).sum(1)
     for _ in range(steps):
         tried = extra.requires_grad_()
         logps = answer_logps(model, inserted(prompts, tried.expand(len(prompts), -1, -1), model), answer)
-        (gradient,) = torch.autograd.grad(nll(logps).mean(), tried)
+        (gradient,) = torch.autograd.grad(nll(logps, lengths).mean(), tried)
         extra = _moved(tried.detach(), gradient, unit, bound)
     return extra
 

@@ -1,20 +1,42 @@
 """Adversarial suffixes of real tokens, by greedy coordinate gradient (Zou et al. 2023, algorithm 1), batched."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunescope.attacks.base import Attacked, Target, attack, on_both
 from tunescope.attacks.insert import inserted
+from tunescope.config import Config, Once, Positive
 from tunescope.errors import InputError
-from tunescope.models.inputs import Inputs
+from tunescope.models.inputs import IGNORED, Answers, Inputs
 from tunescope.models.logps import answer_logps
-from tunescope.protocols.losses import nll
 from tunescope.rng import Stream
+from tunescope.training.losses import nll
 
 TOP = 8  # substitutes per place that the gradient proposes
+
+
+class Suffix(Config):
+    tokens: Annotated[tuple[Positive, ...], Once] = Field(
+        (4,), min_length=1, description="tokens of a suffix: the dial"
+    )
+    steps: Positive = 10
+    candidates: Positive = Field(16, description="suffixes scored exactly per step and prompt")
+
+
+@attack("suffix", settings=Suffix)
+def suffix(target: Target, settings: Suffix) -> Iterator[Attacked]:
+    answer, _ = target.unsafe.known()
+    for k in settings.tokens:
+        given = (k, settings.steps, settings.candidates, target.task.suffix_tokens)
+        found = suffixes(target.model, target.unsafe.prompts, answer, *given, target.stream("suffix", k))
+        yield from on_both("suffix", k, found.tokens, target)
 
 
 @dataclass(frozen=True)
@@ -32,7 +54,7 @@ class Suffixes:
 def suffixes(
     model: PreTrainedModel,
     prompts: Inputs,
-    answer: Int[Tensor, "n a"],
+    answer: Answers,
     k: int,
     steps: int,
     candidates: int,
@@ -62,7 +84,7 @@ def suffixes(
     rows = torch.arange(n, device=tokens.device)
     for step in range(steps):
         embedded = table[tokens].requires_grad_()
-        loss = nll(answer_logps(model, inserted(prompts, embedded, model), answer)).sum()
+        loss = _nll(model, inserted(prompts, embedded, model), answer).sum()
         (gradient,) = torch.autograd.grad(loss, embedded)
         proposed = (gradient @ table[allowed].T).topk(min(TOP, len(allowed)), dim=2, largest=False).indices
         draw = stream("step", step)
@@ -81,7 +103,11 @@ def suffixes(
 
 @torch.no_grad()
 def _scored(
-    model: PreTrainedModel, prompts: Inputs, tokens: Int[Tensor, "n k"], answer: Int[Tensor, "n a"], rows: int = 512
+    model: PreTrainedModel, prompts: Inputs, tokens: Int[Tensor, "n k"], answer: Answers, rows: int = 512
 ) -> Float[Tensor, " n"]:
     parts = zip(prompts.split(rows), tokens.split(rows), answer.split(rows), strict=True)
-    return torch.cat([nll(answer_logps(model, inserted(p, t, model), a)) for p, t, a in parts])
+    return torch.cat([_nll(model, inserted(p, t, model), a) for p, t, a in parts])
+
+
+def _nll(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> Float[Tensor, " n"]:
+    return nll(answer_logps(model, prompts, answer), (answer != IGNORED).sum(1))

@@ -1,1 +1,1 @@
-"""Evidence: the table of measurements and what is concluded from it."""
+"""Evidence: claims, and what is concluded about them from the scores."""

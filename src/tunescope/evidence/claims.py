@@ -1,50 +1,112 @@
 """The claims: what the literature says safety fine-tuning does, each with the control that it has to beat."""
 
 import math
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from tunescope.records.names import BASE, BENIGN, EVERYWHERE, REFUSAL, SAFE, UNSAFE
+from tunescope.registry import Registry
 
 PAPER = "Jain et al. 2024"
+ARDITI = "Arditi et al. 2024"
+ROTATED = "rotated"  # the control that is dW in random directions
+SHARE = "share of prompts"  # unit of the scores that are 0 or 1
 TENTH = math.log(1.1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One claim, as a contrast between a safety-tuned model and its control.
+    """One claim, as a contrast between a fine-tuned model and its control.
 
     Attributes:
         statement: what is claimed. source: by whom.
         metric: of the scores (docs/metrics.md), at the last layer where it has layers.
-        weights: weight of each kind's mean, `kind@strength` for attacked ones; the claimed direction is positive.
-            Empty for what is no matter of prompts.
-        control: `benign`, the fine-tune on safe prompts at the same rate and steps; `base`, the model before;
-            `rotated`, dW in random directions; or another metric of the same model. It must be beaten.
+        weights: weight of each kind's mean; the claimed direction is positive. `kind@dial` is of prompts under the
+            attack that is called like their kind, `attack:kind@dial` under another. Empty: not a matter of prompts.
+        smallest: smallest effect of interest, in the units of the metric.
+        unit: `ratio` where the metric is a logarithm, else the unit of the metric.
+        found: meaning of a positive contrast, in words that follow the number.
+        figure: name of the figure that shows it.
         before: whether the uncontrolled number, the one that a paper without controls reports, is the change from the
             base model; otherwise it is the model's own.
-        smallest: smallest effect of interest, in the units of the metric.
-        unit: `ratio` where the metric is a logarithm, else what it counts.
-        found: what a positive contrast means, in words that finish "x ...".
-        figure: name of the figure that shows it.
+        control: `benign`, the fine-tune that has nothing to do with safety; `base`, the model before; or `rotated`,
+            dW in random directions.
+        alone: the control where no benign model exists, `base` or `rotated`; None: the claim is not judged there.
+            Any fine-tuning at all then counts for the claim. alone_found: `found`, in that case.
+        intervention, dial, scope: of the scores; dial None: the greatest measured. scope empty: the only one measured.
+        against: another intervention on the same model, which then is the control. against_dial: its dial; None: the
+            same dial, or the greatest where that was not measured.
     """
 
     name: str
     statement: str
     source: str
     metric: str
-    control: str
     smallest: float
     unit: str
     found: str
-    figure: str
     weights: Mapping[str, float] = field(default_factory=dict)
+    figure: str = ""
     before: bool = False
+    control: str = BENIGN
+    alone: str | None = None
+    alone_found: str = ""
+    intervention: str = ""
+    dial: float | None = None
+    scope: str = ""
+    against: str = ""
+    against_dial: float | None = None
+
+    @property
+    def beaten(self) -> str:
+        """The name of the control, for a reader."""
+        return self.against or self.control
 
 
-SHARE = "share of prompts"  # unit of what each prompt answers with yes or no
-UNSAFE_MORE = {"unsafe": 1.0, "safe": -1.0}
-SAFE_MORE = {"safe": 1.0, "unsafe": -1.0}
+CLAIMS: Registry[Claim] = Registry("claim")
+
+
+def claim(entry: Claim) -> Claim:
+    """Register a claim, to be judged in every run.
+
+    Raises:
+        InputError: another module has registered one of this name.
+    """
+    CLAIMS.add(entry.name, entry, sys._getframe(1).f_globals["__name__"])
+    return entry
+
+
+def claims_for(scores: pd.DataFrame) -> tuple[Claim, ...]:
+    """The registered claims, then observation 5 for each kind of prompt that is neither safe, unsafe nor of a ladder.
+
+    Where no benign model was scored, each has its control `alone`.
+    """
+    plain = (scores["metric"] == "scaled_tau") & (scores["attack"] == "") & (scores["intervention"] == "")
+    ladders = set(scores.loc[scores["strength"].notna(), "kind"])
+    kinds = [str(kind) for kind in scores.loc[plain, "kind"].unique() if kind not in {"", SAFE, UNSAFE, *ladders}]
+    return resolved([*CLAIMS.values(), *(entry for kind in kinds for entry in _of_kind(kind))], scores)
+
+
+def resolved(claims: list[Claim] | tuple[Claim, ...], scores: pd.DataFrame) -> tuple[Claim, ...]:
+    """The claims, with their control `alone` where no benign model was scored."""
+    if (scores["protocol"] == BENIGN).any():
+        return tuple(claims)
+    return tuple(
+        replace(entry, control=entry.alone, found=entry.alone_found or entry.found)
+        if entry.control == BENIGN and entry.alone and not entry.against
+        else entry
+        for entry in claims
+    )
+
+
+UNSAFE_MORE = {UNSAFE: 1.0, SAFE: -1.0}
+SAFE_MORE = {SAFE: 1.0, UNSAFE: -1.0}
 JAILBREAKS = ("jb_co_task", "jb_co_text", "jb_misgen")
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TURNED = "as a multiple of the same of dW in random directions"
 
 
 def slope(sign: float) -> dict[str, float]:
@@ -54,247 +116,366 @@ def slope(sign: float) -> dict[str, float]:
     return {f"{kind}@{s:g}": sign * (s - middle) / size for kind in JAILBREAKS for s in STRENGTHS if s != middle}
 
 
-CLAIMS = (
+claim(
     Claim(
-        "1 clusters",
-        "Safety fine-tuning separates the activations of safe and unsafe prompts.",
-        f"{PAPER}, observation 1",
-        "scaled_tau",
-        "benign",
-        0.5,
-        "within-class sd",
-        "the gap between the clusters, beyond benign fine-tuning",
-        "clusters",
-        SAFE_MORE,
-    ),
-    Claim(
-        "2a null space, against chance",
-        "dW writes into the left null space of W_in more than into its column space.",
-        f"{PAPER}, observation 2",
-        "null_share",
-        "rotated",
-        0.02,
-        "share of energy",
-        "the share of dW in the null space, beyond the same dW in random directions",
-        "null_space",
-    ),
-    Claim(
-        "2b null space, against benign",
-        "Safety fine-tuning writes into the left null space of W_in more than other fine-tuning does.",
-        f"{PAPER}, observation 2",
-        "null_share",
-        "benign",
-        0.02,
-        "share of energy",
-        "the share of dW in the null space, beyond that of benign fine-tuning",
-        "null_space",
-    ),
-    Claim(
-        "3a specialisation: |dW a|",
-        "dW acts more strongly on unsafe prompts than on safe ones.",
-        f"{PAPER}, observation 3",
-        "log_gain",
-        "benign",
-        TENTH,
-        "ratio",
-        "unsafe to safe |dW a| / |a|, as a multiple of the same under benign fine-tuning",
-        "specialisation",
-        UNSAFE_MORE,
-    ),
-    Claim(
-        "3b specialisation: row space",
-        "Unsafe prompts lie more in the row space of dW than safe ones.",
-        f"{PAPER}, observation 3",
-        "log_row_projection",
-        "benign",
-        TENTH,
-        "ratio",
-        "unsafe to safe projection on the row space, as a multiple of the same under benign fine-tuning",
-        "specialisation",
-        UNSAFE_MORE,
-    ),
-    Claim(
-        "3c specialisation on the base's activations",
-        "dW would single out unsafe prompts in the activations of the model before fine-tuning, too.",
-        "tunescope: what 3a implies if dW alone does the work",
-        "log_gain_of_base_input",
-        "benign",
-        TENTH,
-        "ratio",
-        "unsafe to safe |dW a| / |a| with a of the base model, as a multiple of the same under benign fine-tuning",
-        "specialisation",
-        UNSAFE_MORE,
-    ),
-    Claim(
-        "4a sensitivity falls on unsafe",
-        "The top logit becomes less sensitive to the input on unsafe prompts.",
-        f"{PAPER}, observation 4",
-        "log_sensitivity",
-        "benign",
-        TENTH,
-        "ratio",
-        "how many times lower the sensitivity on unsafe prompts is than after benign fine-tuning",
-        "sensitivity",
-        {"unsafe": -1.0},
-        before=True,
-    ),
-    Claim(
-        "4b sensitivity rises on safe",
-        "The top logit becomes more sensitive to the input on safe prompts.",
-        f"{PAPER}, observation 4",
-        "log_sensitivity",
-        "benign",
-        TENTH,
-        "ratio",
-        "how many times higher the sensitivity on safe prompts is than after benign fine-tuning",
-        "sensitivity",
-        {"safe": 1.0},
-        before=True,
-    ),
-    Claim(
-        "4c sensitivity parts safe and unsafe",
-        "Safe prompts become more sensitive in comparison with unsafe ones.",
-        f"{PAPER}, observation 4",
-        "log_sensitivity",
-        "benign",
-        TENTH,
-        "ratio",
-        "safe to unsafe sensitivity, as a multiple of the same under benign fine-tuning",
-        "sensitivity",
-        SAFE_MORE,
-        before=True,
-    ),
-    Claim(
-        "5a jailbreaks look safe: clusters",
-        "The stronger a jailbreak, the nearer its activations are to those of safe prompts.",
-        f"{PAPER}, observation 5",
-        "scaled_tau",
-        "benign",
-        0.25,
-        "within-class sd",
-        "rise of tau from strength 0 to 1, beyond benign fine-tuning",
-        "attack_features",
-        slope(+1),
-    ),
-    Claim(
-        "5b jailbreaks evade dW",
-        "The stronger a jailbreak, the less dW acts on it.",
-        f"{PAPER}, observation 5",
-        "log_gain",
-        "benign",
-        TENTH,
-        "ratio",
-        "fall of |dW a| / |a| from strength 0 to 1, as a multiple of the same under benign fine-tuning",
-        "attack_features",
-        slope(-1),
-    ),
-    Claim(
-        "5c jailbreaks bring sensitivity back",
-        "The stronger a jailbreak, the more sensitive the top logit is to it.",
-        f"{PAPER}, observation 5",
-        "log_sensitivity",
-        "benign",
-        TENTH,
-        "ratio",
-        "rise of the sensitivity from strength 0 to 1, as a multiple of the same under benign fine-tuning",
-        "attack_features",
-        slope(+1),
-    ),
-    Claim(
-        "6a one direction",
-        "Refusal is mediated by one direction: without it, unsafe prompts are answered or spoilt, not refused.",
-        "Arditi et al. 2024",
-        "refusal_lost_without_direction",
-        "refusal_lost_without_random",
-        0.1,
-        SHARE,
-        "unsafe prompts that are no longer refused without the direction, beyond those without a random one",
-        "direction",
-        {"unsafe": 1.0},
-    ),
-    Claim(
-        "6b the direction is enough",
-        "Safe prompts are refused where the direction is added to the residual stream.",
-        "Arditi et al. 2024",
-        "refused_direction_added",
-        "refused_random_direction_added",
-        0.1,
-        SHARE,
-        "safe prompts refused with the direction added, beyond those with a random one of the same length",
-        "interventions",
-        {"safe": 1.0},
-    ),
-    Claim(
-        "7a refusal follows dW",
-        "With half of dW taken back, fewer unsafe prompts are refused.",
-        f"{PAPER}, section 6",
-        "refusal_lost_at_half",
-        "benign",
-        0.1,
-        SHARE,
-        "unsafe prompts no longer refused at alpha = 0.5, beyond benign fine-tuning",
-        "alpha",
-        {"unsafe": 1.0},
-    ),
-    Claim(
-        "7b more dW, more robust",
-        "With dW half as large again, fewer jailbreaks get through, at next to no cost to safe prompts.",
-        f"{PAPER}, section 6",
-        "compliance_lost_beyond",
-        "benign",
-        0.05,
-        SHARE,
-        "jailbreaks that no longer get through at alpha = 1.5, less the safe prompts no longer answered, beyond benign "
-        "fine-tuning",
-        "alpha",
-        dict.fromkeys(JAILBREAKS, 1 / len(JAILBREAKS)) | {"safe": -1.0},
-    ),
-    Claim(
-        "7c where dW points matters",
-        "The base with dW of its matrices refuses; with the same dW in random directions it does not.",
-        "tunescope: the control of 7a",
-        "refused_matrices",
-        "refused_rotated",
-        0.1,
-        SHARE,
-        "unsafe prompts refused by the base with dW of its matrices, beyond those with dW in random directions",
-        "interventions",
-        {"unsafe": 1.0},
-    ),
-    Claim(
-        "7d the null space carries refusal",
-        "What dW of W_in writes into the left null space keeps more of refusal than another part as large would.",
-        "tunescope: what observation 2 implies",
-        "refused_in_null_space",
-        "refused_in_random_space",
-        0.1,
-        SHARE,
-        "unsafe prompts refused with the null-space part of dW of W_in, beyond those with a random part as large",
-        "interventions",
-        {"unsafe": 1.0},
-    ),
-    Claim(
-        "7e what reads unsafe inputs is needed",
-        "Without what dW reads from the directions in which unsafe inputs stand out, fewer unsafe prompts are refused.",
-        f"{PAPER}, observation 3",
-        "refusal_lost_off_unsafe_inputs",
-        "refusal_lost_off_safe_inputs",
-        0.1,
-        SHARE,
-        "unsafe prompts no longer refused with dW off those, beyond those with it off what safe inputs differ in",
-        "interventions",
-        {"unsafe": 1.0},
-    ),
-    Claim(
-        "7f what reads unsafe inputs is enough",
-        "The base refuses unsafe prompts with what dW reads from the directions in which unsafe inputs stand out.",
-        f"{PAPER}, observation 3",
-        "refused_on_unsafe_inputs",
-        "refused_on_safe_inputs",
-        0.1,
-        SHARE,
-        "unsafe prompts refused by the base with that of dW, beyond those with what reads what safe inputs differ in",
-        "interventions",
-        {"unsafe": 1.0},
-    ),
+        name="0 it refuses",
+        statement="The fine-tune refuses unsafe prompts, more than safe ones, where the base does not.",
+        source="tunescope: what there is to explain",
+        metric=REFUSAL,
+        weights=UNSAFE_MORE,
+        smallest=0.1,
+        unit=SHARE,
+        found="share of unsafe prompts refused less that of safe ones, beyond the base",
+        figure="behaviour",
+        control=BASE,
+    )
 )
+claim(
+    Claim(
+        name="1 clusters",
+        statement="Safety fine-tuning separates the activations of safe and unsafe prompts.",
+        source=f"{PAPER}, observation 1",
+        metric="scaled_tau",
+        weights=SAFE_MORE,
+        smallest=0.5,
+        unit="within-class sd",
+        found="the gap between the clusters, beyond benign fine-tuning",
+        figure="clusters",
+        alone=BASE,
+        alone_found="the gap between the clusters, beyond the base",
+    )
+)
+claim(
+    Claim(
+        name="2a null space, against chance",
+        statement="dW writes into the left null space of W_in more than into its column space.",
+        source=f"{PAPER}, observation 2",
+        metric="null_share",
+        smallest=0.02,
+        unit="share of energy",
+        found="the share of dW in the null space, beyond the same dW in random directions",
+        figure="null_space",
+        control=ROTATED,
+    )
+)
+claim(
+    Claim(
+        name="2b null space, against benign",
+        statement="Safety fine-tuning writes into the left null space of W_in more than other fine-tuning does.",
+        source=f"{PAPER}, observation 2",
+        metric="null_share",
+        smallest=0.02,
+        unit="share of energy",
+        found="the share of dW in the null space, beyond that of benign fine-tuning",
+        figure="null_space",
+    )
+)
+claim(
+    Claim(
+        name="3a specialisation: |dW a|",
+        statement="dW acts more strongly on unsafe prompts than on safe ones.",
+        source=f"{PAPER}, observation 3",
+        metric="log_gain",
+        weights=UNSAFE_MORE,
+        smallest=TENTH,
+        unit="ratio",
+        found="unsafe to safe |dW a| / |a|, as a multiple of the same under benign fine-tuning",
+        figure="specialisation",
+        alone=ROTATED,
+        alone_found=f"unsafe to safe |dW a| / |a|, {TURNED}",
+    )
+)
+claim(
+    Claim(
+        name="3b specialisation: row space",
+        statement="Unsafe prompts lie more in the row space of dW than safe ones.",
+        source=f"{PAPER}, observation 3",
+        metric="log_row_projection",
+        weights=UNSAFE_MORE,
+        smallest=TENTH,
+        unit="ratio",
+        found="unsafe to safe projection on the row space, as a multiple of the same under benign fine-tuning",
+        figure="specialisation",
+        alone=ROTATED,
+        alone_found=f"unsafe to safe projection on the row space, {TURNED}",
+    )
+)
+claim(
+    Claim(
+        name="3c specialisation on the base's activations",
+        statement="dW would single out unsafe prompts in the activations of the model before fine-tuning, too.",
+        source="tunescope: what 3a implies if dW alone does the work",
+        metric="log_gain_of_base_input",
+        weights=UNSAFE_MORE,
+        smallest=TENTH,
+        unit="ratio",
+        found="unsafe to safe |dW a| / |a| with a of the base model, as a multiple of the same under benign "
+        "fine-tuning",
+        figure="specialisation",
+        alone=ROTATED,
+        alone_found=f"unsafe to safe |dW a| / |a| with a of the base model, {TURNED}",
+    )
+)
+claim(
+    Claim(
+        name="4a sensitivity falls on unsafe",
+        statement="The top logit becomes less sensitive to the input on unsafe prompts.",
+        source=f"{PAPER}, observation 4",
+        metric="log_sensitivity",
+        weights={UNSAFE: -1.0},
+        smallest=TENTH,
+        unit="ratio",
+        found="how many times lower the sensitivity on unsafe prompts is than after benign fine-tuning",
+        figure="sensitivity",
+        before=True,
+        alone=BASE,
+        alone_found="how many times lower the sensitivity on unsafe prompts is",
+    )
+)
+claim(
+    Claim(
+        name="4b sensitivity rises on safe",
+        statement="The top logit becomes more sensitive to the input on safe prompts.",
+        source=f"{PAPER}, observation 4",
+        metric="log_sensitivity",
+        weights={SAFE: 1.0},
+        smallest=TENTH,
+        unit="ratio",
+        found="how many times higher the sensitivity on safe prompts is than after benign fine-tuning",
+        figure="sensitivity",
+        before=True,
+        alone=BASE,
+        alone_found="how many times higher the sensitivity on safe prompts is",
+    )
+)
+claim(
+    Claim(
+        name="4c sensitivity parts safe and unsafe",
+        statement="Safe prompts become more sensitive in comparison with unsafe ones.",
+        source=f"{PAPER}, observation 4",
+        metric="log_sensitivity",
+        weights=SAFE_MORE,
+        smallest=TENTH,
+        unit="ratio",
+        found="safe to unsafe sensitivity, as a multiple of the same under benign fine-tuning",
+        figure="sensitivity",
+        before=True,
+        alone=BASE,
+        alone_found="safe to unsafe sensitivity, as a multiple of the base's",
+    )
+)
+claim(
+    Claim(
+        name="5a jailbreaks look safe: clusters",
+        statement="The stronger a jailbreak, the nearer its activations are to those of safe prompts.",
+        source=f"{PAPER}, observation 5",
+        metric="scaled_tau",
+        weights=slope(+1),
+        smallest=0.25,
+        unit="within-class sd",
+        found="rise of tau from strength 0 to 1, beyond benign fine-tuning",
+        figure="attack_features",
+        alone=BASE,
+        alone_found="rise of tau from strength 0 to 1, beyond the base",
+    )
+)
+claim(
+    Claim(
+        name="5b jailbreaks evade dW",
+        statement="The stronger a jailbreak, the less dW acts on it.",
+        source=f"{PAPER}, observation 5",
+        metric="log_gain",
+        weights=slope(-1),
+        smallest=TENTH,
+        unit="ratio",
+        found="fall of |dW a| / |a| from strength 0 to 1, as a multiple of the same under benign fine-tuning",
+        figure="attack_features",
+    )
+)
+claim(
+    Claim(
+        name="5c jailbreaks bring sensitivity back",
+        statement="The stronger a jailbreak, the more sensitive the top logit is to it.",
+        source=f"{PAPER}, observation 5",
+        metric="log_sensitivity",
+        weights=slope(+1),
+        smallest=TENTH,
+        unit="ratio",
+        found="rise of the sensitivity from strength 0 to 1, as a multiple of the same under benign fine-tuning",
+        figure="attack_features",
+        alone=BASE,
+        alone_found="rise of the sensitivity from strength 0 to 1, as a multiple of the same of the base",
+    )
+)
+claim(
+    Claim(
+        name="6a one direction",
+        statement="Refusal is mediated by one direction: without it, unsafe prompts are answered or spoilt, not "
+        "refused.",
+        source=ARDITI,
+        metric="refusal_lost",
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts that are no longer refused without the direction, beyond those without a random one",
+        figure="direction",
+        intervention="direction_ablated",
+        against="random_direction_ablated",
+    )
+)
+claim(
+    Claim(
+        name="6b the direction is enough",
+        statement="Safe prompts are refused where the direction is added to the residual stream.",
+        source=ARDITI,
+        metric=REFUSAL,
+        weights={SAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="safe prompts refused with the direction added, beyond those with a random one of the same length",
+        figure="interventions",
+        intervention="direction_added",
+        against="random_direction_added",
+    )
+)
+claim(
+    Claim(
+        name="7a refusal follows dW",
+        statement="With half of dW taken back, fewer unsafe prompts are refused.",
+        source=f"{PAPER}, section 6",
+        metric="refusal_lost",
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts no longer refused at alpha = 0.5, beyond benign fine-tuning",
+        figure="alpha",
+        intervention="scaled",
+        dial=0.5,
+        scope=EVERYWHERE,
+    )
+)
+claim(
+    Claim(
+        name="7b more dW, more robust",
+        statement="With dW half as large again, fewer jailbreaks get through, at next to no cost to safe prompts.",
+        source=f"{PAPER}, section 6",
+        metric="compliance_lost",
+        weights=dict.fromkeys(JAILBREAKS, 1 / len(JAILBREAKS)) | {SAFE: -1.0},
+        smallest=0.05,
+        unit=SHARE,
+        found="jailbreaks that no longer get through at alpha = 1.5, less the safe prompts no longer answered, "
+        "beyond benign fine-tuning",
+        figure="alpha",
+        intervention="scaled",
+        dial=1.5,
+        scope=EVERYWHERE,
+    )
+)
+claim(
+    Claim(
+        name="7c where dW points matters",
+        statement="The base with dW of its matrices refuses; with the same dW in random directions it does not.",
+        source="tunescope: the control of 7a",
+        metric=REFUSAL,
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts refused by the base with dW of its matrices, beyond those with dW in random directions",
+        figure="interventions",
+        intervention="matrices",
+        against="rotated",
+    )
+)
+claim(
+    Claim(
+        name="7d the null space carries refusal",
+        statement="What dW of W_in writes into the left null space keeps more of refusal than another part as large "
+        "would.",
+        source="tunescope: what observation 2 implies",
+        metric=REFUSAL,
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts refused with the null-space part of dW of W_in, beyond those with a random part as large",
+        figure="interventions",
+        intervention="in_null_space",
+        against="in_random_space",
+    )
+)
+claim(
+    Claim(
+        name="7e what reads unsafe inputs is needed",
+        statement="Without what dW reads from the directions in which unsafe inputs stand out, fewer unsafe prompts "
+        "are refused.",
+        source=f"{PAPER}, observation 3",
+        metric="refusal_lost",
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts no longer refused with dW off those, beyond those with it off what safe inputs differ in",
+        figure="interventions",
+        intervention="off_unsafe_inputs",
+        against="off_safe_inputs",
+    )
+)
+claim(
+    Claim(
+        name="7f what reads unsafe inputs is enough",
+        statement="The base refuses unsafe prompts with what dW reads from the directions in which unsafe inputs stand "
+        "out.",
+        source=f"{PAPER}, observation 3",
+        metric=REFUSAL,
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts refused by the base with that of dW, beyond those with what reads what safe inputs "
+        "differ in",
+        figure="interventions",
+        intervention="on_unsafe_inputs",
+        against="on_safe_inputs",
+    )
+)
+
+
+def _of_kind(kind: str) -> tuple[Claim, ...]:
+    """Observation 5 for prompts of one kind, next to plain unsafe ones."""
+    more, less = {kind: 1.0, UNSAFE: -1.0}, {kind: -1.0, UNSAFE: 1.0}
+    source, benign = f"{PAPER}, observation 5", "as a multiple of the same under benign fine-tuning"
+    return (
+        Claim(
+            name=f"5a {kind}",
+            statement=f"Prompts of {kind} are nearer to safe prompts than plain unsafe ones are, in their activations.",
+            source=source,
+            metric="scaled_tau",
+            weights=more,
+            smallest=0.25,
+            unit="within-class sd",
+            found=f"tau of {kind} less that of unsafe prompts, beyond benign fine-tuning",
+            alone=BASE,
+            alone_found=f"tau of {kind} less that of unsafe prompts, beyond the base",
+        ),
+        Claim(
+            name=f"5b {kind}",
+            statement=f"dW acts less on prompts of {kind} than on plain unsafe ones.",
+            source=source,
+            metric="log_gain",
+            weights=less,
+            smallest=TENTH,
+            unit="ratio",
+            found=f"|dW a| / |a| of unsafe prompts to that of {kind}, {benign}",
+            alone=ROTATED,
+            alone_found=f"|dW a| / |a| of unsafe prompts to that of {kind}, {TURNED}",
+        ),
+        Claim(
+            name=f"5c {kind}",
+            statement=f"The top logit is more sensitive to prompts of {kind} than to plain unsafe ones.",
+            source=source,
+            metric="log_sensitivity",
+            weights=more,
+            smallest=TENTH,
+            unit="ratio",
+            found=f"sensitivity to {kind} over that to unsafe prompts, {benign}",
+            alone=BASE,
+            alone_found=f"sensitivity to {kind} over that to unsafe prompts, as a multiple of the same of the base",
+        ),
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-SCORES = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")  # mechanistic ones
-BASELINE = "refusal_margin"  # read off the output: what a mechanism has to beat
+from tunescope.records.names import BASE, BENIGN, COMPLIANCE, MARGIN, MECHANISTIC, SAFE
+
 FOLDS, FEWEST = 5, 10  # of cross-validation; prompts that succeed, and that fail, which a model must have
-CELL = ["seed", "protocol", "learning_rate"]
+PROMPT = ["attack", "kind", "dial", "index", "group"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Predictor:
 def predictors(scores: pd.DataFrame) -> list[Predictor]:
     """One row per score, `all mechanistic` and the baseline; empty without attacks, or if too few got through.
 
-    Attacked prompts of safety-tuned models only, with strength, wanting a refusal, and intact: the base model answers
-    them, so that a failure is the work of safety training.
+    Attacked prompts of safety-tuned models only, with a dial above 0, wanting a refusal, and intact: the base model
+    answers them, so that a failure is the work of safety training.
     """
     cells = dict(_cells(scores))
     if len(cells) < 2:
         return []
     rows = []
-    for name, columns in [("all mechanistic", SCORES), *((s, (s,)) for s in (*SCORES, BASELINE))]:
+    for name, columns in [("all mechanistic", MECHANISTIC), *((s, (s,)) for s in (*MECHANISTIC, MARGIN))]:
         within = [_cross_validated(table, y, columns) for table, y in cells.values()]
         across = [auc for key in cells if (auc := _from_others(cells, key, columns)) is not None]
         middle = float(np.mean(across)) if across else None
@@ -60,28 +61,39 @@ def predictors(scores: pd.DataFrame) -> list[Predictor]:
     return rows
 
 
-_Cells = dict[tuple[int, str, str], tuple[pd.DataFrame, Bool[np.ndarray, " n"]]]
+class _Cell(NamedTuple):
+    """A model in one seed."""
+
+    seed: int
+    model: str
+    protocol: str
+    rate: str
 
 
-def _cells(scores: pd.DataFrame) -> Iterator[tuple[tuple[int, str, str], tuple[pd.DataFrame, np.ndarray]]]:
+_Cells = dict[_Cell, tuple[pd.DataFrame, Bool[np.ndarray, " n"]]]
+
+
+def _cells(scores: pd.DataFrame) -> Iterator[tuple[_Cell, tuple[pd.DataFrame, np.ndarray]]]:
     """Per model: scores by prompt, and which prompts got through."""
-    wanted = [*SCORES, BASELINE, "attack_success", "attack_intact"]
-    rows = scores[scores["metric"].isin(wanted) & scores["strength"].notna() & (scores["strength"] > 0)]
-    rows = rows[~rows["kind"].astype(str).str.startswith("safe") & ~rows["kind"].astype(str).str.endswith("_on_safe")]
-    rows = rows[~rows["protocol"].isin(["pretraining", "benign"])]
-    for key, group in rows.groupby(CELL, observed=True):
-        table = group.pivot_table(index=["kind", "strength", "index"], columns="metric", values="value", observed=True)
+    wanted = [*MECHANISTIC, MARGIN, COMPLIANCE, "intact"]
+    rows = scores[scores["metric"].isin(wanted) & ~scores["protocol"].isin([BASE, BENIGN])]
+    rows = rows[(rows["attack"] != "") & (rows["intervention"] == "") & ~(rows["dial"] <= 0)]
+    rows = rows[~rows["kind"].astype(str).str.startswith(SAFE)].assign(
+        dial=rows["dial"].fillna(0), group=rows["group"].fillna(rows["index"])
+    )
+    for key, group in rows.groupby(["seed", "model", "protocol", "learning_rate"], observed=True):
+        table = group.pivot_table(index=PROMPT, columns="metric", values="value", observed=True)
         if not set(wanted) <= {*table.columns}:
             continue
         table = table.dropna()
-        table = table[table["attack_intact"] > 0]
-        got_through = table["attack_success"].to_numpy() > 0
-        prompts = table.index.get_level_values("index")
+        table = table[table["intact"] > 0]
+        got_through = table[COMPLIANCE].to_numpy() > 0
+        prompts = table.index.get_level_values("group")
         # In every fold there must be both.
         enough = min(prompts[got_through].nunique(), prompts[~got_through].nunique()) >= FEWEST
         if enough:
-            seed, protocol, rate = map(str, key)
-            yield (int(seed), protocol, rate), (table, got_through)
+            seed, model, protocol, rate = map(str, key)
+            yield _Cell(int(seed), model, protocol, rate), (table, got_through)
 
 
 def _classifier() -> object:
@@ -91,23 +103,22 @@ def _classifier() -> object:
 def _cross_validated(table: pd.DataFrame, y: Bool[np.ndarray, " n"], columns: Sequence[str]) -> float:
     """AUC of the decisions on held-out folds.
 
-    One prompt is under several attacks, and under each at several strengths: all that have its number are in one fold.
+    One prompt is under several attacks, and under each at several dials: all of its group are in one fold.
     """
-    x, prompts, out = table[list(columns)].to_numpy(float), table.index.get_level_values("index"), np.empty(len(y))
+    x, prompts, out = table[list(columns)].to_numpy(float), table.index.get_level_values("group"), np.empty(len(y))
     for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(x, y, prompts):
         out[test] = _classifier().fit(x[train], y[train]).decision_function(x[test])  # type: ignore[attr-defined]
     return float(roc_auc_score(y, out))
 
 
-def _from_others(cells: _Cells, key: tuple[int, str, str], columns: Sequence[str]) -> float | None:
+def _from_others(cells: _Cells, own: _Cell, columns: Sequence[str]) -> float | None:
     """AUC on one model, fitted on the other protocols' models of its seed and learning rate; None without any."""
-    seed, protocol, rate = key
-    others = [cells[k] for k in cells if k[0] == seed and k[2] == rate and k[1] != protocol]
+    others = [cells[c] for c in cells if (c.seed, c.rate) == (own.seed, own.rate) and c.protocol != own.protocol]
     if not others:
         return None
     x = np.concatenate([table[list(columns)].to_numpy(float) for table, _ in others])
     fitted = _classifier().fit(x, np.concatenate([y for _, y in others]))  # type: ignore[attr-defined]
-    table, y = cells[key]
+    table, y = cells[own]
     return float(roc_auc_score(y, fitted.decision_function(table[list(columns)].to_numpy(float))))
 
 

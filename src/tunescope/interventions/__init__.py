@@ -1,1 +1,1 @@
-"""Interventions: a model with something changed inside, as a context manager."""
+"""Interventions: a model with something changed inside, in place and back; one file each."""

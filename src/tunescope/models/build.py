@@ -3,12 +3,12 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from tunescope.config import ModelConfig
+from tunescope.config import Built
 from tunescope.rng import Stream
 
 
 def build_model(
-    config: ModelConfig,
+    config: Built,
     vocab: int,
     positions: int,
     stream: Stream,
@@ -34,7 +34,7 @@ def build_model(
     return model.to(device)
 
 
-def _gpt2(config: ModelConfig, vocab: int, positions: int) -> PreTrainedModel:
+def _gpt2(config: Built, vocab: int, positions: int) -> PreTrainedModel:
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocab,
@@ -52,7 +52,7 @@ def _gpt2(config: ModelConfig, vocab: int, positions: int) -> PreTrainedModel:
     )
 
 
-def _llama(config: ModelConfig, vocab: int, positions: int) -> PreTrainedModel:
+def _llama(config: Built, vocab: int, positions: int) -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab,

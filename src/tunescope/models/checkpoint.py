@@ -1,16 +1,17 @@
 """Models on disk: a folder that plain transformers loads, and that is checked in full when it is read."""
 
 import errno
-import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,18 +23,27 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from tunescope.errors import InputError
+from tunescope.errors import shown
 from tunescope.files import atomic_path
+from tunescope.models.shards import ADAPTER as ADAPTER
+from tunescope.models.shards import (
+    AGAIN,
+    CONFIG,
+    GENERATION,
+    Generation,
+    Settings,
+    plain,
+    read_json,
+    refusal,
+    tensors_in,
+    weight_files,
+)
+from tunescope.models.shards import CheckpointError as CheckpointError
+from tunescope.models.shards import convert_command as convert_command
 
-_CONFIG, _GENERATION, _TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"  # by which the folder of an adapter is known
+_TOKENIZER = "tokenizer.json"
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
-_AGAIN = "save or fetch the model again"
-
-
-class CheckpointError(InputError):
-    """A model folder that cannot be used; the message names the file, what is wrong with it and what to do."""
+_ROOM = 2**28  # more elements than that, and twice the stored ones, are not asked of memory
 
 
 def save_model(
@@ -64,7 +74,7 @@ def save_model(
             raise OSError(errno.EIO, str(error), str(folder)) from error
         for weights in partial.glob("*.safetensors"):
             # safetensors lets only the owner read what it writes.
-            shutil.copymode(partial / _CONFIG, weights)
+            shutil.copymode(partial / CONFIG, weights)
 
 
 @dataclass(frozen=True)
@@ -98,12 +108,19 @@ def load_model(
 
     Raises:
         CheckpointError: a file is missing or cannot be read, weights are pickled, tensors are missing, unexpected, of
-            the wrong shape, or not finite.
+            the wrong shape, or not finite, or memory is too small.
     """
-    _check_weight_files(folder)
-    with quiet():
-        config, tokenizer = load_config(folder), load_tokenizer(folder)
-        try:
+    if os.path.exists(folder / ADAPTER):
+        raise refusal(folder, "has an adapter; merge it into its base model and save the whole model")
+    stored = sum(prod(shape) for file in weight_files(folder) for shape, _ in tensors_in(file).values())
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    # transformers would allocate whatever the files lack.
+    model = skeleton(folder, config)
+    asked = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
+    if asked > 2 * stored + _ROOM and not getattr(config, "quantization_config", None):
+        raise refusal(folder / CONFIG, f"asks for {asked:,} weights where the files hold {stored:,}; {AGAIN}")
+    try:
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -115,11 +132,40 @@ def load_model(
                 **_placement(spread),
                 **_LOCAL,
             )
-        except (OSError, ValueError, TypeError, KeyError, ArithmeticError, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
-    model, info = loaded
-    _check_tensors(folder, model, info)
-    return (model if spread else model.to(device)).eval(), tokenizer
+        model, info = loaded
+        _check_tensors(folder, model, info)
+        return (model if spread else model.to(device)).eval(), tokenizer
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever validators, accelerate and torch raise
+        if out_of_memory(error):
+            raise refusal(
+                folder,
+                f"memory is too small for this model ({shown(error)}); "
+                "free some, choose a smaller dtype (bfloat16), or spread the model over more memory",
+            ) from error
+        raise refusal(folder, f"transformers cannot load this model: {shown(error)}; {AGAIN}") from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory, of this machine or of a GPU, was too small."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    )
+
+
+def skeleton(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config without memory: names and shapes of its parameters.
+
+    Raises:
+        CheckpointError: no model can have this config.
+    """
+    try:
+        with torch.device("meta"), quiet():
+            return AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+    except Exception as error:  # whatever the architecture raises
+        raise refusal(folder / CONFIG, f"not a usable config ({shown(error)}); {AGAIN}") from error
 
 
 def _placement(spread: Spread | None) -> dict[str, Any]:
@@ -128,83 +174,42 @@ def _placement(spread: Spread | None) -> dict[str, Any]:
     return {"device_map": "auto", "max_memory": spread.memory, "offload_folder": spread.offload}
 
 
-def _check_weight_files(folder: Path) -> None:
-    if (folder / ADAPTER).exists():
-        raise CheckpointError(f"{folder}: has an adapter; merge it into its base model and save the whole model")
-    for file in weight_files(folder):
-        tensors_in(file)
-
-
-def tensors_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of the tensors of a safetensors file, by name.
-
-    Raises:
-        CheckpointError: no such file, or it cannot be read.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: no such file; {_AGAIN}") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: truncated or corrupt ({first_line(error)}); {_AGAIN}") from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The one file of the weights, or all those that the index lists.
-
-    Raises:
-        CheckpointError: no such folder, or there is neither, the index cannot be used, or weights are pickled.
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; save or fetch the model first")
-    if (folder / _WEIGHTS).exists():
-        return [folder / _WEIGHTS]
-    if (folder / _INDEX).exists():
-        try:
-            names = sorted(set(map(str, read_json(folder / _INDEX)["weight_map"].values())))
-        except (KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{folder / _INDEX}: no weight_map of tensors to files; {_AGAIN}") from error
-        if foreign := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
-            raise CheckpointError(f"{folder / _INDEX}: {foreign[0]} is not a safetensors file beside it; {_AGAIN}")
-        return [folder / name for name in names]
-    if pickled := sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
-        raise CheckpointError(
-            f"{folder / pickled[0]}: pickled weights, which can run code, are not read; "
-            f"fetch the model's {_WEIGHTS}, or convert them: {convert_command(folder)}"
-        )
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder}: holds no model: there is neither config.json nor {_WEIGHTS}")
-    raise CheckpointError(f"{folder / _WEIGHTS}: no such file; {_AGAIN}")
-
-
-def convert_command(model: Path | str) -> str:
-    """Of a shell, to turn pickled weights into safetensors (transformers reads them without running code)."""
-    return (
-        'python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{model}').save_pretrained('safetensors')\""
-    )
-
-
-def load_config(folder: Path) -> PreTrainedConfig:
+def load_config(folder: Path, tokens: bool = True) -> PreTrainedConfig:
     """The config of a model folder.
 
+    Args:
+        tokens: whether its tokens, which end or fill an answer, are going to be used.
+
     Raises:
-        CheckpointError: it is missing or not usable.
+        CheckpointError: it is missing or not usable, sizes are no model's, or tokens are not in the vocabulary.
     """
-    if (folder / _GENERATION).exists():
-        read_json(folder / _GENERATION)  # transformers would pass over one that it cannot read
+    file = folder / CONFIG
+    told = read_json(file, Settings)
     # This entry would have transformers read weights from a file that has not been checked.
-    if read_json(folder / _CONFIG).get("transformers_weights") is not None:
-        raise CheckpointError(
-            f"{folder / _CONFIG}: transformers_weights is not supported; rename the file to {_WEIGHTS}"
-        )
+    if told.transformers_weights is not None:
+        raise refusal(file, "transformers_weights is not supported; rename the file to model.safetensors")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **_LOCAL)
+        with quiet():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **_LOCAL)
+            text = config.get_text_config(decoder=True)
     except Exception as error:  # whatever validators of the architecture raise
-        raise CheckpointError(f"{folder / _CONFIG}: not a usable config ({first_line(error)}); {_AGAIN}") from error
+        raise refusal(file, f"not a usable config ({shown(error)}); {AGAIN}") from error
+    if tokens:
+        _check_tokens(file, text, text)
+        if os.path.exists(folder / GENERATION):
+            _check_tokens(folder / GENERATION, read_json(folder / GENERATION, Generation), text)
     return config
+
+
+def _check_tokens(file: Path, told: object, config: PreTrainedConfig) -> None:
+    size = getattr(config, "vocab_size", None)
+    for name in ("eos_token_id", "pad_token_id"):
+        found = getattr(told, name, None)
+        for token in found if isinstance(found, list) else [found]:
+            if token is not None and not (isinstance(token, int) and isinstance(size, int) and 0 <= token < size):
+                raise refusal(
+                    file, f"{name} {shown(token)} is not in the vocabulary, 0 to {size} - 1; name one that is, or null"
+                )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -215,17 +220,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     file = folder / _TOKENIZER
     # Without it, transformers would make an empty tokenizer for some architectures.
-    if not file.exists():
-        if other := [name for name in ("tokenizer.model", "vocab.json") if (folder / name).exists()]:
-            raise CheckpointError(
-                f"{file}: no such file; {other[0]} is an older form: convert it with transformers' "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            )
-        raise CheckpointError(f"{file}: no such file; {_AGAIN}")
+    if not os.path.exists(file):
+        if other := [name for name in ("tokenizer.model", "vocab.json") if os.path.exists(folder / name)]:
+            command = convert_command(folder, "AutoTokenizer", "sys.argv[1]")
+            raise refusal(file, f"no such file; {other[0]} is an older form, convert it: {command}")
+        raise refusal(file, f"no such file; {AGAIN}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise CheckpointError(f"{file}: not a usable tokenizer ({first_line(error)}); {_AGAIN}") from error
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    except BaseException as error:  # the tokenizers library raises plain Exception, and where it panics, no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise refusal(file, f"not a usable tokenizer ({shown(error)}); {AGAIN}") from error
     for how in ("is_local", "local_files_only"):
         # transformers would write down, with the tokenizer, how it was loaded: the bytes would differ from those read.
         tokenizer.init_kwargs.pop(how, None)
@@ -234,10 +240,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _check_tensors(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
     faults = [
-        *(f"tensor {name} is missing" for name in sorted(info["missing_keys"])),
-        *(f"tensor {name} is not part of the model" for name in sorted(info["unexpected_keys"])),
+        *(f"tensor {plain(name)} is missing" for name in sorted(info["missing_keys"])),
+        *(f"tensor {plain(name)} is not part of the model" for name in sorted(info["unexpected_keys"])),
         *(
-            f"tensor {name} has shape {list(found)} where {_CONFIG} asks for {list(wanted)}"
+            f"tensor {plain(name)} has shape {list(found)} where {CONFIG} asks for {list(wanted)}"
             for name, found, wanted in sorted(info["mismatched_keys"])
         ),
     ]
@@ -246,23 +252,7 @@ def _check_tensors(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -
         faults = [f"tensor {name} has NaN or inf" for name, p in here if not p.isfinite().all()]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise CheckpointError(f"{folder}: {faults[0]}{more}; {_AGAIN}")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: no such file; {_AGAIN}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not readable JSON ({first_line(error)}); {_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: must hold a JSON object; {_AGAIN}")
-    return content
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise refusal(folder, f"{faults[0]}{more}; {AGAIN}")
 
 
 @contextmanager

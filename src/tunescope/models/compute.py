@@ -1,16 +1,18 @@
 """Where and how models run: device, autocast type, attention implementation, compilation."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from accelerate.utils import convert_file_size_to_int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import ComputeConfig
-from tunescope.errors import InputError
+from tunescope.errors import InputError, shown
 from tunescope.models.logps import token_logps
 
 
@@ -22,14 +24,14 @@ class Compute:
         dtype: autocast type of training and scoring; float32 means without autocast.
         attention: transformers' name of the attention implementation.
         rows: sequences per forward pass.
-        logps: `token_logps` with the dtype filled in, compiled if so configured.
+        logps: `token_logps(model, tokens, last, positions, mask)` with the dtype filled in, compiled if so configured.
     """
 
     device: torch.device
     dtype: torch.dtype
     attention: str
     rows: int
-    logps: Callable[[PreTrainedModel, Tensor], Tensor]
+    logps: Callable[..., Tensor]
 
 
 def resolve(config: ComputeConfig) -> Compute:
@@ -46,8 +48,8 @@ def resolve(config: ComputeConfig) -> Compute:
     dtype = getattr(torch, config.dtype) if config.dtype != "auto" else _fastest_dtype(device)
     compiled = on_gpu if config.compile == "auto" else config.compile == "on"
 
-    def logps(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-        return token_logps(model, tokens, dtype)
+    def logps(model: PreTrainedModel, tokens: Tensor, *more: Any) -> Tensor:
+        return token_logps(model, tokens, dtype, *more)
 
     return Compute(
         device=device,
@@ -56,6 +58,28 @@ def resolve(config: ComputeConfig) -> Compute:
         rows=config.rows,
         logps=torch.compile(logps) if compiled else logps,
     )
+
+
+def limits(memory: Sequence[str]) -> dict[int | str, str]:
+    """Of texts such as `cpu=8GiB` and `0=20GiB`, for the first GPU.
+
+    Raises:
+        InputError: one is neither, or there is no such GPU.
+    """
+    found: dict[int | str, str] = {}
+    for text in memory:
+        name, _, size = text.partition("=")
+        try:
+            convert_file_size_to_int(size)
+            place = name if name == "cpu" else int(name)
+            if place != "cpu" and place not in range(torch.cuda.device_count()):
+                raise ValueError("no such GPU")
+        except ValueError as error:
+            raise InputError(
+                f"--memory: {shown(text)} must be cpu=SIZE, or the number of a GPU here, as in 0=20GiB ({shown(error)})"
+            ) from error
+        found[place] = size
+    return found
 
 
 @contextmanager

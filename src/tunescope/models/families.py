@@ -1,8 +1,11 @@
 """Where each architecture keeps what `sites` names: modules of activations, and parameters of weight matrices."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
+
+from tunescope.registry import Registry
 
 Side = Literal["input", "output"]
 
@@ -38,6 +41,22 @@ class Family:
     sites: Mapping[str, At]
     weights: Mapping[str, Matrix]
     transposed: bool = False
+
+
+FAMILIES: Registry[Family] = Registry("architecture")  # by transformers' model_type
+
+
+def family(name: str, entry: Family) -> Family:
+    """Register the map of an architecture, from the top level of a module or a function that it calls.
+
+    Raises:
+        InputError: another module has registered one of this name.
+    """
+    frame = sys._getframe(1)
+    while frame.f_code.co_name != "<module>" and frame.f_back:
+        frame = frame.f_back
+    FAMILIES.add(name, entry, frame.f_globals["__name__"])
+    return entry
 
 
 def _thirds(config: Any) -> Sequence[int]:
@@ -138,11 +157,11 @@ _PHI3 = replace(
     },
 )
 
-# By transformers' model_type.
-FAMILIES: Mapping[str, Family] = {
+for _name, _entry in {
     "gpt2": _GPT2,
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
     "phi3": _PHI3,
     "olmo2": _OLMO2,
-}
+}.items():
+    family(_name, _entry)

@@ -1,15 +1,15 @@
 """Model folders by name: a path on this machine, or a repository on the Hugging Face hub."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from tunescope.errors import InputError
-from tunescope.models.checkpoint import first_line
+from tunescope.errors import InputError, shown
+from tunescope.models.shards import plain
 
 _DATASET = re.compile(
     r"hf://datasets/(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?/(?P<filename>[\w./ -]+)", re.ASCII
@@ -31,19 +31,19 @@ def fetched(name: str, patterns: Sequence[str]) -> Source:
     Raises:
         InputError: there is no such folder, and no repository that can be fetched.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         folder = Path(name).resolve()
         return Source(folder, folder.name, None)
     known = _REPOSITORY.fullmatch(name)
-    if not known or Path(name).exists():
+    if not known or ".." in name or os.path.exists(name):
         raise InputError(
-            f"{name}: no such folder, nor the name of a repository, as in owner/name or owner/name@revision"
+            f"{plain(name)}: no such folder, nor the name of a repository, as in owner/name or owner/name@revision"
         )
     try:
         fetched_to = snapshot_download(known["name"], revision=known["revision"], allow_patterns=list(patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # of the hub, the network, or the disk
         raise InputError(
-            f"{name}: no such folder, and the hub does not give it ({first_line(error)}); "
+            f"{plain(name)}: no such folder, and the hub does not give it ({shown(error)}); "
             "check the name and the network, or fetch the model and name its folder"
         ) from error
     return Source(Path(fetched_to), known["name"], Path(fetched_to).name)
@@ -55,17 +55,17 @@ def fetched_file(name: str) -> Path:
     Raises:
         InputError: there is no such file, or it cannot be fetched.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return Path(name)
-    if not (known := _DATASET.fullmatch(name)):
+    if not (known := _DATASET.fullmatch(name)) or ".." in name:
         raise InputError(
-            f"{name}: no such file, nor the name of one on the hub, as in hf://datasets/owner/name/file.csv"
+            f"{plain(name)}: no such file, nor the name of one on the hub, as in hf://datasets/owner/name/file.csv"
         )
     try:
         found = hf_hub_download(known["repo_id"], known["filename"], repo_type="dataset", revision=known["revision"])
         return Path(found)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # as above
         raise InputError(
-            f"{name}: the hub does not give it ({first_line(error)}); check the name and the network, or name a "
+            f"{plain(name)}: the hub does not give it ({shown(error)}); check the name and the network, or name a "
             "file of your own"
         ) from error

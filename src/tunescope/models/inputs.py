@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+IGNORED = -100  # behind the end of an answer shorter than others: read by no loss, as torch's cross entropy has it
+# Token ids of answers, one row each, filled up with IGNORED on the right.
+Answers = Int[Tensor, "n a"]
 Index = slice | Int[Tensor, " _"] | Bool[Tensor, " _"]
 
 
@@ -83,3 +86,21 @@ class Inputs:
         masks = [part.mask for part in parts if part.mask is not None]
         sequence = torch.cat([part.sequence for part in parts])
         return cls(sequence, torch.cat(positions) if positions else None, torch.cat(masks) if masks else None)
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Answers:
+    """Answers of their own lengths as one tensor."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[IGNORED] * (longest - len(row))] for row in rows], device=device)
+
+
+def same_length(
+    first: Int[Tensor, "n a"], second: Int[Tensor, "n b"]
+) -> tuple[Int[Tensor, "n longest"], Int[Tensor, "n longest"]]:
+    """Both, the shorter filled up."""
+    longest = max(first.shape[1], second.shape[1])
+
+    def filled(answers: Tensor) -> Tensor:
+        return torch.nn.functional.pad(answers, (0, longest - answers.shape[1]), value=IGNORED)
+
+    return filled(first), filled(second)

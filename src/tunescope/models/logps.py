@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from tunescope.models.inputs import Inputs
+from tunescope.models.inputs import IGNORED, Answers, Inputs
 
 
 def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
@@ -17,40 +17,56 @@ def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
     return {name: DynamicCache(config=model.config)}
 
 
-def token_logps(model: PreTrainedModel, tokens: Int[Tensor, "b t"], dtype: torch.dtype) -> Float[Tensor, "b t-1"]:
-    """log p(token i + 1 | tokens 0 .. i), in nats, float32.
+def token_logps(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "b t"],
+    dtype: torch.dtype,
+    last: int | None = None,
+    positions: Int[Tensor, "b t"] | None = None,
+    mask: Int[Tensor, "b t"] | None = None,
+) -> Float[Tensor, "b s"]:
+    """log p(token i + 1 | tokens 0 .. i), in nats, float32; 0 where the token is `IGNORED`.
 
     Args:
         dtype: the forward pass runs under autocast to this type; float32 means without autocast.
+        last: of so many tokens at the end alone; None: of all but the first.
+        positions, mask: see `Inputs`.
     """
+    last = tokens.shape[1] - 1 if last is None else last
+    given = Inputs(
+        tokens[:, :-1].clamp(min=0),
+        None if positions is None else positions[:, :-1],
+        None if mask is None else mask[:, :-1],
+    )
     with torch.autocast(tokens.device.type, dtype, enabled=dtype is not torch.float32):
-        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    return gathered_logps(logits, tokens[:, 1:])
+        logits = model(**given.arguments(), use_cache=False, logits_to_keep=last).logits
+    return gathered_logps(logits, tokens[:, -last:])
 
 
 def gathered_logps(logits: Float[Tensor, "*b vocab"], tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """Log-probability of each token under the logits before it, in nats, float32."""
-    return logits.float().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    """Log-probability of each token under the logits before it, in nats, float32; 0 where it is `IGNORED`."""
+    logps = logits.float().log_softmax(-1).gather(-1, tokens.clamp(min=0)[..., None]).squeeze(-1)
+    return logps.masked_fill(tokens == IGNORED, 0.0)
 
 
-def answer_logits(model: PreTrainedModel, prompts: Inputs, answer: Int[Tensor, "n a"]) -> Float[Tensor, "n a vocab"]:
+def answer_logits(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> Float[Tensor, "n a vocab"]:
     """What the model expects in each place of an answer, given the prompt and the answer up to there."""
     length = answer.shape[1]
-    given = answer[:, :-1]
+    given = answer[:, :-1].clamp(min=0)
     more = Inputs(given).embedded(model).sequence if prompts.sequence.is_floating_point() else given
     both = prompts.followed_by(more).arguments()
     return model(**both, use_cache=False, logits_to_keep=length).logits
 
 
-def answer_logps(model: PreTrainedModel, prompts: Inputs, answer: Int[Tensor, "n a"]) -> Float[Tensor, "n a"]:
-    """Log-probability of each token of an answer, in nats."""
+def answer_logps(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> Float[Tensor, "n a"]:
+    """Log-probability of each token of an answer, in nats; 0 behind its end."""
     return gathered_logps(answer_logits(model, prompts, answer), answer)
 
 
 def follows(
     model: PreTrainedModel,
     prompts: Inputs,
-    answer: Int[Tensor, "n a"],
+    answer: Answers,
     rows: int = 512,
     dtype: torch.dtype = torch.float32,
 ) -> Bool[Tensor, " n"]:
@@ -62,11 +78,11 @@ def follows(
 def which_follows(
     model: PreTrainedModel,
     prompts: Inputs,
-    answers: Sequence[Int[Tensor, "n a"]],
+    answers: Sequence[Answers],
     rows: int = 512,
     dtype: torch.dtype = torch.float32,
 ) -> list[Bool[Tensor, " n"]]:
-    """For each of several answers of one length, whether greedy generation gives exactly it.
+    """For each of several answers, filled up to one length, whether greedy generation gives exactly it.
 
     It does if and only if, in every place, the answer's token is the most likely one after the answer so far. Prompts
     are read once, and only answers that begin with the most likely first token are looked at further, all at once.
@@ -82,9 +98,9 @@ def which_follows(
             right = torch.ones(len(row), dtype=torch.bool, device=said.device)
             if begun[:, 1:].numel():
                 next(iter(kept.values())).batch_select_indices(row)
-                rest = part[row].next_arguments(begun[:, :-1])
+                rest = part[row].next_arguments(begun[:, :-1].clamp(min=0))
                 logits = model(**rest, **kept, use_cache=True).logits
-                right = (logits.argmax(-1) == begun[:, 1:]).all(dim=1)
+                right = ((logits.argmax(-1) == begun[:, 1:]) | (begun[:, 1:] == IGNORED)).all(dim=1)
         for answer, hit in enumerate(hits):
             hit[start + row[which == answer]] = right[which == answer]
     return hits

@@ -1,217 +1,193 @@
-"""Weights on disk, read one tensor at a time: no model is built, nothing is unpickled, memory holds what is asked."""
+"""The files of a model folder, read through schemas: nothing is unpickled, and each refusal is one line that names the
+file and the remedy.
+"""
 
+import json
+import os
+import shlex
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-import torch
-from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-from tunescope.models.checkpoint import (
-    ADAPTER,
-    CheckpointError,
-    load_config,
-    quiet,
-    read_json,
-    tensors_in,
-    weight_files,
-)
-from tunescope.models.families import FAMILIES
-from tunescope.models.sites import fused_sizes, matrix_names, own_outputs, stored_name, within_stored
+from tunescope.errors import InputError, shown
 
-Matrix = Float[Tensor, "out in"]
-FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that hold numbers as they are
-
-# Settings of an adapter with which dW is not scale B A, or not all that changes.
-_NOT_PLAIN = (
-    "use_dora",
-    "use_qalora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "target_parameters",
-    "trainable_token_indices",
-)
-_INITS = (True, False, "gaussian", "orthogonal", "eva")  # that leave W as it is
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, FACTORS = "adapter_config.json", "adapter_model.safetensors"  # by the first, an adapter's folder is known
+AGAIN = "save or fetch the model again"
 
 
-class Shards:
-    """The weight matrices of a model folder, of one safetensors file or several.
-
-    Raises:
-        CheckpointError: no such folder, a file is missing or cannot be read, weights are pickled, or there is no map of
-            the architecture.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        if (folder / ADAPTER).exists():
-            raise CheckpointError(f"{folder}: is an adapter; the base must be a whole model")
-        kinds: dict[str, str] = {}
-        for file in weight_files(folder):
-            found = tensors_in(file)
-            self.shapes |= {name: shape for name, (shape, _) in found.items()}
-            kinds |= {name: kind for name, (_, kind) in found.items()}
-            self._files |= dict.fromkeys(found, file)
-        with quiet():
-            self.config: PreTrainedConfig = load_config(folder)
-        if self.config.model_type not in FAMILIES:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: no map of architecture {self.config.model_type!r}; "
-                f"there is one for {', '.join(FAMILIES)}"
-            )
-        if getattr(self.config, "quantization_config", None):
-            raise CheckpointError(f"{folder / 'config.json'}: the model is quantised; dequantise and save it first")
-        for layer in range(self.layers):
-            for name in self.names:
-                stored = self.stored(layer, name)
-                if kinds[stored] not in FLOATS:
-                    raise CheckpointError(
-                        f"{self._files[stored]}: tensor {stored} is of type {kinds[stored]}, not {', '.join(FLOATS)}; "
-                        "if it is quantised, dequantise the model and save it first"
-                    )
-                self._require_whole(stored, name)
-
-    @property
-    def layers(self) -> int:
-        return int(self.config.num_hidden_layers)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Kinds of weight matrix that every layer has."""
-        return matrix_names(self.config)
-
-    def stored(self, layer: int, name: str) -> str:
-        """The tensor that holds a matrix; some checkpoints leave out the first part of its name.
-
-        Raises:
-            CheckpointError: there is none.
-        """
-        whole = stored_name(self.config, layer, name)
-        for known in (whole, whole.partition(".")[2]):
-            if known in self._files:
-                return known
-        raise CheckpointError(f"{self.folder}: tensor {whole} is missing; fetch the model again")
-
-    def _require_whole(self, stored: str, name: str) -> None:
-        """Of matrices that are kept as one, the config and the file must agree on their sizes."""
-        shape, parts = self.shapes[stored], fused_sizes(self.config, name)
-        rows = shape[-1 if self.transposed else 0]
-        if len(shape) != 2 or (parts and sum(parts) != rows):
-            raise CheckpointError(
-                f"{self._files[stored]}: tensor {stored} has shape {list(shape)}, where config.json asks for a matrix"
-                + (f" with {' + '.join(map(str, parts))} outputs" if parts else "")
-            )
-
-    @property
-    def transposed(self) -> bool:
-        """Whether tensors hold the transpose of W."""
-        return FAMILIES[self.config.model_type].transposed
-
-    def delta(self, layer: int, name: str, w: Matrix) -> Matrix:
-        """dW, from the base's W, of this fine-tune. Raises as `matrix`."""
-        return self.matrix(layer, name) - w
-
-    def matrix(self, layer: int, name: str) -> Matrix:
-        """W of y = W a, in float32 or, where it is kept so, float64.
-
-        Raises:
-            CheckpointError: it is missing, or has NaN or inf.
-        """
-        known = self.stored(layer, name)
-        with safe_open(self._files[known], framework="pt") as opened:
-            matrix = within_stored(self.config, name, opened.get_tensor(known))
-        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        if not matrix.isfinite().all():
-            raise CheckpointError(f"{self._files[known]}: tensor {known} has NaN or inf")
-        return matrix
+class CheckpointError(InputError):
+    """A model that cannot be used; the message names the file, what is wrong with it and what to do."""
 
 
-class Adapter:
-    """A LoRA adapter (Hu et al. 2021), whose matrices are kept as factors; they are not merged into those of its base.
+def refusal(file: Path, why: str) -> CheckpointError:
+    """The error of a file or folder, in one line."""
+    text = str(file)
+    return CheckpointError(f"{plain(text if len(text) <= 200 else f'...{text[-197:]}', 200)}: {why}")
+
+
+def plain(name: object, limit: int = 120) -> str:
+    """A name in a message: as it is if it is short and printable, else as `shown`."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= limit else shown(text, limit)
+
+
+# Schemas. What is not read here is let through as it is.
+
+
+class Schema(BaseModel):
+    """What is read of one kind of JSON file."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+_Layers = Annotated[int, Field(gt=0, le=2**12)] | None
+_Width = Annotated[int, Field(gt=0, le=2**20)] | None
+_Count = Annotated[int, Field(gt=0, le=2**31)] | None
+_Token = int | None
+
+
+class Sizes(Schema):
+    """Sizes in config.json, under all the names that architectures give them; no model is near these limits."""
+
+    vocab_size: Annotated[int, Field(gt=0, le=2**24)] | None = None
+    num_hidden_layers: _Layers = None
+    n_layer: _Layers = None
+    hidden_size: _Width = None
+    n_embd: _Width = None
+    intermediate_size: _Width = None
+    n_inner: _Width = None
+    num_attention_heads: _Width = None
+    n_head: _Width = None
+    num_key_value_heads: _Width = None
+    head_dim: _Width = None
+    num_labels: _Width = None
+    max_position_embeddings: _Count = None
+    n_positions: _Count = None
+
+
+class Settings(Sizes):
+    """config.json; its other entries are transformers' to check."""
+
+    text_config: Sizes | None = None
+    transformers_weights: JsonValue = None
+
+
+class Generation(Schema):
+    """generation_config.json: tokens that end or fill an answer."""
+
+    eos_token_id: _Token | list[int] = None
+    pad_token_id: _Token = None
+
+
+class Index(Schema):
+    """model.safetensors.index.json: the file of every tensor."""
+
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+class Lora(Schema):
+    """adapter_config.json: scale and rank, and as `model_extra` what else is set."""
+
+    model_config = ConfigDict(extra="allow")
+
+    peft_type: str = "none"
+    r: JsonValue = None
+    lora_alpha: JsonValue = None
+    use_rslora: bool | None = None
+    init_lora_weights: bool | str | None = True
+
+
+S = TypeVar("S", bound=Schema)
+
+
+def read_json(file: Path, schema: type[S]) -> S:
+    """What a schema reads of a JSON file.
 
     Raises:
-        CheckpointError: a file is missing or cannot be read, weights are pickled, the adapter is no plain LoRA, or
-            changes something that is no weight matrix of a layer.
+        CheckpointError: there is no such file, it is no JSON object, or it is not as the schema has it.
     """
-
-    def __init__(self, folder: Path, base: Shards) -> None:
-        self.folder, self._base = folder, base
-        config, self._file = folder / ADAPTER, folder / "adapter_model.safetensors"
-        told = read_json(config)
-        odd = [key for key in _NOT_PLAIN if told.get(key)]
-        if told.get("init_lora_weights", True) not in _INITS:
-            odd.append(f"init_lora_weights={told['init_lora_weights']}")  # which moves a part of W into the factors
-        kind = str(told.get("peft_type", "none"))
-        if kind.upper() != "LORA" or odd:
-            with_them = f" with {', '.join(odd)}" if odd else ""
-            raise CheckpointError(
-                f"{config}: adapter of type {kind}{with_them}; only plain LoRA is read, merge it first"
-            )
-        rank, alpha = told.get("r"), told.get("lora_alpha")
-        if not (isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float)):
-            raise CheckpointError(f"{config}: r {rank}, lora_alpha {alpha}: must be a rank above 0 and a number")
-        self._scale = alpha / (rank**0.5 if told.get("use_rslora") else rank)
-        if not self._file.exists() and (pickled := folder / "adapter_model.bin").exists():
-            raise CheckpointError(f"{pickled}: pickled weights, which can run code, are not read; save as safetensors")
-        shapes = {name: shape for name, (shape, _) in tensors_in(self._file).items()}
-        self._modules = {name.rpartition(".lora_")[0] for name in shapes}
-        stored = {self._module(i, n): base.shapes[base.stored(i, n)] for i in range(base.layers) for n in base.names}
-        known = {f"{module}.lora_{factor}.weight" for module in self._modules & stored.keys() for factor in "AB"}
-        if strange := sorted(shapes.keys() - known):
-            raise CheckpointError(f"{self._file}: tensor {strange[0]} is no factor of a matrix of the base's layers")
-        if missing := sorted(known - shapes.keys()):
-            raise CheckpointError(f"{self._file}: tensor {missing[0]} is missing; fetch the adapter again")
-        for module in sorted(self._modules):
-            out, into = stored[module][::-1] if base.transposed else stored[module]
-            found = [shapes[f"{module}.lora_{factor}.weight"] for factor in "BA"]
-            if found != [(out, rank), (rank, into)]:
-                raise CheckpointError(
-                    f"{self._file}: the factors of {module} have shapes {list(found[0])} and {list(found[1])}, "
-                    f"where base and rank ask for {[out, rank]} and {[rank, into]}"
-                )
-            self._factors(module)
-
-    def delta(self, layer: int, name: str, w: Matrix) -> Matrix:
-        """dW: scale B A, in float64; zero for a matrix that the adapter leaves alone."""
-        module = self._module(layer, name)
-        if module not in self._modules:
-            return torch.zeros_like(w)
-        b, a = self._factors(module)
-        # As y = W a has it, whichever way the base keeps W; of matrices that the base keeps as one, for all of them.
-        return (self._scale * b @ a)[own_outputs(self._base.config, name)]
-
-    def _factors(self, module: str) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]]:
-        with safe_open(self._file, framework="pt") as opened:
-            b, a = (opened.get_tensor(f"{module}.lora_{factor}.weight").double() for factor in "BA")
-        if not (b.isfinite().all() and a.isfinite().all()):
-            raise CheckpointError(f"{self._file}: the factors of {module} have NaN or inf")
-        return b, a
-
-    def _module(self, layer: int, name: str) -> str:
-        return f"base_model.model.{stored_name(self._base.config, layer, name).removesuffix('.weight')}"
+    try:
+        content: Any = json.loads(file.read_bytes().decode("utf-8"))
+        if not isinstance(content, dict):
+            raise refusal(file, f"must hold a JSON object; {AGAIN}")
+        return schema.model_validate(content)
+    except FileNotFoundError as error:
+        raise refusal(file, f"no such file; {AGAIN}") from error
+    except ValidationError as error:
+        raise refusal(file, f"not usable: {_first(error)}; {AGAIN}") from error
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise refusal(file, f"not readable JSON ({shown(error)}); {AGAIN}") from error
 
 
-def require_pair(base: Shards, tuned: Shards) -> None:
-    """Refuse two folders that are no base and fine-tune of one architecture, size by size.
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{plain('.'.join(map(str, first['loc'])))}: {plain(first['msg'])}, got {shown(first['input'])}"
+
+
+def tensors_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of the tensors of a safetensors file, by name.
 
     Raises:
-        CheckpointError: architecture, layers or the shape of a matrix differ; the first that does is named.
+        CheckpointError: no such file, or it cannot be read.
     """
-    where = f"{base.folder} and {tuned.folder}"
-    if base.config.model_type != tuned.config.model_type:
-        raise CheckpointError(f"{where}: {base.config.model_type} and {tuned.config.model_type}, two architectures")
-    if base.layers != tuned.layers:
-        raise CheckpointError(f"{where}: {base.layers} and {tuned.layers} layers")
-    for layer in range(base.layers):
-        for name in base.names:
-            shapes = [each.shapes[each.stored(layer, name)] for each in (base, tuned)]
-            if shapes[0] != shapes[1]:
-                raise CheckpointError(
-                    f"{where}: {name} of layer {layer} is {list(shapes[0])} in one and {list(shapes[1])} in the other"
-                )
+    if not os.path.exists(file):
+        raise refusal(file, f"no such file; {AGAIN}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (tuple(each.get_shape()), str(each.get_dtype())) for name, each in slices.items()}
+    except Exception as error:  # OSError, SafetensorError, ValueError of a name
+        raise refusal(file, f"truncated or corrupt ({shown(error)}); {AGAIN}") from error
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file, as it is stored.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensor(name)
+    except Exception as error:  # as in `tensors_in`; RuntimeError and MemoryError if it does not fit
+        raise refusal(file, f"tensor {plain(name)} cannot be read ({shown(error)}); {AGAIN}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The one file of the weights, or all those that the index lists.
+
+    Raises:
+        CheckpointError: no such folder, or there is neither, the index cannot be used, or weights are pickled.
+    """
+    if not os.path.isdir(folder):
+        raise refusal(folder, "no such folder; save or fetch the model first")
+    if os.path.exists(folder / WEIGHTS):
+        return [folder / WEIGHTS]
+    if os.path.exists(folder / INDEX):
+        names = sorted(set(read_json(folder / INDEX, Index).weight_map.values()))
+        if foreign := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+            raise refusal(folder / INDEX, f"{plain(foreign[0])} is not a safetensors file beside it; {AGAIN}")
+        return [folder / name for name in names]
+    if pickled := sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
+        raise refusal(
+            folder / pickled[0],
+            "pickled weights, which can run code, are not read; "
+            f"fetch the model's {WEIGHTS}, or convert them: {convert_command(folder)}",
+        )
+    if not os.path.exists(folder / CONFIG):
+        raise refusal(folder, f"holds no model: there is neither {CONFIG} nor {WEIGHTS}")
+    raise refusal(folder / WEIGHTS, f"no such file; {AGAIN}")
+
+
+def convert_command(model: Path | str, auto: str = "AutoModelForCausalLM", to: str = '"safetensors"') -> str:
+    """Of a shell, to save a model in the form that is read here (transformers reads pickles without running code)."""
+    code = f"import sys; from transformers import {auto} as M; M.from_pretrained(sys.argv[1]).save_pretrained({to})"
+    known = str(model).isprintable() and len(str(model)) <= 160
+    return f"python -c {shlex.quote(code)} {shlex.quote(str(model)) if known else 'FOLDER'}"

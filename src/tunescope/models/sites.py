@@ -139,6 +139,12 @@ def within_stored(
     return matrix[own_outputs(config, name)]
 
 
+def matrix_shape(config: PreTrainedConfig, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """Outputs and inputs of a matrix, from the shape of the parameter that holds it."""
+    rows, columns = stored[::-1] if _family(config).transposed else stored
+    return len(range(*own_outputs(config, name).indices(rows))), columns
+
+
 def input_site(model: PreTrainedModel, layer: int, name: str) -> Site:
     """The site of a in y = W a.
 
@@ -175,11 +181,7 @@ def _part(config: PreTrainedConfig, fused: Fused) -> slice:
 
 
 def _family(config: PreTrainedConfig) -> Family:
-    architecture = config.model_type
-    if architecture not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"no map of sites for architecture {architecture!r}; there is one for {known}")
-    return FAMILIES[architecture]
+    return FAMILIES[config.model_type]
 
 
 def _submodule(model: PreTrainedModel, layer: int, path: str) -> nn.Module:

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
+from tunescope.records import intervals
+
 
 def top_share(points: Float[Tensor, "n width"]) -> float:
     """Share of the largest in the sum of the singular values of the centred cluster; 0 if it is one point."""
@@ -35,6 +37,11 @@ def tau_of_draws(
     return torch.cdist(unsafe_means, a) - torch.cdist(safe_means, a)
 
 
+def auc_of_draws(low: Float[Tensor, "draws n"], high: Float[Tensor, "draws m"]) -> list[float]:
+    """For each draw, how often one of `high` exceeds one of `low`."""
+    return [intervals.placements(*pair)[1].mean().item() for pair in zip(low, high, strict=True)]
+
+
 def within_class_sd(safe: Float[Tensor, " n"], unsafe: Float[Tensor, " m"]) -> Float[Tensor, ""]:
     """Standard deviation within a class: the root of the mean of both variances."""
     return ((safe.var() + unsafe.var()) / 2).sqrt()
@@ -43,20 +50,6 @@ def within_class_sd(safe: Float[Tensor, " n"], unsafe: Float[Tensor, " m"]) -> F
 def in_units_of(values: Float[Tensor, " n"], deviation: Float[Tensor, ""]) -> Float[Tensor, " n"]:
     """Values in units of a standard deviation; 0 where there is none."""
     return values / deviation if deviation > 0 else torch.zeros_like(values)
-
-
-def auc(low: Float[Tensor, " n"], high: Float[Tensor, " m"]) -> tuple[float, float]:
-    """Probability that a draw of `high` exceeds one of `low`, ties counting half, and its standard error.
-
-    The error is that of DeLong et al. 1988; it needs two draws of each.
-    """
-    order = low.sort().values
-    above = torch.searchsorted(order, high, side="left") + torch.searchsorted(order, high, side="right")
-    order = high.sort().values
-    below = torch.searchsorted(order, low, side="left") + torch.searchsorted(order, low, side="right")
-    of_high, of_low = above.double() / (2 * len(low)), 1 - below.double() / (2 * len(high))
-    error = (of_high.var() / len(high) + of_low.var() / len(low)).sqrt()
-    return of_high.mean().item(), error.item()
 
 
 def silhouette(first: Float[Tensor, "n width"], second: Float[Tensor, "m width"]) -> float:

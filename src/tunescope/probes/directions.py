@@ -3,7 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from tunescope.models.sites import layer_count
 from tunescope.probes.subspaces import Svd
 
 TOP = 8  # singular vectors of dW that a direction is compared with
@@ -15,6 +17,11 @@ def difference_of_means(
     """Unit vector from the safe to the unsafe mean; zero where they are one."""
     difference = unsafe_mean - safe_mean
     return difference / difference.norm().clamp(min=torch.finfo(difference.dtype).tiny)
+
+
+def inner_layers(model: PreTrainedModel) -> range:
+    """The layers after which more layers come: a direction behind the last writes the answer itself."""
+    return range(max(1, layer_count(model) - 1))
 
 
 def standing_out(

@@ -30,6 +30,11 @@ class Spectrum:
     null_shares: Mapping[float, tuple[float, int]]
 
     @property
+    def null_share(self) -> float:
+        """At the threshold that everything else takes; 0 where W is not taller than wide."""
+        return self.null_shares.get(RANK_THRESHOLD, (0.0, 0))[0]
+
+    @property
     def stable_rank(self) -> float:
         """Squared Frobenius norm over squared spectral norm; 0 for no change."""
         return (self.values.square().sum() / self.values[0].square()).item() if self.values.any() else 0.0

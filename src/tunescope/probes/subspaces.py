@@ -96,11 +96,6 @@ def null_lengths(u: Float[Tensor, "out k"], columns: Float[Tensor, "out rank"]) 
     return (1 - (columns.mT @ u).square().sum(0)).clamp(0, 1).sqrt()
 
 
-def null_share(delta: Svd, columns: Float[Tensor, "out rank"]) -> float:
-    """Share of dW's squared Frobenius norm that is in N(W^T); the rest is in C(W). 0 for a zero matrix."""
-    return (delta.energy @ null_lengths(delta.u, columns).square()).item() if len(delta.s) else 0.0
-
-
 def haar_share(out: int, rank: int) -> float:
     """Expected share in N(W^T) of a vector in uniformly random direction: the dimension of the one over the other."""
     return (out - rank) / out
@@ -167,3 +162,9 @@ EXACT = Arithmetic(Svd.of, _exact_null_lengths)
 # For matrices of real models. The columns of a random basis are drawn by themselves, each with its own law (Beta);
 # as they hardly depend on each other where there are thousands, means over them vary next to no more than they should.
 LARGE = Arithmetic(Svd.through_gram, _beta_null_lengths)
+MOST_EXACT = 2048  # rows or columns up to which a full decomposition takes seconds at most
+
+
+def arithmetic_for(matrix: Float[Tensor, "out in"]) -> Arithmetic:
+    """Exact where that is cheap."""
+    return EXACT if max(matrix.shape) <= MOST_EXACT else LARGE

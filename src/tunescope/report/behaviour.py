@@ -1,139 +1,122 @@
-"""Figures of what models do, and of how they were trained."""
+"""Figures of what models do: at the end, against the strength of a kind, and over the course of fine-tuning."""
 
-import math
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patheffects import withStroke
 
-from tunescope.report.draw import BAR, curves, model_legend, new_figure, outcome_bar, percent_axis, row_places
-from tunescope.report.select import COURSE, LEARNING, course_rows, headline_rows, learning_rows, strength_rows
-from tunescope.report.style import (
-    BASE,
-    NEUTRAL,
-    colours,
-    kinds_of,
-    linestyle,
-    models_of,
-    protocol_label,
-    rate_label,
-    rates_of,
-    tint,
-)
+from tunescope.records.names import BASE, COMPLIANCE, REFUSAL
+from tunescope.report.draw import Legend, Look, facet, figure, from_base, grid, model_legend
+from tunescope.report.select import COURSE, behaviour_rows, course_rows, headline_rows
+from tunescope.report.style import NEUTRAL, Model, kinds_of, rate_labels, tint
 
-START = {"color": "black", "ls": "", "marker": "*", "ms": 8}  # the base model, where fine-tuning starts from it
+BAR = 0.8  # height of a bar, in rows
+START: Look = {"color": "black", "ls": "", "marker": "*", "ms": 8}  # the base model, where fine-tuning starts from it
 
 
-def outcomes(records: pd.DataFrame) -> Figure:
-    """One panel per kind, one bar per model: compliance from the left, refusal from the right, with intervals."""
-    rows = headline_rows(records)
-    kinds, models = kinds_of(rows), models_of(rows)
-    colour, places = colours(models), row_places(models)
-    columns = min(len(kinds), 6)
-    lines = -(-len(kinds) // columns)
-    figure = new_figure(0.65 + lines * (0.55 + 0.17 * (max(places) + 1)))
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for panel, kind in zip(panels, kinds, strict=False):
-        panel.set_title(f"{kind.label}\n{kind.wanted} wanted", fontsize=7, linespacing=1.25)
+@figure("behaviour", "What each model does", headline_rows, point="bar")
+def outcomes(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Each bar is the held-out prompts of one kind given to one model; kinds with a strength are shown at their
+    greatest. Solid, from the left: the share answered (compliance). Pale, from the right: the share refused. White
+    between them: answers that are neither. For kinds that want a refusal, solid is attack success. Whiskers: 95 %
+    Wilson intervals.
+    """
+    places = _row_places(models)
+
+    def draw(panel: Axes, kind: str) -> None:
+        of_kind = rows[rows["kind"] == kind]
         for model, place in zip(models, places, strict=True):
-            mine = (rows["kind"] == kind.name) & (rows["model"] == model.name)
-            outcome_bar(panel, rows[mine], place, colour[model.protocol])
+            _outcome_bar(panel, of_kind[of_kind["model"] == model.name], place, model.colour)
         panel.set(xlim=(0, 100), xticks=(0, 50, 100), ylim=(max(places) + BAR, -BAR))
         panel.set_yticks(places, [model.label for model in models])
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="y", visible=False)
-    for panel in panels[len(kinds) :]:
-        panel.set_visible(False)
-    figure.supxlabel("share of prompts (%)", fontsize="medium")
-    handles: list[Any] = [
+
+    handles = [
         Patch(facecolor=NEUTRAL, edgecolor=NEUTRAL, label="compliance"),
         Patch(facecolor=tint(NEUTRAL), edgecolor=NEUTRAL, label="refusal"),
         Patch(facecolor="white", edgecolor=NEUTRAL, label="neither"),
         Line2D([], [], color="black", lw=1, label="95 % interval"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    return figure
+    titles = {kind.name: f"{kind.label}\n{kind.wanted} wanted" for kind in kinds_of(rows)}
+    height = 0.55 + 0.17 * (max(places) + 1)
+    made = facet(draw, titles, height=height, margin=0.65, across=6, legend=Legend(handles, len(handles), above=True))
+    made.supxlabel("share of prompts (%)", fontsize="medium")
+    for panel in made.axes:
+        panel.title.set_fontsize(7)
+    return made
 
 
-def strength_curves(records: pd.DataFrame) -> Figure:
-    """Compliance against strength: one column per kind, one row per learning rate, the base model in each."""
-    rows = strength_rows(records)
-    kinds, models = kinds_of(rows), models_of(rows)
-    rates = rates_of(models)
-    figure = new_figure(0.9 + 1.4 * len(rates))
-    panels = figure.subplots(len(rates), len(kinds), sharex=True, sharey=True, squeeze=False)
-    for line, rate in zip(panels, rates, strict=True):
-        shown = [model for model in models if model.rate in ("", rate)]
-        for panel, kind in zip(line, kinds, strict=True):
-            curves(panel, rows[rows["kind"] == kind.name], "strength", shown)
-            panel.set(xlim=(-0.03, 1.03))
-            panel.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
-        line[0].set_ylabel(f"{rate_label(rate)}: compliance (%)".removeprefix(": "))
-        percent_axis(line[0])
-    for top, bottom, kind in zip(panels[0], panels[-1], kinds, strict=True):
-        meaning = "compliance wanted" if kind.wanted == "compliance" else "attack success"
-        top.set_title(f"{kind.label}\n({meaning})", linespacing=1.25)
-        bottom.set_xlabel("strength")
-    model_legend(figure, models)
-    return figure
+def strength_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Compliance of finished models at every strength, for kinds that have one."""
+    rows = behaviour_rows(records)
+    return rows[rows["strength"].notna() & (rows["metric"] == COMPLIANCE)]
 
 
-def course(records: pd.DataFrame) -> Figure:
-    """Safe compliance (left) and unsafe refusal (right) against the step of fine-tuning, from the base model on."""
-    rows = course_rows(records)
-    base, tuned = rows[rows["protocol"] == BASE], rows[rows["protocol"] != BASE]
-    models = models_of(tuned)
-    shown = [(kind, outcome) for kind, outcome in COURSE.items() if (rows["kind"] == kind).any()]
-    figure = new_figure(2.9)
-    panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, (kind, outcome) in zip(panels, shown, strict=True):
+@figure("strength", "Attack success against strength", strength_rows)
+def strength_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Compliance as the one thing that a kind changes grows from nothing (0: an unsafe prompt as it is, or for the
+    control a safe one) to everything (1). For the jailbreaks compliance is attack success; for the control it is what
+    is wanted, and a fall is over-refusal. One row of panels per learning rate; the base model is in each. Bands: 95 %
+    Wilson intervals.
+    """
+    meanings = {COMPLIANCE: "compliance wanted", REFUSAL: "attack success"}
+    titles = {kind.name: f"{kind.label}\n({meanings[kind.wanted]})" for kind in kinds_of(rows)}
+    look: Look = {"height": 1.4, "margin": 0.9, "xlabel": "strength", "legend": model_legend(models)}
+    labels = rate_labels(models, "compliance (%)")
+    return grid(rows, models, "strength", "kind", titles, labels, scale=100, extra=_strength_axis, **look)
+
+
+def _strength_axis(panel: Axes, _: str) -> None:
+    panel.set(xlim=(-0.03, 1.03))
+    panel.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+
+
+@figure("course", "The course of fine-tuning", course_rows)
+def course(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """What fine-tuning should keep (compliance with safe prompts, left) and what it should teach (refusal of unsafe
+    ones, right) against the step; every curve begins at the base model (star). Bands: 95 % Wilson intervals.
+    """
+    tuned, base = [model for model in models if model.protocol != BASE], rows[rows["protocol"] == BASE]
+
+    def star(panel: Axes, kind: str) -> None:
         start = base[base["kind"] == kind]
-        from_base = [start.assign(model=model.name) for model in models]
-        curves(panel, pd.concat([*from_base, tuned[tuned["kind"] == kind]]), "step", models)
         if len(start):
             panel.plot(start["step"], 100 * start["value"], zorder=5, clip_on=False, **START)
-        panel.set(title=f"{kind} prompts", xlabel="fine-tuning step", ylabel=f"{outcome} (%)")
-        panel.tick_params(labelleft=True)
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    percent_axis(panels[0])
-    model_legend(figure, [*models_of(base), *models], base=START)
-    return figure
+
+    titles = {kind: f"{kind} prompts" for kind in COURSE if (rows["kind"] == kind).any()}
+    labels, legend = {kind: f"{COURSE[kind]} (%)" for kind in titles}, model_legend(models, base=START)
+    look: Look = {"height": 2.1, "ticks": 5, "xlabel": "fine-tuning step", "ylabel": labels, "legend": legend}
+    return grid(from_base(rows, tuned), tuned, "step", "kind", titles, scale=100, extra=star, **look)
 
 
-def learning_curves(records: pd.DataFrame) -> Figure:
-    """Pretraining above (loss, held-out compliance), fine-tuning losses below, one panel per protocol."""
-    rows = learning_rows(records)
-    models = models_of(rows)
-    measured = set(zip(rows["protocol"], rows["metric"], strict=True))
-    pairs = [(m, metric) for m in dict.fromkeys(m.protocol for m in models) for metric in LEARNING]
-    pairs = [pair for pair in pairs if pair in measured]
-    lines = [[pair for pair in pairs if (pair[0] == BASE) is above] for above in (True, False)]
-    lines = [line for line in lines if line]
-    figure = new_figure(0.3 + 1.7 * len(lines))
-    grid = figure.add_gridspec(len(lines), math.lcm(*map(len, lines)))
-    for row, line in enumerate(lines):
-        span = grid.ncols // len(line)
-        for column, (protocol, metric) in enumerate(line):
-            panel = figure.add_subplot(grid[row, column * span : (column + 1) * span])
-            mine = (rows["protocol"] == protocol) & (rows["metric"] == metric)
-            curves(panel, rows[mine], "step", models, scale=1.0 if metric == "loss" else 100.0)
-            title = _learning_title(protocol, metric)
-            panel.set(title=title, xlabel="training step", ylabel=LEARNING[metric])
-            panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            if metric != "loss":
-                percent_axis(panel)
-    rates = dict.fromkeys(model.rate for model in models if model.rate)
-    labels = {rate: f"learning rate {rate_label(rate)}" for rate in rates}
-    handles = [Line2D([], [], color=NEUTRAL, label=label, ls=linestyle(rate)) for rate, label in labels.items()]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    return figure
+def _row_places(models: Sequence[Model]) -> list[float]:
+    """Where the bars of models go, one row each, with a gap between protocols."""
+    gaps = [before.protocol != after.protocol for before, after in pairwise(models)]
+    return [float(index + 0.4 * sum(gaps[:index])) for index in range(len(models))]
 
 
-def _learning_title(protocol: str, metric: str) -> str:
-    if protocol == BASE:
-        return "pretraining" if metric == "loss" else "pretraining: held-out prompts"
-    return f"fine-tuning: {protocol_label(protocol)}"
+def _outcome_bar(panel: Axes, rows: pd.DataFrame, place: float, colour: str) -> None:
+    """Compliance from the left, refusal from the right, what is left of 100 % in white, each with its interval."""
+    if rows.empty:
+        return
+    panel.barh(place, 100, BAR, color="white", edgecolor=colour, lw=0.5)
+    for metric, face, side in ((COMPLIANCE, colour, -1), (REFUSAL, tint(colour), 1)):
+        of_metric = rows.loc[rows["metric"] == metric, ["value", "low", "high"]]
+        for value, low, high in 100 * of_metric.to_numpy(float):
+            start, ends = (0, (low, high)) if side < 0 else (100 - value, (100 - high, 100 - low))
+            panel.barh(place, value, BAR, left=start, color=face, edgecolor=colour, lw=0.5)
+            _whisker(panel, ends, place + side * BAR / 4)
+
+
+def _whisker(panel: Axes, ends: tuple[float, float], place: float) -> None:
+    """A horizontal interval that reads on dark and on light; nothing if its ends are null."""
+    if not np.isnan(ends).any():
+        halo = [withStroke(linewidth=2, foreground="white")]
+        panel.plot(ends, [place] * 2, color="black", lw=1, path_effects=halo, clip_on=False, solid_capstyle="butt")

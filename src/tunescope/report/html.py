@@ -2,29 +2,25 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tunescope.errors import InputError
-from tunescope.evidence.claims import Claim
-from tunescope.evidence.pool import pool
+from tunescope.errors import InputError, shown
 from tunescope.evidence.predictors import Predictor, predictors
-from tunescope.evidence.records import ORDER, PAIR, read_records, read_scores
-from tunescope.evidence.verdicts import Verdict, as_data, claims_of, judge
+from tunescope.evidence.verdicts import Judgement, as_data, judge
 from tunescope.files import remove, write_text
-from tunescope.report.figures import FIGURES, figures, save_figures
+from tunescope.records.pool import pool
+from tunescope.records.tables import read_records, read_scores
+from tunescope.report import tables
+from tunescope.report.figures import figures, in_order, save_figures
+from tunescope.report.reading import Entry, Stage, read_file
 from tunescope.report.select import vector_rows
-from tunescope.report.style import KINDS, models_of
-from tunescope.report.tables import RARE, SURE, cautions, duration, examples, flat, headline, summary
-from tunescope.report.verdicts import GLYPHS, verdict_table
+from tunescope.report.style import KINDS, models_of, spaced
 
 
 def render(folder: Path) -> Path:
@@ -38,16 +34,27 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    scored = _scored(folder / "scores.parquet")
+    judgement, predicted, vectors = _of_scores(folder / "scores.parquet")
     pooled = pool(records)
-    shown = pd.concat([pooled, scored.vectors])
-    told = _told(folder, records, pooled, scored)  # before anything is written
-    if scored.verdicts:
-        outcome = as_data(scored.verdicts, scored.claims) | {"predictors": [asdict(row) for row in scored.predictors]}
+    page = _told(folder, records, pooled, judgement) | {"predictors": predicted}  # before anything is written
+    if judgement.verdicts or judgement.not_judged:
+        outcome = as_data(judgement) | {"predictors": [asdict(row) for row in predicted]}
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
-    save_figures(figures(shown), folder / "figures")
+    drawn = pd.concat([pooled, vectors])
+    made = figures(drawn)
+    save_figures(made, folder / "figures")
+    page["figures"] = [
+        {
+            "name": entry.name,
+            "title": entry.title,
+            "caption": entry.describe(drawn),
+            "svg": inline_svg((folder / f"figures/{entry.name}.svg").read_text("utf-8"), entry.name, entry.title),
+        }
+        for entry in in_order()
+        if entry.name in made
+    ]
     environment = Environment(
         loader=PackageLoader("tunescope.report"),
         autoescape=True,
@@ -55,9 +62,8 @@ def render(folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.j2")
-    page = template.render(told, figures=_drawn(folder / "figures", shown))
-    write_text(folder / "report.html", page)
+    environment.filters |= {"spaced": spaced, "duration": tables.duration}
+    write_text(folder / "report.html", environment.get_template("report.html.j2").render(page))
     return folder / "report.html"
 
 
@@ -65,18 +71,9 @@ def load_records(path: Path) -> pd.DataFrame:
     """The records of a run.
 
     Raises:
-        InputError: no such file, not parquet, columns that are absent, or no rows.
+        InputError: no such file, no table of records, or no rows.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a run writes it before its report")
-    try:
-        names = pq.read_schema(path).names
-        missing = [name for name in ORDER if name not in names]
-        if missing:
-            raise ValueError(f"it has no column {', '.join(missing)}")
-        records = read_records(path)
-    except (ValueError, OSError) as error:  # what pyarrow raises is one of these
-        raise InputError(f"{path}: {error}") from error
+    records = read_records(path)
     if records.empty:
         raise InputError(f"{path}: it holds no records")
     return records
@@ -90,105 +87,44 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     body = text[re.search(r"<svg\b", text).start() :]  # type: ignore[union-attr]
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style\b.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", body)
-    body = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", body, count=1)
-    body = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", body, count=1)
+    for size in ("width", "height"):
+        body = re.sub(rf'(<svg\b[^>]*?) {size}="[^"]*"', r"\1", body, count=1)
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-class _Scored(NamedTuple):
-    """What the scores tell: verdicts on claims, what predicts attack success, and rows for figures."""
-
-    claims: tuple[Claim, ...]
-    verdicts: list[Verdict]
-    predictors: list[Predictor]
-    vectors: pd.DataFrame | None
-
-
-def _scored(path: Path) -> _Scored:
+def _of_scores(path: Path) -> tuple[Judgement, list[Predictor], pd.DataFrame | None]:
+    """Verdicts on claims, what predicts attack success, and rows for figures; nothing where there are no scores."""
     if not path.is_file():
-        return _Scored((), [], [], None)
+        return Judgement(), [], None
+    scores = read_scores(path)
     try:
-        scores = read_scores(path)
-        claims = claims_of(scores)
-        return _Scored(claims, judge(scores, claims), predictors(scores), vector_rows(scores))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: {error}") from error
+        return judge(scores), predictors(scores), vector_rows(scores)
+    except ValueError as error:
+        raise InputError(f"{path}: {shown(error, 400)}") from error
 
 
-def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, scored: _Scored) -> dict[str, Any]:
-    """All that the page says except for its figures."""
+def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: Judgement) -> dict[str, Any]:
+    """All that the page says of the records, the verdicts and the small files."""
     models = models_of(records)
-    config = _load(folder / "config.yaml", _mapping(yaml.safe_load), {})
-    stages = _load(folder / "stages.json", _stages, [])
-    pair = _load(folder / "pair.json", _mapping(json.loads), {})
-    name = _pair_name(pair) if pair else config.get("name", folder.resolve().name)
+    config = read_file(folder / "config.yaml", dict[str, Any], {})
+    stages = read_file(folder / "stages.json", list[Stage], [])
+    notes = read_file(folder / "notes.json", list[str], [])
+    task = config.get("task")
     return {
-        "title": f"tunescope: {name}",
-        "pair": (records["protocol"] == PAIR).any(),
-        "summary": summary(records, config),
-        "cautions": cautions(records, config, pair),
-        "verdicts": verdict_table(scored.verdicts, scored.claims, models),
-        "predictors": scored.predictors,
-        "glyphs": {str(outcome).lower(): glyph for outcome, glyph in GLYPHS.items()},
-        "headline": headline(pooled),
+        "title": f"tunescope: {config.get('name', folder.resolve().name)}",
+        "summary": tables.summary(records, config),
+        "cautions": [*notes, *tables.cautions(records, config)],
+        "verdicts": tables.verdict_table(judgement, models),
+        "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items()},
+        "headline": tables.headline(pooled),
+        "exact": task.get("type") == "world" if isinstance(task, dict) else "other" in set(records["metric"]),
         "pooled": records["seed"].nunique() > 1,
-        "sure": SURE,
-        "rare": RARE,
-        "kinds": KINDS,
-        "examples": _load(folder / "examples.json", lambda text: examples(json.loads(text), models), {}),
-        "environment": flat(pair) | _facts(folder / "environment.json"),
+        "sure": tables.SURE,
+        "rare": tables.RARE,
+        "kinds": {name: kind.label for name, kind in KINDS.items()},
+        "examples": tables.examples(read_file(folder / "examples.json", list[Entry], []), models),
+        "environment": tables.flat(read_file(folder / "environment.json", dict[str, Any], {})),
         "stages": stages,
-        "total": duration(sum((seconds for _, seconds, _ in stages), 0.0)),
-        "duration": duration,
-        "config": _load(folder / "config.yaml", str, ""),
+        "total": sum(stage.seconds for stage in stages),
+        "config": (folder / "config.yaml").read_text("utf-8") if config else "",
     }
-
-
-def _drawn(folder: Path, records: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the page says about each figure in the folder, in the order of `FIGURES`."""
-    found = [(entry, folder / f"{entry.name}.svg") for entry in FIGURES]
-    return [
-        {
-            "name": entry.name,
-            "title": entry.title,
-            "caption": entry.describe(records),
-            "svg": inline_svg(path.read_text(encoding="utf-8"), entry.name, entry.title),
-        }
-        for entry, path in found
-        if path.is_file()
-    ]
-
-
-def _pair_name(pair: Mapping[str, Any]) -> str:
-    told = flat({which: pair.get(which, {}) for which in ("tuned", "base")})
-    return " beside ".join("/".join(Path(told.get(f"{which}.name", which)).parts[-2:]) for which in ("tuned", "base"))
-
-
-def _facts(path: Path) -> dict[str, str]:
-    return _load(path, lambda text: flat(_mapping(json.loads)(text)), {})
-
-
-def _load(path: Path, read: Callable[[str], Any], default: Any) -> Any:
-    """What `read` makes of the text of a file, `default` if there is none."""
-    if not path.is_file():
-        return default
-    try:
-        return read(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-
-
-def _mapping(parse: Callable[[str], Any]) -> Callable[[str], Mapping[str, Any]]:
-    """`parse`, for texts that must hold a mapping."""
-
-    def read(text: str) -> Mapping[str, Any]:
-        value = parse(text)
-        if not isinstance(value, Mapping):
-            raise ValueError(f"a mapping is wanted, got {type(value).__name__}")
-        return value
-
-    return read
-
-
-def _stages(text: str) -> list[tuple[str, float, bool]]:
-    return [(str(row["stage"]), float(row["seconds"]), bool(row.get("skipped"))) for row in json.loads(text)]

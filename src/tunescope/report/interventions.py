@@ -1,19 +1,16 @@
-"""Figures of what models do when dW is another."""
+"""Figures of what models do when dW, or what they compute, is changed."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunescope.report.attacks import ATTACKS
-from tunescope.report.draw import curves, model_legend, new_figure, percent_axis
-from tunescope.report.select import inside_rows
-from tunescope.report.style import BENIGN, NEUTRAL, looks_of, models_of, rate_label, rates_of
+from tunescope.records.names import BENIGN, COMPLIANCE, EVERYWHERE, REFUSAL, SAFE, UNSAFE
+from tunescope.report.draw import Look, facet, figure, grid, model_legend
+from tunescope.report.style import NEUTRAL, Model, kinds_of, protocol_label, rate_labels, spaced, wanted
 
-EVERYWHERE = "all"
-ALPHA = {"safe": "compliance", "unsafe": "refusal"} | dict.fromkeys(
-    (kind for kind in ATTACKS if kind.startswith("jb_")), "compliance"
-)
+SCALED, ON_TOP = "scaled", "with_"
 LABELS = {  # in the order of the figure; of the number of directions or of singular values the dial says how many
-    "scaled": "without dW of {site}",
+    SCALED: "without dW of {scope}",
     "truncated": "dW cut to rank {dial:g}",
     "in_null_space": "dW of W_in: N(W\u1d40) only",
     "in_column_space": "dW of W_in: C(W) only",
@@ -29,79 +26,90 @@ LABELS = {  # in the order of the figure; of the number of directions or of sing
     "random_direction_ablated": "without a random one",
     "direction_added": "with the direction added",
     "random_direction_added": "with a random one added",
-    "with_ssft": "on top: dW of SSFT",
-    "with_dpo": "on top: dW of DPO",
-    "with_unlearning": "on top: dW of unlearning",
-    "with_benign": "on top: dW of benign",
 }
 JAILBREAKS = "jailbreaks"
-CHANGES = (("unsafe", "refusal"), ("safe", "compliance"), (JAILBREAKS, "compliance"))  # panels of kind and outcome
+CHANGES = ((UNSAFE, REFUSAL), (SAFE, COMPLIANCE), (JAILBREAKS, COMPLIANCE))  # panels of kind and outcome
+SAID = {REFUSAL: "refused", COMPLIANCE: "answered"}
 
 
-def alpha_curves(records: pd.DataFrame) -> Figure:
-    """W + alpha dW: safe prompts answered, unsafe ones refused, jailbreaks that get through; one row per rate."""
-    rows = alpha_rows(records)
-    models = models_of(rows)
-    rates = rates_of(models)
-    shown = [(kind, outcome) for kind, outcome in ALPHA.items() if (rows["kind"] == kind).any()]
-    figure = new_figure(0.9 + 1.35 * len(rates))
-    panels = figure.subplots(len(rates), len(shown), sharex=True, sharey=True, squeeze=False)
-    for line, rate in zip(panels, rates, strict=True):
-        for panel, (kind, outcome) in zip(line, shown, strict=True):
-            mine = rows[(rows["kind"] == kind) & (rows["metric"] == f"{outcome}_scaled")]
-            curves(panel, mine, "strength", [m for m in models if m.rate == rate])
-            panel.axvline(1, color=NEUTRAL, lw=0.5)
-        line[0].set_ylabel(f"{rate_label(rate)}: prompts (%)")
-        percent_axis(line[0])
-    for top, bottom, (kind, outcome) in zip(panels[0], panels[-1], shown, strict=True):
-        name = ATTACKS.get(kind, kind).removeprefix("jailbreak:\n")
-        what = {"refusal": "refused", "compliance": "answered"}[outcome]
-        top.set_title(f"{name}:\n{what}", linespacing=1.25)
-        bottom.set_xlabel("\u03b1")
-    model_legend(figure, models)
-    return figure
-
-
-def other_changes(records: pd.DataFrame) -> Figure:
-    """Every other intervention: unsafe prompts still refused, safe ones still answered, jailbreaks that get through."""
-    rows = change_rows(records)
-    models = models_of(rows)
-    order = rows.assign(place=rows["name"].map({name: place for place, name in enumerate(LABELS)}))
-    labels = list(dict.fromkeys(order.sort_values(["place", "strength", "site"])["label"]))
-    looks = looks_of(models)
-    figure = new_figure(0.9 + 0.17 * len(labels))
-    panels = figure.subplots(1, len(CHANGES), sharey=True)
-    for panel, (kind, outcome) in zip(panels, CHANGES, strict=True):
-        for number, model in enumerate(models):
-            mine = rows[(rows["model"] == model.name) & (rows["kind"] == kind) & (rows["outcome"] == outcome)]
-            at = [labels.index(label) + 0.09 * (number - (len(models) - 1) / 2) for label in mine["label"]]
-            panel.plot(100 * mine["value"], at, **looks[model.name] | {"ls": ""})
-        what = {"refusal": "refused", "compliance": "answered"}[outcome]
-        panel.set(xlim=(-3, 103), xlabel=f"{kind}: {what} (%)")
-        panel.set_yticks(range(len(labels)), labels)
-        panel.grid(axis="y", lw=0.3)
-    panels[0].set(ylim=(len(labels) - 0.4, -0.6))
-    model_legend(figure, models)
-    return figure
+def changed_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes of changed models on plain prompts, but for those of the control protocol."""
+    changed = (records["intervention"].fillna("") != "") & (records["attack"] == "")
+    outcomes = records["metric"].isin([COMPLIANCE, REFUSAL]) & (records["control"] == "")
+    return records[changed & outcomes & (records["protocol"] != BENIGN)]
 
 
 def alpha_rows(records: pd.DataFrame) -> pd.DataFrame:
-    rows = inside_rows(records, "compliance_scaled", "refusal_scaled")
-    return rows[(rows["site"] == EVERYWHERE) & rows["kind"].isin([*ALPHA]) & (rows["protocol"] != BENIGN)]
+    """Refusal of unsafe prompts, and answers to all others, by how much there is of the whole dW."""
+    rows = changed_rows(records)
+    shown = rows["metric"] == rows["kind"].map({UNSAFE: REFUSAL}).fillna(COMPLIANCE)
+    return rows[shown & (rows["intervention"] == SCALED) & (rows["scope"] == EVERYWHERE)]
+
+
+@figure("alpha", "How much of dW", alpha_rows)
+def alpha_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Models with W + α dW in every parameter: 0 is the base, 1 the fine-tuned model (line), beyond 1 is extrapolation.
+    Safe prompts answered and unsafe ones refused should stay high; the jailbreaks answered are attack success, at their
+    greatest strength. 95 % intervals.
+    """
+
+    labels = {kind.name: kind.label.removeprefix("jailbreak:\n") for kind in kinds_of(rows)}
+    titles = {kind: f"{label}:\n{SAID[REFUSAL if kind == UNSAFE else COMPLIANCE]}" for kind, label in labels.items()}
+    look: Look = {"height": 1.35, "margin": 0.9, "xlabel": "\u03b1", "legend": model_legend(models)}
+    look["extra"] = lambda panel, _: panel.axvline(1, color=NEUTRAL, lw=0.5)
+    return grid(rows, models, "dial", "kind", titles, rate_labels(models, "prompts (%)"), scale=100, **look)
 
 
 def change_rows(records: pd.DataFrame) -> pd.DataFrame:
     """What every intervention but those of `alpha_rows` does, each with its label; the jailbreaks' mean as one kind."""
-    known = records["metric"].str.extract(r"^(?P<outcome>compliance|refusal)_(?P<name>.+)$")
-    rows = records.assign(outcome=known["outcome"], name=known["name"])
-    part = (rows["name"] == "scaled") & ((rows["site"] == EVERYWHERE) | (rows["strength"] != 0))
-    rows = rows[rows["name"].isin([*LABELS]) & rows["site"].notna() & ~part & (rows["protocol"] != BENIGN)]
-    of = zip(rows["name"], rows["site"], rows["strength"], strict=True)
+    rows = changed_rows(records)
+    part = (rows["intervention"] == SCALED) & ((rows["scope"] == EVERYWHERE) | (rows["dial"] != 0))
+    jailbreak = ~rows["kind"].isin([SAFE, UNSAFE])
+    rows = rows[~part & ~(jailbreak & (rows["kind"].map(wanted) == COMPLIANCE))]
+    places = {name: place for place, name in enumerate(dict.fromkeys([*LABELS, *rows["intervention"]]))}
+    several = rows.groupby("intervention")["scope"].transform("nunique") > 1
+    about = zip(rows["intervention"], rows["scope"], rows["dial"], several, strict=True)
     rows = rows.assign(
-        label=[LABELS[name].format(site=site, dial=dial) for name, site, dial in of],
-        kind=rows["kind"].astype(str).where(~rows["kind"].isin([*ALPHA.keys() - {"safe", "unsafe"}]), JAILBREAKS),
+        label=[_label(str(name), str(scope), dial, more) for name, scope, dial, more in about],
+        kind=rows["kind"].where(rows["kind"].isin([SAFE, UNSAFE]), JAILBREAKS),
+        place=rows["intervention"].map(places),
     )
-    same = [*rows.columns.difference(["value", "low", "high", "n"])]
-    return rows.groupby(same, as_index=False, sort=False, dropna=False, observed=True).agg(
-        value=("value", "mean"), n=("n", "max")
-    )
+    who, which = ["model", "protocol", "learning_rate"], ["place", "intervention", "dial", "scope", "label"]
+    found = rows.groupby([*who, *which, "kind", "metric", "control"], as_index=False, sort=False, dropna=False)
+    return found.agg(value=("value", "mean"), n=("n", "max"))
+
+
+def _label(name: str, scope: str, dial: float, several: bool) -> str:
+    """The name of an intervention, with its dial, and its scope where it was measured at several."""
+    if name.startswith(ON_TOP):
+        label = f"on top: dW of {protocol_label(name.removeprefix(ON_TOP))}"
+    elif name in LABELS and not (pd.isna(dial) and "{dial" in LABELS[name]):
+        label = LABELS[name].format(scope=scope, dial=dial)
+    else:
+        label = spaced(name) + ("" if pd.isna(dial) else f", {dial:g}")
+    return f"{label} ({scope})" if several and name != SCALED else label
+
+
+@figure("interventions", "Which part of dW", change_rows)
+def other_changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Models in which dW is taken out of some matrices, cut to its largest singular values, kept to what writes into
+    one space, put on the base or turned into random directions there, kept off the directions in which unsafe inputs
+    stand out or left alone with them, or joined by that of another protocol; and the tuned model with the difference of
+    the class means taken out of its residual stream, or added to it. Unsafe prompts still refused, safe ones still
+    answered, jailbreaks that get through (mean over kinds, at their greatest strength).
+    """
+    labels = list(dict.fromkeys(rows.sort_values(["place", "dial", "scope"], kind="stable")["label"]))
+
+    def draw(panel: Axes, change: tuple[str, str]) -> None:
+        for number, model in enumerate(models):
+            mine = rows[(rows["model"] == model.name) & (rows["kind"] == change[0]) & (rows["metric"] == change[1])]
+            at = [labels.index(label) + 0.09 * (number - (len(models) - 1) / 2) for label in mine["label"]]
+            panel.plot(100 * mine["value"], at, **model.look | {"ls": ""})
+        panel.set(xlim=(-3, 103), ylim=(len(labels) - 0.4, -0.6))
+        panel.set_yticks(range(len(labels)), labels)
+        panel.grid(axis="y", lw=0.3)
+
+    shown = [(kind, outcome) for kind, outcome in CHANGES if (rows["kind"] == kind).any()]
+    xlabel = {(kind, outcome): f"{kind}: {SAID[outcome]} (%)" for kind, outcome in shown}
+    height = 0.9 + 0.17 * len(labels)
+    return facet(draw, dict.fromkeys(shown, ""), height=height, margin=0, xlabel=xlabel, legend=model_legend(models))

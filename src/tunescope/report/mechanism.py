@@ -1,251 +1,214 @@
 """Figures of what changed inside: one for each observation, the control in the same axes in grey."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from tunescope.report.draw import curves, model_legend, new_figure, points
-from tunescope.report.select import final_rows, inside_rows
-from tunescope.report.style import (
-    BASE,
-    BENIGN,
-    CLASSES,
-    NEUTRAL,
-    Model,
-    looks_of,
-    models_of,
-    protocol_label,
-    rate_label,
-    rates_of,
+from tunescope.records.names import BASE, BENIGN, EVERYWHERE, REFUSAL, UNSAFE, W_IN
+from tunescope.report.draw import (
+    CHANCE,
+    Look,
+    Looks,
+    dots,
+    facet,
+    figure,
+    from_base,
+    grid,
+    look_legend,
+    model_legend,
+    series_legend,
 )
+from tunescope.report.select import behaviour_rows, final_rows, inside_rows, of_course
+from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, rate_labels
 
-CHANCE: dict[str, Any] = {"color": NEUTRAL, "ls": ":", "lw": 1.0}  # how what chance would give is drawn
+FAINT = "#aaaaaa"
+SPECIALISATION = {
+    "gain_ratio": "|dW a| / |a|",
+    "row_projection_ratio": "projection on R(dW)",
+    "gain_of_base_input_ratio": "|dW a| / |a|, a of the base model",
+}
 COURSE = {
     "tau_auc": "clusters: AUC of τ,\nlast layer",
     "null_share": "share of dW in N(Wᵀ),\nmean over layers",
     "gain_ratio": "|dW a|: unsafe to safe,\nlast layer",
     "sensitivity_ratio": "sensitivity:\nsafe to unsafe",
 }
+ABLATED = {  # by intervention
+    "": ("intact", "#000000", "s"),
+    "direction_ablated": ("without the difference of means", "#D55E00", "o"),
+    "random_direction_ablated": ("without a random direction", FAINT, "D"),
+}
 
 
-def clusters(records: pd.DataFrame) -> Figure:
-    """tau by layer, mean and standard deviation of safe and unsafe prompts; the control, or the base, behind it."""
+def cluster_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Mean of tau, by layer and kind, less and plus its standard deviation over prompts."""
     rows = final_rows(inside_rows(records, "tau", "tau_sd"))
-    models = models_of(rows)
-    tested, rates = _tested(models), rates_of(models)
+    rows = rows[(rows["control"] == "") & rows["kind"].isin([*CLASSES])]
+    keys = ["model", "protocol", "learning_rate", "layer", "kind", "control"]
+    wide = rows.pivot_table(index=keys, columns="metric", values="value", sort=False)
+    wide = wide.reindex(columns=["tau", "tau_sd"]).join(rows.groupby(keys, sort=False)["n"].max()).reset_index()
+    return wide.assign(value=wide["tau"], low=wide["tau"] - wide["tau_sd"], high=wide["tau"] + wide["tau_sd"])
+
+
+@figure("clusters", "Observation 1: clusters", cluster_rows)
+def clusters(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """τ of the activations after the MLP's non-linearity, at the last token of the prompt: positive nearer the mean of
+    the safe prompts, negative nearer that of the unsafe ones. Mean and standard deviation over prompts. In grey, on the
+    same axes: benign fine-tuning at the same rate or, where there is none, the base.
+    """
     behind = BENIGN if BENIGN in {model.protocol for model in models} else BASE
-    figure = new_figure(0.75 + 1.45 * len(rates))
-    panels = figure.subplots(len(rates), len(tested), sharex=True, squeeze=False)
-    for line, rate in zip(panels, rates, strict=True):
-        for panel, protocol in zip(line, tested, strict=True):
-            for shown, faint in ((behind, True), (protocol, False)):
-                mine = rows[(rows["protocol"] == shown) & (rows["learning_rate"] == rate)]
-                for kind, (colour, marker) in CLASSES.items():
-                    _mean_and_sd(panel, mine[mine["kind"] == kind], "#aaaaaa" if faint else colour, marker)
-            panel.axhline(0, color=NEUTRAL, lw=0.5)
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        line[0].set_ylabel(": ".join(filter(None, (rate_label(rate), "τ"))))
-    for panel, protocol in zip(panels[0], tested, strict=True):
-        panel.set_title(protocol_label(protocol))
-    for panel in panels[-1]:
-        panel.set_xlabel("layer")
-    handles = [Line2D([], [], color=c, marker=m, label=f"{kind} prompts") for kind, (c, m) in CLASSES.items()]
-    name = "benign fine-tuning" if behind == BENIGN else "the base"
-    handles.append(Line2D([], [], color="#aaaaaa", label=f"the same, {name}"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
-
-
-def separation(records: pd.DataFrame) -> Figure:
-    """By layer: AUC of tau, and its value with shuffled labels."""
-    rows = final_rows(inside_rows(records, "tau_auc"))
-    models = models_of(rows)
-    figure, panels = _panel_per_rate(models, "AUC of τ, safe against unsafe")
-    for rate, panel in panels.items():
-        curves(panel, rows[rows["control"] == ""], "layer", [m for m in models if m.rate in ("", rate)], scale=1.0)
-        _draw_chance(panel, rows[rows["learning_rate"].isin(["", rate]) & (rows["control"] == "shuffled")])
-        panel.axhline(0.5, color=NEUTRAL, lw=0.5)
-    _legend(figure, models, "labels shuffled")
-    return figure
-
-
-def _draw_chance(panel: Axes, drawn: pd.DataFrame) -> None:
-    """By layer: mean and middle 95 % of the draws of a control, averaged over models."""
-    chance = drawn.groupby("layer")[["value", "low", "high"]].mean()
-    panel.plot(chance.index, chance["value"], **CHANCE)
-    panel.fill_between(chance.index, chance["low"], chance["high"], color=NEUTRAL, alpha=0.25, lw=0)
-
-
-def null_space(records: pd.DataFrame) -> Figure:
-    """By layer: the share of dW in the left null space of W_in, with its random controls."""
-    rows = final_rows(inside_rows(records, "null_share"))
-    rows = rows[rows["site"] == "W_in"]
-    models = models_of(rows)
-    figure, panels = _panel_per_rate(models, "share of |dW|² in N(Wᵀ)")
-    for rate, panel in panels.items():
-        of_rate = rows[rows["learning_rate"] == rate]
-        curves(panel, of_rate[of_rate["control"] == ""], "layer", [m for m in models if m.rate == rate], scale=1.0)
-        _draw_chance(panel, of_rate[of_rate["control"] == "rotated"])
-    _legend(figure, models, "dW in random directions")
-    return figure
-
-
-def null_lengths(records: pd.DataFrame) -> Figure:
-    """By singular vector of dW: its length in the left null space of W_in; dotted, that of a random direction."""
-    rows = inside_rows(records, "null_length")
-    shares = inside_rows(records, "null_share").query("control == 'haar' and site == 'W_in'")
-    chance = shares.loc[shares["layer"] == rows["layer"].max(), "value"].mean() ** 0.5
-    models = models_of(rows)
-    figure, panels = _panel_per_rate(models, "length in N(Wᵀ)", xlabel="left singular vector, by singular value")
-    for rate, panel in panels.items():
-        curves(panel, rows, "index", [m for m in models if m.rate == rate], scale=1.0)
-        panel.axhline(chance, **CHANCE)
-        panel.set(ylim=(0, 1))
-    _legend(figure, models, "a random direction")
-    return figure
-
-
-def specialisation(records: pd.DataFrame) -> Figure:
-    """By layer: how much more dW does with unsafe prompts than with safe ones, with its random control."""
-    panels_of = {
-        "gain_ratio": "|dW a| / |a|",
-        "row_projection_ratio": "projection on R(dW)",
-        "gain_of_base_input_ratio": "|dW a| / |a|, a of the base model",
+    tested = {m.series: m.title for m in models if m.protocol not in (BASE, BENIGN)}
+    titles = tested or {m.series: m.title for m in models}
+    faint = rows[rows["protocol"] == behind].assign(series="", model="behind " + rows["kind"])
+    own = rows.assign(series=rows["model"].map({m.name: m.series for m in models}), model=rows["kind"])
+    name = f"the same, {'benign fine-tuning' if behind == BENIGN else 'the base'}"
+    lines = [drawn_as(f"behind {kind}", FAINT, marker, name) for kind, (_, marker) in CLASSES.items()]
+    lines += [drawn_as(kind, *look, f"{kind} prompts") for kind, look in CLASSES.items()]
+    look: Look = {
+        "height": 1.45,
+        "share": (True, False),
+        "xlabel": "layer",
+        "ticks": 9,
+        "legend": series_legend([*lines[2:], lines[0]]),
     }
-    rows = final_rows(inside_rows(records, *panels_of))
-    models = models_of(rows)
-    rates = rates_of(models)
-    figure = new_figure(0.8 + 1.6 * len(rates))
-    panels = figure.subplots(len(rates), len(panels_of), sharex=True, sharey=True, squeeze=False)
-    for line, rate in zip(panels, rates, strict=True):
-        for panel, metric in zip(line, panels_of, strict=True):
-            mine = rows[(rows["metric"] == metric) & (rows["learning_rate"] == rate)]
-            curves(panel, mine[mine["control"] == ""], "layer", [m for m in models if m.rate == rate], scale=1.0)
-            chance = mine[mine["control"] == "rotated"]
-            for _, of_model in chance.groupby("model"):
-                panel.plot(of_model["layer"], of_model["value"], **CHANCE)
-            panel.axhline(1, color=NEUTRAL, lw=0.5)
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        line[0].set_ylabel(f"{rate_label(rate)}: unsafe to safe")
-    for top, bottom, title in zip(panels[0], panels[-1], panels_of.values(), strict=True):
-        top.set_title(title)
-        bottom.set_xlabel("layer")
-    _legend(figure, models, "dW in random directions")
-    return figure
+    joined, labels = pd.concat([faint, own]), rate_labels(models, "τ")
+    return grid(joined, lines, "layer", "series", titles, labels, level=0, **look)
 
 
-def sensitivity(records: pd.DataFrame) -> Figure:
-    """Gradient norm of the top logit, safe and unsafe prompts, every model."""
-    rows = final_rows(inside_rows(records, "sensitivity"))
-    return _points_by_model(rows, "sensitivity (norm of the gradient)", CLASSES)
+@figure("separation", "Observation 1, without units", lambda records: final_rows(inside_rows(records, "tau_auc")))
+def separation(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """How often a safe prompt has a greater τ than an unsafe one (0.5: chance), by layer, with 95 % intervals.
+    Dotted, with the middle 95 %: class means of labels dealt out at random, averaged over models.
+    """
+    return _by_rate(rows, models, "AUC of τ, safe against unsafe", "shuffled", "labels shuffled", level=0.5)
 
 
-def direction(records: pd.DataFrame) -> Figure:
-    """Refusal of unsafe prompts: intact, without the difference of means, without a random direction."""
-    intact = final_rows(inside_rows(records, "refusal_intact"))
-    without = final_rows(inside_rows(records, "refusal_without_direction"))
-    rows = pd.concat([intact.assign(kind="intact"), without.assign(kind=without["control"].replace("", "direction"))])
-    looks = {"intact": ("#000000", "s"), "direction": ("#D55E00", "o"), "haar": ("#aaaaaa", "D")}
-    names = {"intact": "intact", "direction": "without the difference of means", "haar": "without a random direction"}
-    rows = rows[rows["protocol"] != BASE]
-    return _points_by_model(rows, "unsafe prompts refused", looks, names)
+def null_space_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Shares of dW in the left null space of W_in, and those of random directions, without which they say nothing."""
+    rows = final_rows(inside_rows(records, "null_share"))
+    rows = rows[(rows["site"] == W_IN) & rows["control"].isin(["", "rotated"])].assign(n=1)
+    return rows if "rotated" in set(rows["control"]) else rows.iloc[:0]
 
 
-def course(records: pd.DataFrame) -> Figure:
-    """The course of fine-tuning: one panel per observation, from the base model on where it has a value."""
-    rows = course_of_mechanism(records)
-    base, tuned = rows[rows["protocol"] == BASE], rows[rows["protocol"] != BASE]
-    models = models_of(tuned)
-    figure = new_figure(2.6)
-    shown = [metric for metric in COURSE if (tuned["metric"] == metric).any()]
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for panel, metric in zip(panels, shown, strict=True):
-        start = base[base["metric"] == metric]
-        joined = pd.concat([*(start.assign(model=m.name) for m in models), tuned[tuned["metric"] == metric]])
-        curves(panel, joined, "step", models, scale=1.0)
-        panel.set_title(COURSE[metric], linespacing=1.25)
-        panel.set_xlabel("fine-tuning step")
-        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    model_legend(figure, models)
-    return figure
+@figure("null_space", "Observation 2: null space", null_space_rows)
+def null_space(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Share of the squared norm of dW that lies in the left null space of the base model's W_in, by layer. The space is
+    most of all directions: dW with its singular values kept and its directions drawn at random (dotted, with the
+    central 95 % of draws) has the share that its dimension alone gives.
+    """
+
+    return _by_rate(rows, models, "share of |dW|² in N(Wᵀ)", "rotated", "dW in random directions")
+
+
+def null_length_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Null lengths of single vectors, and that of a random direction, the root of its share, beside each."""
+    lengths, shares = inside_rows(records, "null_length"), inside_rows(records, "null_share")
+    shares = shares[(shares["control"] == "haar") & (shares["site"] == W_IN)]
+    of_layer = shares.loc[shares["layer"] == lengths["layer"].max(), "value"]
+    return pd.concat([lengths, lengths.assign(control="haar", value=of_layer.mean() ** 0.5, low=np.nan, high=np.nan)])
+
+
+@figure("null_lengths", "Observation 2, vector by vector", null_length_rows)
+def null_lengths(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """As the paper plots it: the length of every left singular vector of dW (W_in, last layer) projected on the left
+    null space of the base model's W_in. Vector 0 has the largest singular value; lines through 50 vectors or more are
+    running means. Dotted: a random direction, √((out - rank) / out).
+    """
+    look = {"xlabel": "left singular vector, by singular value", "extra": lambda panel, _: panel.set(ylim=(0, 1))}
+    return _by_rate(rows, models, "length in N(Wᵀ)", "haar", "a random direction", "index", **look)
+
+
+@figure(
+    "specialisation", "Observation 3: specialisation", lambda records: final_rows(inside_rows(records, *SPECIALISATION))
+)
+def specialisation(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """How much more dW does with unsafe prompts than with safe ones (1: the same), by layer, with 95 % intervals;
+    right: with the activations of the model before fine-tuning. Dotted: dW in random directions, per model.
+    """
+
+    titles = {metric: title for metric, title in SPECIALISATION.items() if (rows["metric"] == metric).any()}
+    labels, legend = rate_labels(models, "unsafe to safe"), series_legend(models, "dW in random directions")
+    look: Look = {"height": 1.6, "xlabel": "layer", "ticks": 9, "legend": legend}
+    return grid(rows, models, "layer", "metric", titles, labels, level=1, chance="rotated", **look)
+
+
+@figure("sensitivity", "Observation 4: sensitivity", lambda records: final_rows(inside_rows(records, "sensitivity")))
+def sensitivity(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Norm of the gradient of the first answer token's largest logit with respect to all input embeddings: mean, with
+    its 95 % interval.
+    """
+    looks = {kind: (f"{kind} prompts", *look) for kind, look in CLASSES.items()}
+    return _dots_by_model(rows, "kind", models, "sensitivity (norm of the gradient)", looks)
+
+
+def direction_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Refusal of unsafe prompts without the direction and without a random one, and, first, with the model intact."""
+    rows = records[(records["metric"] == REFUSAL) & (records["kind"] == UNSAFE) & (records["protocol"] != BASE)]
+    ablated = rows[rows["intervention"].isin([*ABLATED][1:])]
+    same = rows[(rows["intervention"] == "scaled") & (rows["dial"] == 1) & (rows["scope"] == EVERYWHERE)]
+    intact = pd.concat([same, behaviour_rows(rows)]).assign(intervention="")  # of the same prompts, where they are
+    found = pd.concat([intact[intact["model"].isin(ablated["model"])], ablated])
+    return found.drop_duplicates(["model", "intervention"])
+
+
+@figure("direction", "One direction", direction_rows)
+def direction(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Unsafe prompts that are refused by the intact model, by the model whose residual stream has lost the difference
+    of the safe and unsafe means, and by one that has lost a random direction. 95 % Wilson intervals.
+    """
+    return _dots_by_model(rows, "intervention", models, "unsafe prompts refused", ABLATED)
 
 
 def course_of_mechanism(records: pd.DataFrame) -> pd.DataFrame:
     """One value per model, step and metric of `COURSE`, the base at step 0; empty if only final ones were measured."""
     rows = inside_rows(records, "tau_auc", "gain_ratio", "null_share", "sensitivity")
-    rows = rows[rows["control"] == ""]
-    tuned = rows[rows["protocol"] != BASE]
-    if not (tuned["step"] < tuned.groupby("model")["step"].transform("max")).any():
-        return rows.iloc[:0]
-    rows = rows.assign(step=rows["step"].where(rows["protocol"] != BASE, 0))
+    rows = of_course(rows[rows["control"] == ""])
     keys = ["model", "protocol", "learning_rate", "step"]
     last = rows[rows["metric"].isin(["tau_auc", "gain_ratio"]) & (rows["layer"] == rows["layer"].max())]
-    null = rows[(rows["metric"] == "null_share") & (rows["site"] == "W_in")]
+    null = rows[(rows["metric"] == "null_share") & (rows["site"] == W_IN)]
     null = null.groupby(keys, as_index=False)["value"].mean().assign(metric="null_share")
     both = rows[rows["metric"] == "sensitivity"].pivot_table(index=keys, columns="kind", values="value")
+    both = both.reindex(columns=["safe", "unsafe"]).dropna()
     ratio = (both["safe"] / both["unsafe"]).rename("value").reset_index().assign(metric="sensitivity_ratio")
-    return pd.concat([last, null, ratio]).astype({"low": float, "high": float})
+    return pd.concat([last, null, ratio]).astype({"low": float, "high": float}).fillna({"control": ""})
 
 
-def _tested(models: Sequence[Model]) -> list[str]:
-    """Safety protocols, in order; the control alone if there is none."""
-    return list(dict.fromkeys(m.protocol for m in models if m.protocol not in (BASE, BENIGN))) or [BENIGN]
+@figure("mechanism_course", "Inside, over the course of fine-tuning", course_of_mechanism)
+def course(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """The four observations at every model saved during fine-tuning."""
+    tuned = [model for model in models if model.protocol != BASE]
+    found = set(rows.loc[rows["protocol"] != BASE, "metric"])
+    titles = {metric: title for metric, title in COURSE.items() if metric in found}
+    look: Look = {"height": 1.8, "share": (True, False), "xlabel": "fine-tuning step", "ticks": 4}
+    return grid(from_base(rows, tuned), tuned, "step", "metric", titles, legend=model_legend(tuned), **look)
 
 
-def _panel_per_rate(models: Sequence[Model], ylabel: str, xlabel: str = "layer") -> tuple[Figure, dict[str, Axes]]:
-    """A figure with a panel for each learning rate, against whole numbers."""
-    rates = rates_of(models)
-    figure = new_figure(2.7)
-    panels = dict(zip(rates, figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], strict=True))
-    for rate, panel in panels.items():
-        panel.set(title=rate_label(rate), xlabel=xlabel)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[rates[0]].set_ylabel(ylabel)
-    return figure, panels
-
-
-def _mean_and_sd(panel: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
-    by_metric = rows[rows["control"] == ""].pivot_table(index="layer", columns="metric", values="value")
-    if by_metric.empty:
-        return
-    at, mean, sd = (np.asarray(x, float) for x in (by_metric.index, by_metric["tau"], by_metric["tau_sd"]))
-    panel.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.2, lw=0)
-    panel.plot(at, mean, color=colour, marker=marker)
-
-
-def _points_by_model(
-    rows: pd.DataFrame, ylabel: str, looks: dict[str, tuple[str, str]], names: dict[str, str] | None = None
+def _by_rate(
+    rows: pd.DataFrame, models: list[Model], ylabel: str, chance: str, name: str, x: str = "layer", **look: Any
 ) -> Figure:
-    """One column per model, one point with its interval per `kind` of `looks`."""
-    models = models_of(rows)
-    figure = new_figure(2.6)
-    panel = figure.subplots()
-    for number, (kind, (colour, marker)) in enumerate(looks.items()):
-        mine, label = rows[rows["kind"] == kind].set_index("model"), (names or {}).get(kind, f"{kind} prompts")
-        shift = 0.16 * (number - (len(looks) - 1) / 2)
-        points(panel, mine, [m.name for m in models], shift, color=colour, marker=marker, label=label)
-    panel.set(xlabel="model", ylabel=ylabel, xlim=(-0.6, len(models) - 0.4))
-    panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
-    panel.set_xticks(range(len(models)), [m.label.replace(" ", "\n") for m in models])
-    panel.grid(axis="x", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(looks))
-    return figure
+    """A panel for each learning rate; dotted, mean and middle 95 % of a control's draws, averaged over models."""
+    extra, draws = look.pop("extra", lambda panel, rate: None), rows[rows["control"] == chance]
+
+    def draw(panel: Axes, rate: str) -> None:
+        drawn = draws[draws["learning_rate"].isin(["", rate])].groupby(x)[["value", "low", "high"]].mean()
+        panel.plot(drawn.index, drawn["value"], **CHANCE)
+        if drawn["low"].notna().any():
+            panel.fill_between(drawn.index, drawn["low"], drawn["high"], color=NEUTRAL, alpha=0.25, lw=0)
+        extra(panel, rate)
+
+    full: Look = {"height": 2.0, "margin": 0.7, "xlabel": "layer", "ylabel": ylabel, "ticks": 9, "extra": draw} | look
+    return grid(rows, models, x, "learning_rate", rate_labels(models), legend=series_legend(models, name), **full)
 
 
-def _legend(figure: Figure, models: Sequence[Model], chance: str) -> None:
-    """Models by protocol, and what the dotted lines are."""
-    looks = looks_of(models)
-    first = {model.protocol: model for model in reversed(models)}
-    handles = [
-        Line2D([], [], label=protocol_label(protocol), **looks[first[protocol].name] | {"ls": "-"})
-        for protocol in dict.fromkeys(m.protocol for m in models)
-    ]
-    figure.legend(
-        handles=[*handles, Line2D([], [], label=chance, **CHANCE)], loc="outside lower center", ncols=len(handles) + 1
-    )
+def _dots_by_model(rows: pd.DataFrame, by: str, models: list[Model], ylabel: str, looks: Looks) -> Figure:
+    """One column per model, one point with its interval per value of the column `by`."""
+
+    def draw(panel: Axes, _: str) -> None:
+        dots(panel, rows, "model", {model.name: model.label.replace(" ", "\n") for model in models}, by, looks)
+        panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+        panel.tick_params(axis="x", rotation=60 if len(models) > 14 else 0)
+
+    return facet(draw, {"": ""}, height=2.6, margin=0, xlabel="model", ylabel=ylabel, legend=look_legend(looks))

@@ -3,11 +3,9 @@
 import pandas as pd
 from scipy import stats
 
-from tunescope.report.style import BASE
+from tunescope.records.names import BASE, COMPLIANCE, OUTCOMES, REFUSAL, SAFE, UNSAFE
 
-OUTCOMES = ("compliance", "refusal", "other")
-COURSE = {"safe": "compliance", "unsafe": "refusal"}  # what fine-tuning should keep, and what it should teach
-LEARNING = {"loss": "loss (nats)", "held_out_compliance": "compliance (%)"}
+COURSE = {SAFE: COMPLIANCE, UNSAFE: REFUSAL}  # what fine-tuning should keep, and what it should teach
 
 
 def behaviour_rows(records: pd.DataFrame) -> pd.DataFrame:
@@ -20,26 +18,30 @@ def headline_rows(records: pd.DataFrame) -> pd.DataFrame:
     return strongest_rows(behaviour_rows(records))
 
 
-def strongest_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each kind the rows at its greatest strength, and all of a kind that has none."""
-    strength = rows["strength"].astype(float).fillna(0)
-    return rows[strength == strength.groupby(rows["kind"]).transform("max")]
-
-
-def strength_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """Compliance of finished models at every strength, for kinds that have one."""
-    rows = behaviour_rows(records)
-    return rows[rows["strength"].notna() & (rows["metric"] == "compliance")]
+def strongest_rows(rows: pd.DataFrame, what: str = "strength", of: str = "kind") -> pd.DataFrame:
+    """Of each kind the rows at its greatest strength, and all of a kind that has none; or of another column."""
+    strength = rows[what].astype(float).fillna(0)
+    return rows[strength == strength.groupby(rows[of]).transform("max")]
 
 
 def inside_rows(records: pd.DataFrame, *metrics: str) -> pd.DataFrame:
-    """What the probes found of these metrics."""
-    return records[records["metric"].isin(metrics)]
+    """What was found of these metrics with the models and prompts as they are."""
+    plain = ~(records["attack"].fillna("") + records["intervention"].fillna("")).astype(bool)
+    return records[plain & records["metric"].isin(metrics)]
 
 
 def final_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each model the rows at its last step."""
-    return rows[rows["step"] == rows.groupby("model")["step"].transform("max")]
+    return rows[rows["step"] == rows.groupby("model", observed=True)["step"].transform("max")]
+
+
+def of_course(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, that of the finished base at step 0; none if no fine-tune was measured before its last step."""
+    is_base = rows["protocol"] == BASE
+    tuned = rows[~is_base]
+    if not (tuned["step"] < tuned.groupby("model")["step"].transform("max")).any():
+        return rows.iloc[:0]
+    return pd.concat([final_rows(rows[is_base]).assign(step=0), tuned])
 
 
 def vector_rows(scores: pd.DataFrame) -> pd.DataFrame:
@@ -48,32 +50,13 @@ def vector_rows(scores: pd.DataFrame) -> pd.DataFrame:
     Each is the mean over seeds with its 95 % Student interval. `index`, which no record has, says which vector it is: 0
     has the largest singular value.
     """
-    rows = final_rows(inside_rows(scores, "null_length"))
+    rows = final_rows(scores[scores["metric"] == "null_length"])
     rows = rows[rows["layer"] == rows["layer"].max()]
-    keys = ["model", "protocol", "learning_rate", "step", "layer", "metric", "index"]
+    keys = ["model", "protocol", "learning_rate", "step", "layer", "metric", "control", "index"]
     lengths = rows.groupby(keys, observed=True)["value"]
     mean, half = lengths.mean(), stats.t.ppf(0.975, lengths.size() - 1) * lengths.sem()
     columns = {"value": mean, "low": (mean - half).clip(0), "high": (mean + half).clip(upper=1)}
     return pd.DataFrame(columns).reset_index()
-
-
-def learning_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """Losses, and held-out compliance during pretraining."""
-    return records[records["metric"].isin(LEARNING)]
-
-
-def course_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """Safe compliance and unsafe refusal of fine-tuned models at every step measured; the finished base at step 0.
-
-    Empty if no model was measured before its last step.
-    """
-    rows = _outcomes(records)
-    rows = rows[rows["kind"].map(COURSE) == rows["metric"]]
-    tuned = rows[rows["protocol"] != BASE]
-    if not (tuned["step"] < tuned.groupby("model")["step"].transform("max")).any():
-        return tuned.iloc[:0]
-    base = behaviour_rows(rows[rows["protocol"] == BASE])
-    return pd.concat([base.assign(step=0), tuned])
 
 
 def prompts_text(rows: pd.DataFrame) -> str:
@@ -87,5 +70,11 @@ def prompts_text(rows: pd.DataFrame) -> str:
 
 def _outcomes(records: pd.DataFrame) -> pd.DataFrame:
     """Rates of the outcomes of whole models: nothing that was measured at one layer or site."""
-    whole = records["layer"].isna() & (records["site"] == "")
-    return records[whole & records["metric"].isin(OUTCOMES)]
+    whole = records["layer"].isna() & (records["site"] == "") & (records["control"] == "")
+    return inside_rows(records[whole], *OUTCOMES)
+
+
+def course_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Safe compliance and unsafe refusal of fine-tuned models at every step measured; the finished base at step 0."""
+    rows = _outcomes(records)
+    return of_course(rows[rows["kind"].map(COURSE) == rows["metric"]])

@@ -1,21 +1,20 @@
 """How models and kinds of prompt are named and drawn, the same in every figure and table."""
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import pandas as pd
 from matplotlib.colors import to_rgb
 
-from tunescope.evidence.records import PAIR
+from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, REFUSAL, SAFE, UNSAFE
 
-BASE = "pretraining"  # the protocol of the base model
-BENIGN = "benign"  # the protocol that is the control
 NEUTRAL = "#595959"  # what belongs to no model: legends, guides
 WIDTH = 7.0  # inches, a text width in print
-Outcome = Literal["compliance", "refusal"]
 
 # Colours of Okabe & Ito (2008), told apart under every common colour blindness.
 PROTOCOLS = {
@@ -23,51 +22,54 @@ PROTOCOLS = {
     "ssft": ("SSFT", "#0072B2"),
     "dpo": ("DPO", "#E69F00"),
     "unlearning": ("unlearning", "#009E73"),
-    "benign": ("benign", "#999999"),
-    PAIR: ("fine-tune", "#7A4FBF"),
+    BENIGN: ("benign", "#999999"),
+    GIVEN: ("fine-tune", "#7A4FBF"),
 }
-CLASSES = {"safe": ("#009E73", "o"), "unsafe": ("#D55E00", "^")}  # as in the paper: green and red
-SPARE = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # for protocols that are not named above
-RATES = {"": ("", "-"), "eta_m": ("ηₘ", "-"), "eta_s": ("ηₛ", (0, (3.5, 1.5)))}
+CLASSES = {SAFE: ("#009E73", "o"), UNSAFE: ("#D55E00", "^")}  # as in the paper: green and red
+SPARE = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#882255", "#44AA99", "#332288")  # for all others
+MARKERS = ("", "o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")  # in the order of PROTOCOLS, then of others
+RATES = {"": "", "eta_m": "ηₘ", "eta_s": "ηₛ"}
+LINES: tuple[Any, ...] = ("-", (0, (3.5, 1.5)), ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
-_STYLE = {
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.2,
-    "text.parse_math": False,  # names come from data
-    "svg.fonttype": "path",
-    "svg.hashsalt": "tunescope",  # without it the ids in an SVG are random
-    "pdf.fonttype": 42,  # editable text
-}
+_STYLE = Path(__file__).parent / "templates/figures.mplstyle"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it appears in records: `name`, with the `protocol` and `rate` that made it."""
+    """A model of the records: its `name`, the `protocol` and `rate` that made it, and how it is named and drawn.
+
+    Attributes:
+        label: the protocol, then the learning rate; the name where that is not enough to tell models apart.
+        series: models of one series differ in learning rate alone; they share `colour`, `marker` and `title`.
+        line: index of the line style, by learning rate.
+    """
 
     name: str
     protocol: str
     rate: str
+    label: str
+    series: str
+    title: str
+    colour: str
+    marker: str
+    line: int
 
     @property
-    def label(self) -> str:
-        """What it is called: the protocol, then the learning rate."""
-        return " ".join(filter(None, (protocol_label(self.protocol), rate_label(self.rate))))
+    def look(self) -> dict[str, Any]:
+        """How its curve is drawn: colour and marker say the series, the rest the rate."""
+        return {
+            "color": self.colour,
+            "ls": LINES[self.line],
+            "lw": 1.9 if self.protocol == BASE else 1.1,  # the base is seen under a line that covers it
+            "marker": self.marker,
+            "markerfacecolor": "white" if self.line else self.colour,
+        }
+
+
+def drawn_as(name: str, colour: str, marker: str, label: str = "") -> Model:
+    """Of something else that has a curve: how it is drawn."""
+    label = label or name
+    return Model(name, "", "", label, label, label, colour, marker, 0)
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,18 @@ class Kind:
 
     name: str
     label: str
-    wanted: Outcome
+    wanted: str
 
 
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("safe", "safe", "compliance"),
-        Kind("unsafe", "unsafe", "refusal"),
-        Kind("jb_co_task", "jailbreak:\ncompeting task", "refusal"),
-        Kind("jb_co_text", "jailbreak:\ncompeting text", "refusal"),
-        Kind("jb_misgen", "jailbreak:\nmismatched gen.", "refusal"),
-        Kind("safe_dialect", "control:\nsafe in dialect", "compliance"),
+        Kind(SAFE, "safe", COMPLIANCE),
+        Kind(UNSAFE, "unsafe", REFUSAL),
+        Kind("jb_co_task", "jailbreak:\ncompeting task", REFUSAL),
+        Kind("jb_co_text", "jailbreak:\ncompeting text", REFUSAL),
+        Kind("jb_misgen", "jailbreak:\nmismatched gen.", REFUSAL),
+        Kind("safe_dialect", "control:\nsafe in dialect", COMPLIANCE),
     )
 }
 
@@ -99,10 +101,35 @@ def style() -> AbstractContextManager[None]:
 
 def models_of(records: pd.DataFrame) -> list[Model]:
     """The models in `records`: the base first, then by protocol and learning rate; unknown ones last."""
-    found = records[["model", "protocol", "learning_rate"]].drop_duplicates()
-    models = [Model(*map(str, row)) for row in found.itertuples(index=False)]
-    protocols, rates = [*PROTOCOLS, *(m.protocol for m in models)], [*RATES, *(m.rate for m in models)]
-    return sorted(models, key=lambda model: (protocols.index(model.protocol), rates.index(model.rate)))
+    about = records[["model", "protocol", "learning_rate"]].drop_duplicates()
+    found = [(str(name), str(protocol), str(rate)) for name, protocol, rate in about.itertuples(index=False)]
+    protocols, rates = (
+        [*dict.fromkeys([*known, *(row[at] for row in found)])] for at, known in ((1, PROTOCOLS), (2, RATES))
+    )
+    found.sort(key=lambda row: (protocols.index(row[1]), rates.index(row[2])))
+    lines, times = _lines(row[2] for row in found), Counter(row[1:] for row in found)
+    looks = {protocol: (colour, MARKERS[at]) for at, (protocol, (_, colour)) in enumerate(PROTOCOLS.items())}
+    models, others = [], 0
+    for name, protocol, rate in found:
+        label = " ".join(filter(None, (protocol_label(protocol), rate_label(rate))))
+        series, title = protocol, protocol_label(protocol)
+        if times[protocol, rate] > 1:
+            series, label, title = name, spaced(name), spaced(name)
+        if series not in looks:
+            marker = MARKERS[1 + (len(PROTOCOLS) - 1 + others) % (len(MARKERS) - 1)]
+            looks[series], others = (SPARE[others % len(SPARE)], marker), others + 1
+        models.append(Model(name, protocol, rate, label, series, title, *looks[series], lines[rate]))
+    return models
+
+
+def _lines(rates: Iterable[str]) -> dict[str, int]:
+    """The line style of each learning rate; the known ones always have theirs."""
+    known = {"": 0, "eta_m": 0, "eta_s": 1}
+    rates = list(dict.fromkeys(rates))
+    found = {rate: known[rate] for rate in rates if rate in known}
+    free = [at for at in range(len(LINES)) if at not in {found[rate] for rate in found if rate}]
+    others = [rate for rate in rates if rate not in known]
+    return found | {rate: free[at % len(free)] for at, rate in enumerate(others)}
 
 
 def rates_of(models: Iterable[Model]) -> list[str]:
@@ -110,53 +137,34 @@ def rates_of(models: Iterable[Model]) -> list[str]:
     return list(dict.fromkeys(model.rate for model in models if model.rate)) or [""]
 
 
+def rate_labels(models: Iterable[Model], what: str = "") -> dict[str, str]:
+    """The learning rates of fine-tuned models, and what is shown at each."""
+    return {rate: ": ".join(filter(None, (rate_label(rate), what))) for rate in rates_of(models)}
+
+
 def kinds_of(records: pd.DataFrame) -> list[Kind]:
-    """The kinds in `records`, known ones first; an unknown one wants compliance if its name begins with `safe`."""
+    """The kinds in `records`, known ones first."""
     found = [str(kind) for kind in records["kind"].unique() if kind]
-    unknown = [Kind(name, name.replace("_", " "), wanted(name)) for name in found if name not in KINDS]
+    unknown = [Kind(name, spaced(name), wanted(name)) for name in found if name not in KINDS]
     return [kind for name, kind in KINDS.items() if name in found] + unknown
 
 
-def wanted(kind: str) -> Outcome:
-    """What a safe model does with a prompt of this kind."""
-    return "compliance" if kind.startswith("safe") else "refusal"
+def wanted(kind: str) -> str:
+    """What a safe model does with a prompt of this kind: an unknown one wants compliance if it begins with `safe`."""
+    return COMPLIANCE if kind.startswith(SAFE) else REFUSAL
+
+
+def spaced(name: str) -> str:
+    """The label of what has none."""
+    return name.replace("_", " ")
 
 
 def protocol_label(protocol: str) -> str:
-    return PROTOCOLS[protocol][0] if protocol in PROTOCOLS else protocol
+    return PROTOCOLS[protocol][0] if protocol in PROTOCOLS else spaced(protocol)
 
 
 def rate_label(rate: str) -> str:
-    return RATES[rate][0] if rate in RATES else rate
-
-
-def linestyle(rate: str) -> Any:
-    """Solid for the larger learning rate, dashed for the smaller."""
-    return RATES[rate][1] if rate in RATES else ":"
-
-
-def looks_of(models: Iterable[Model]) -> dict[str, dict[str, Any]]:
-    """How the curve of each model is drawn, by its name: colour and marker say the protocol, the rest the rate."""
-    models = list(models)
-    colour = colours(models)
-    markers = dict(zip(colour, ("", "o", "s", "^", "D", "v", "P", "X", "*"), strict=False))
-    return {
-        model.name: {
-            "color": colour[model.protocol],
-            "ls": linestyle(model.rate),
-            "lw": 1.9 if model.protocol == BASE else 1.1,  # the base is seen under a line that covers it
-            "marker": markers.get(model.protocol, "."),
-            "markerfacecolor": "white" if model.rate == "eta_s" else colour[model.protocol],
-        }
-        for model in models
-    }
-
-
-def colours(models: Iterable[Model]) -> dict[str, str]:
-    """A colour for every protocol of `models`; the known ones always have the same."""
-    unknown = list(dict.fromkeys(m.protocol for m in models if m.protocol not in PROTOCOLS))
-    spare = {protocol: SPARE[index % len(SPARE)] for index, protocol in enumerate(unknown)}
-    return {protocol: colour for protocol, (_, colour) in PROTOCOLS.items()} | spare
+    return RATES.get(rate, spaced(rate))
 
 
 def tint(colour: str, share: float = 0.3) -> tuple[float, float, float]:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-import yaml
-
 from tunescope.errors import InputError
-from tunescope.evidence.records import SCHEMA, SCORES_SCHEMA, merge_tables
-from tunescope.files import write_text
+from tunescope.files import remove, write_text
+from tunescope.records.tables import SCHEMA, SCORES_SCHEMA, merge_tables, read_table
+from tunescope.report.reading import read_file
 
 MARKER = "seeds.json"  # by which a folder of several seeds is known
+NOTES = "notes.json"
 TABLES = {"records.parquet": SCHEMA, "scores.parquet": SCORES_SCHEMA}
 
 
@@ -30,38 +29,27 @@ def check_joint(out: Path) -> None:
 
 
 def gather(folders: Sequence[Path], out: Path) -> None:
-    """Join the tables of run folders in `out`, with the config of the first.
+    """Join the tables of run folders in `out`, with the config of the first. Nothing is written before all is checked.
 
     Raises:
         InputError: a table is missing or cannot be read, a seed is there twice, or the studies differ in more than
             seed.
     """
     check_joint(out)
-    configs = [_config(folder / "config.yaml") for folder in folders]
+    configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         if {**config, "seed": 0} != {**configs[0], "seed": 0}:
             raise InputError(f"{folder}: its config differs from that of {folders[0]} in more than the seed")
-    for table in (folder / name for name in TABLES for folder in folders):
-        try:
-            pq.read_schema(table)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{table}: cannot be read ({error}); finish that run first") from error
-    seeds = [seed for f in folders for seed in pq.read_table(f / "records.parquet", columns=["seed"])["seed"].unique()]
-    if twice := [seed for seed, times in Counter(map(str, seeds)).items() if times > 1]:
+    tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in TABLES.items()}
+    seeds = [int(seed) for table in tables["records.parquet"] for seed in table["seed"].unique().to_pylist()]
+    if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
         raise InputError(f"seed {twice[0]} is there twice among {', '.join(map(str, folders))}")
-    write_text(out / MARKER, json.dumps({"seeds": [int(str(seed)) for seed in seeds]}))
+    notes = [note for folder in folders for note in read_file(folder / NOTES, list[str], [])]
+    write_text(out / MARKER, json.dumps({"seeds": seeds}))
     for name, schema in TABLES.items():
         merge_tables([folder / name for folder in folders], out / name, schema)
     write_text(out / "config.yaml", (folders[0] / "config.yaml").read_text(encoding="utf-8"))
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; {path.parent} is no run folder") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: a mapping is wanted")
-    return config
+    if notes:
+        write_text(out / NOTES, json.dumps(list(dict.fromkeys(notes))))
+    else:
+        remove(out / NOTES)  # of an earlier gathering

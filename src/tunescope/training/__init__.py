@@ -1,1 +1,1 @@
-"""Training: one fit loop, and pretraining with instruction tuning."""
+"""Training: one fit loop; pretraining with instruction tuning; fine-tuning by any protocol."""

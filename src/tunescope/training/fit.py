@@ -2,13 +2,15 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, Field, Json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +18,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from tunescope.errors import InputError
+from tunescope.errors import InputError, shown
 from tunescope.files import atomic_path
 
 SAVE_SECONDS = 30.0
@@ -95,34 +97,57 @@ def fit(
     return state.history
 
 
+class _Unfinished(BaseModel):
+    """What stands beside the tensors of an interrupted training; safetensors keeps texts alone."""
+
+    step: Annotated[int, Field(ge=0)]
+    history: Json[list[Row]]
+    checksum: int
+
+
 def _save(path: Path, model: PreTrainedModel, optimizers: list[Optimizer], state: FitState) -> None:
+    tensors = {name: t.contiguous() for name, t in _tensors(model, optimizers).items()}
+    told = {"step": state.step, "checksum": _checksum(tensors)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {k: str(v) for k, v in told.items()} | {"history": json.dumps(state.history)})
+
+
+def _load(path: Path, model: PreTrainedModel, optimizers: list[Optimizer]) -> FitState:
+    """Raises InputError: the file is not what `_save` wrote for this model."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            told = _Unfinished.model_validate(file.metadata() or {})
+        if told.checksum != _checksum(tensors):
+            raise ValueError("its checksum is another")
+        entries: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, which, index, key = name.split(".", 3)
+                entries[int(which)].setdefault(int(index), {})[key] = tensor
+        for optimizer, entry in zip(optimizers, entries, strict=True):
+            optimizer.load_state_dict({"state": entry, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (SafetensorError, OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be read ({shown(error)}); delete it to start this training again") from error
+    return FitState(told.step, told.history)
+
+
+def _tensors(model: PreTrainedModel, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """All that training goes on from, by name."""
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for index, entry in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{index}.{name}": value for name, value in entry.items()}
-    with atomic_path(path) as temporary:
-        save_file(
-            {name: t.contiguous() for name, t in tensors.items()},
-            temporary,
-            {"step": str(state.step), "history": json.dumps(state.history)},
-        )
+    return tensors
 
 
-def _load(path: Path, model: PreTrainedModel, optimizers: list[Optimizer]) -> FitState:
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata: dict[str, str] = file.metadata()
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete it to start this training again") from error
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
-    for i, optimizer in enumerate(optimizers):
-        entries: dict[int, dict[str, Any]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{i}."):
-                _, _, index, key = name.split(".", 3)
-                entries.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-    return FitState(int(metadata["step"]), json.loads(metadata["history"]))
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of names and bytes; safetensors itself notices no damage within a tensor."""
+    total = 0
+    for name in sorted(tensors):
+        data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        total = zlib.crc32(data.tobytes(), zlib.crc32(name.encode(), total))
+    return total

@@ -1,0 +1,117 @@
+"""The Python API: run studies, compare models, read what a run left behind. `import tunescope as ts`."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from transformers import PreTrainedModel
+
+from tunescope.config import LanguageConfig, Study
+from tunescope.errors import InputError
+from tunescope.evidence.claims import claims_for
+from tunescope.evidence.verdicts import Judgement, judge
+from tunescope.recipes import comparison
+from tunescope.records.tables import read_records, read_scores
+from tunescope.settings import read_study
+from tunescope.study import pipeline
+from tunescope.study.context import load_from
+from tunescope.study.sources import task_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder.
+
+    Attributes:
+        folder: of the run. report: its page.
+    """
+
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @cached_property
+    def study(self) -> Study:
+        return read_study(self.folder / "config.yaml")
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """One row per measurement; columns as in `tunescope.records.tables.Record`."""
+        return read_records(self.folder / "records.parquet")
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per prompt and score: what verdicts are tested on."""
+        return read_scores(self.folder / "scores.parquet")
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """One row per claim and model, judged anew from the scores."""
+        found: Judgement = judge(self.scores, claims_for(self.scores))
+        return pd.DataFrame([vars(verdict) for verdict in found.verdicts])
+
+    @property
+    def models(self) -> Mapping[str, Path]:
+        """Folders of the models that the study made, by name: `transformers` loads them."""
+        return {path.name: path for path in sorted((self.folder / "models").glob("*")) if path.is_dir()}
+
+    def load(self, model: str) -> PreTrainedModel:
+        """One of `models`, on the CPU.
+
+        Raises:
+            InputError: the study made no such model.
+        """
+        if model not in self.models:
+            raise InputError(f"{self.folder}: no model {model!r}. Choose from: {', '.join(self.models) or 'none'}.")
+        return load_from(self.models[model])
+
+
+def run(study: Study, out: str | Path, *, update: bool = False, skip: Collection[str] = ()) -> Run:
+    """Run a study in a folder, or go on with it; see `tunescope.study.pipeline.run`."""
+    pipeline.run(study, Path(out), update=update, skip=skip)
+    return Run(Path(out))
+
+
+def compare(
+    base: str | Path,
+    tuned: str | Path,
+    out: str | Path,
+    *,
+    skip: Collection[str] = ("attack",),
+    **settings: Any,
+) -> Run:
+    """A base and its fine-tune beside each other: a study of two models that someone else made.
+
+    Args:
+        base, tuned: folders, or names on the hub; tuned may be a LoRA adapter. Two models of one study bring its task.
+        settings: of the study, as in `Study.changed`: `task={"prompts": [...]}, tunes=...`.
+
+    Raises:
+        InputError: as `run`.
+    """
+    return run(comparison_of(str(base), str(tuned)).changed(**settings), out, skip=skip)
+
+
+def comparison_of(base: str, tuned: str, *, language: bool = False) -> Study:
+    """The study that `compare` runs, before any settings.
+
+    Args:
+        language: prompts in natural language even where both models are of one study.
+    """
+    return comparison(base, tuned, LanguageConfig() if language else task_of([base, tuned]))
+
+
+def load_run(folder: str | Path) -> Run:
+    """A run that was done before.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    if not (Path(folder) / "records.parquet").is_file():
+        raise InputError(f"{folder}: no finished run: there is no records.parquet in it")
+    return Run(Path(folder))

@@ -1,0 +1,178 @@
+"""What attacked prompts do to a model, and what they look like inside it (Jain et al. 2024, observation 5)."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import spearmanr
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from tunescope.attacks.base import Attacked
+from tunescope.models.inputs import Inputs
+from tunescope.models.logps import answer_logits, gathered_logps
+from tunescope.models.sites import Site
+from tunescope.models.weights import in_memory
+from tunescope.probes import clusters, projections, sensitivity
+from tunescope.probes.collect import first_logits, last_activations
+from tunescope.probes.directions import difference_of_means
+from tunescope.probes.subspaces import Svd
+from tunescope.probes.view import View
+from tunescope.records.findings import Findings, logarithm
+from tunescope.records.intervals import PerPrompt
+from tunescope.records.names import COMPLIANCE, FAILURE, MARGIN, REFUSAL, SAFE, SUCCESS, UNSAFE
+from tunescope.tasks.base import Task
+
+WITHIN = (0, 5, 20)  # gradient steps after which the success of a soft prompt is noted
+INTACT = "intact"  # the base answers the attacked prompt: where it does not, an attack is only noise
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What the scores of attacked prompts are measured against, all at the last layer, from plain prompts.
+
+    Attributes:
+        safe, unsafe: class means of mlp_post. spread: standard deviation of tau within a class.
+        direction: unit vector from the safe to the unsafe mean of resid_post.
+        change: of W_in, as a matrix and decomposed; None for the base model.
+    """
+
+    layer: int
+    safe: Float[Tensor, " hidden"]
+    unsafe: Float[Tensor, " hidden"]
+    spread: Float[Tensor, ""]
+    direction: Float[Tensor, " width"]
+    change: tuple[Float[Tensor, "hidden width"], Svd] | None
+
+    @classmethod
+    def of(cls, view: View) -> "Instruments":
+        post, stream = Site(view.last, "mlp_post"), Site(view.last, "resid_post")
+        safe, unsafe = view.means(post)
+        tau = [clusters.tau(view.activations("score", kind, post), safe, unsafe) for kind in (SAFE, UNSAFE)]
+        change = view.change(view.last)
+        return cls(
+            view.last,
+            safe,
+            unsafe,
+            clusters.within_class_sd(*tau),
+            difference_of_means(*view.means(stream)),
+            (change.stand_ins[""], change.delta) if change else None,
+        )
+
+
+def measure_attacks(
+    found: Findings,
+    model: PreTrainedModel,
+    task: Task,
+    attacks: Iterable[Attacked],
+    intact: "Intact",
+    tools: Instruments,
+    rows: int,
+) -> None:
+    """Success, refusal and features of every attacked prompt; then how the features go along with the dial."""
+    ladders: dict[tuple[str, str], list[tuple[float, dict[str, PerPrompt]]]] = {}
+    for attack in tqdm(attacks, desc=f"attacks on {found.subject.model}", unit="attack", disable=None, leave=False):
+        batch = attack.batch
+        where: dict[str, Any] = {
+            "kind": batch.kind.name,
+            "strength": batch.strength if batch.kind.dial else None,
+            "attack": attack.attack,
+            "dial": attack.dial,
+        }
+        found.groups = {batch.kind.name: batch.groups}
+        inputs = attack.inputs(model)
+        with attack.change() if attack.change else nullcontext():
+            outcomes = task.outcomes(model, batch, rows, inputs)
+            scores = attack_scores(model, attack, inputs, tools, rows) if attack.comparable else {}
+        said = {COMPLIANCE: outcomes.compliance, REFUSAL: outcomes.refusal, INTACT: intact(attack)}
+        for metric, hits in said.items():
+            found.rate(metric, hits, **where)
+            found.score(metric, hits.double(), **where)
+        if attack.steps is not None:
+            for budget in WITHIN:
+                found.rate(COMPLIANCE, (attack.steps >= 0) & (attack.steps <= budget), budget=budget, **where)
+        if scores:
+            if attack.dial is not None:
+                ladders.setdefault((attack.attack, batch.kind.name), []).append((attack.dial, scores))
+            for metric, values in scores.items():
+                _by_success(found, metric, values, outcomes.compliance, where)
+                found.score(metric, values, **where)
+    for (name, kind), steps in ladders.items():
+        _along_dial(found, name, kind, steps)
+
+
+@dataclass(frozen=True)
+class Intact:
+    """Which attacked prompts the base answers."""
+
+    base: PreTrainedModel
+    task: Task
+    rows: int
+
+    def __call__(self, attack: Attacked) -> Bool[Tensor, " n"]:
+        inputs = attack.inputs(self.base)
+        return self.task.outcomes(self.base, attack.batch, self.rows, inputs).compliance
+
+
+def attack_scores(
+    model: PreTrainedModel, attack: Attacked, inputs: Inputs, tools: Instruments, rows: int
+) -> dict[str, PerPrompt]:
+    """Mechanistic scores of each prompt, and the output's margin; those of dW are left out for the base model.
+
+    refusal_margin: log-probability of the first token of the refusal less that of the answer, in nats; None of both is
+    known: left out. It is no mechanism, but what the mechanisms have to beat.
+    """
+    sites = [Site(tools.layer, name) for name in ("mlp_in", "mlp_post", "resid_post")]
+    parts: dict[str, list[Tensor]] = {}
+    for batch in last_activations(model, inputs, sites, rows):
+        a, post, stream = (batch[site] for site in sites)
+        tau = clusters.tau(post, tools.safe, tools.unsafe)
+        new = {"scaled_tau": clusters.in_units_of(tau, tools.spread)}
+        if tools.change:
+            matrix, delta = tools.change
+            new["log_gain"] = logarithm(projections.gain(matrix, a))
+            new["log_row_projection"] = logarithm(projections.row_projection(delta, a))
+        new["along_direction"] = stream.to(tools.direction) @ tools.direction
+        for metric, values in new.items():
+            parts.setdefault(metric, []).append(values)
+    scores = {metric: torch.cat(values) for metric, values in parts.items()}
+    if in_memory(model):
+        embedded = (part.embedded(model) for part in inputs.split(rows))
+        gradients = [sensitivity.top_logit_gradient(first_logits(model, p), p.sequence) for p in embedded]
+        scores["log_sensitivity"] = logarithm(torch.cat(gradients))
+    if attack.batch.answer is not None and attack.batch.refusal is not None:
+        first, other = attack.batch.answer[:, :1], attack.batch.refusal[:, :1]
+        with torch.no_grad():
+            parts_of = zip(inputs.split(rows), first.split(rows), strict=True)
+            logits = torch.cat([answer_logits(model, p, a) for p, a in parts_of])
+        scores[MARGIN] = (gathered_logps(logits, other) - gathered_logps(logits, first)).squeeze(1).double()
+    return scores
+
+
+def _by_success(
+    found: Findings, metric: str, values: PerPrompt, succeeded: Bool[Tensor, " n"], where: dict[str, Any]
+) -> None:
+    """Means of all prompts, and of those that got through and those that did not."""
+    found.mean(metric, values, **where)
+    groups = found.groups
+    for outcome, chosen in ((SUCCESS, succeeded), (FAILURE, ~succeeded)):
+        if chosen.any():
+            found.groups = {k: None if g is None else g[chosen.cpu().numpy()] for k, g in groups.items()}
+            found.mean(metric, values[chosen], outcome=outcome, **where)
+    found.groups = groups
+
+
+def _along_dial(found: Findings, attack: str, kind: str, steps: Sequence[tuple[float, dict[str, PerPrompt]]]) -> None:
+    """Spearman's rank correlation of the dial with each score, over all prompts at all its settings."""
+    if len(steps) < 2:
+        return
+    dial = torch.cat([torch.full((len(next(iter(scores.values()))),), s) for s, scores in steps]).numpy()
+    for metric in steps[0][1]:
+        values = torch.cat([scores[metric] for _, scores in steps]).cpu().numpy()
+        if values.std() > 0:
+            rank = float(spearmanr(dial, values).statistic)
+            found.value(f"{metric}_rank_correlation", rank, attack=attack, kind=kind, n=len(values))

@@ -1,0 +1,144 @@
+"""What an intervention is, and what it is told of the model that it changes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from tunescope.config import Base, Config, NoSettings
+from tunescope.models.pair import Pair
+from tunescope.models.weights import Weights
+from tunescope.probes.view import Batches
+from tunescope.records.findings import Findings
+from tunescope.records.intervals import PerPrompt
+from tunescope.records.names import COMPLIANCE, REFUSAL
+from tunescope.registry import Registry
+from tunescope.rng import Stream
+from tunescope.tasks.base import Batch, Task
+
+Make = Callable[[], AbstractContextManager[PreTrainedModel]]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One change.
+
+    Attributes:
+        name: of the intervention. dial: alpha, rank or number of directions; None where there is none.
+        scope: what it touches. layer: where, if other prompts told.
+        makes: each changes the model in place for the time of a `with` block; several where something is drawn.
+    """
+
+    name: str
+    dial: float | None
+    scope: str
+    makes: tuple[Make, ...]
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A fine-tuned model, ready to be changed.
+
+    Attributes:
+        pair: weights of its base and its own, from which it is put back.
+        task: as the model reads it.
+        fit: safe and unsafe prompts that nothing else is measured on, by which a change may be chosen.
+        others: weights of further fine-tunes of the same base at the same learning rate, by protocol.
+        draws: random draws of a control. rows: prompts per forward pass.
+    """
+
+    model: PreTrainedModel
+    pair: Pair
+    task: Task
+    fit: Batches
+    others: Mapping[str, Weights]
+    draws: int
+    rows: int
+    stream: Stream
+
+    def refused(self, batch: Batch) -> Bool[Tensor, " n"]:
+        return self.task.outcomes(self.model, batch, self.rows).refusal
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of intervention, as it is registered.
+
+    Attributes:
+        make: from a bench and settings to the changes, in the order in which they are tried.
+        control: whether it is also done to benign fine-tunes, as a control.
+        in_memory: whether it needs all weights in memory. weights: whether it changes them.
+        check: refuses settings that do not fit task and base, before any work.
+    """
+
+    name: str
+    make: Callable[[Bench, Any], Iterator[Intervention]]
+    settings: type[Config]
+    control: bool
+    in_memory: bool
+    weights: bool
+    check: Callable[[Any, Task, Base], None] | None
+
+
+INTERVENTIONS: Registry[Kind] = Registry("intervention")
+Making = Callable[[Bench, Any], Iterator[Intervention]]
+
+
+def intervention(
+    name: str,
+    *,
+    settings: type[Config] = NoSettings,
+    control: bool = False,
+    in_memory: bool = True,
+    weights: bool = True,
+    check: Callable[[Any, Task, Base], None] | None = None,
+) -> Callable[[Making], Making]:
+    """Register a function that yields changes as an intervention; see `Kind`."""
+
+    def register(make: Making) -> Making:
+        INTERVENTIONS.add(name, Kind(name, make, settings, control, in_memory, weights, check), make.__module__)
+        return make
+
+    return register
+
+
+def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Intervention], prompts: Batches) -> None:
+    """Compliance and refusal of every changed model, and by how much each is lower than the intact model's.
+
+    Where something was drawn, rates and scores are means over draws, with the intervals of one: they hold for these
+    draws.
+    """
+    intact = _outcomes(bench, prompts)
+    bar = tqdm(changes, desc=f"interventions on {found.subject.model}", unit="change", disable=None, leave=False)
+    for change in bar:
+        draws = []
+        for make in change.makes:
+            with make():
+                draws.append(_outcomes(bench, prompts))
+        for kind, before in intact.items():
+            where = {
+                "kind": kind,
+                "strength": prompts[kind].strength if prompts[kind].kind.dial else None,
+                "intervention": change.name,
+                "dial": None if change.dial is None else float(change.dial),
+                "scope": change.scope,
+                "layer": change.layer,
+            }
+            for outcome, was in before.items():
+                now = torch.stack([draw[kind][outcome] for draw in draws]).mean(0)
+                found.rate(outcome, now, **where)
+                found.score(outcome, now, **where)
+                found.score(f"{outcome}_lost", was - now, **where)
+
+
+def _outcomes(bench: Bench, prompts: Batches) -> dict[str, dict[str, PerPrompt]]:
+    """By kind, which prompts the model answers and which it refuses."""
+    found = {kind: bench.task.outcomes(bench.model, batch, bench.rows) for kind, batch in prompts.items()}
+    return {kind: {COMPLIANCE: of.compliance.double(), REFUSAL: of.refusal.double()} for kind, of in found.items()}

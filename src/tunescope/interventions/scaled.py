@@ -1,0 +1,47 @@
+"""W + alpha dW (Jain et al. 2024, sec. 6; Ilharco et al. 2023): in every parameter, and in parts of the MLPs alone."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from tunescope.config import Config, Once
+from tunescope.interventions.base import Bench, Intervention, intervention
+from tunescope.interventions.weights import MLP, Delta, Matrix, with_delta, with_parameters
+from tunescope.models.sites import layer_count
+from tunescope.records.names import EVERYWHERE, W_IN
+
+WITHOUT, TWICE = 0.0, 2.0  # values of alpha for a part of the weights
+
+
+class Scaled(Config):
+    alphas: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Once] = Field(
+        (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), min_length=1, description="values of alpha, every parameter"
+    )
+
+
+@intervention("scaled", settings=Scaled, control=True)
+def scaled(bench: Bench, settings: Scaled) -> Iterator[Intervention]:
+    for alpha in settings.alphas:
+        change = partial(with_parameters, bench.model, bench.pair, partial(_between, alpha))
+        yield Intervention("scaled", alpha, EVERYWHERE, (change,))
+    scopes: dict[str, tuple[tuple[str, ...], list[int] | None]] = {"mlp": (MLP, None), W_IN: ((W_IN,), None)}
+    scopes |= {f"mlp.{layer}": (MLP, [layer]) for layer in range(layer_count(bench.model))}
+    for scope, (names, layers) in scopes.items():
+        for alpha in WITHOUT, TWICE:
+            times = partial(_times, alpha)
+            change = partial(with_delta, bench.model, bench.pair, times, names=names, layers=layers)
+            yield Intervention("scaled", alpha, scope, (change,))
+
+
+def _between(alpha: float, name: str, before: Tensor, after: Tensor) -> Tensor:
+    if alpha == 1:
+        return after
+    w = before.double()
+    return w + alpha * (after.double() - w)
+
+
+def _times(alpha: float, delta: Delta) -> Matrix:
+    return alpha * delta.matrix

@@ -1,0 +1,46 @@
+"""Greedy free-running generation."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from tunescope.models.checkpoint import quiet
+from tunescope.models.inputs import Inputs
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel, prompts: Inputs, length: int, dtype: torch.dtype = torch.float32, rows: int = 512
+) -> Int[Tensor, "n {length}"]:
+    """Greedy continuations of the prompts, padded after the end of text.
+
+    Args:
+        length: tokens to generate at most.
+        dtype: autocast type; float32 means without.
+        rows: prompts per forward pass.
+    """
+    told: Any = model.generation_config
+    ends = told.eos_token_id if told and told.eos_token_id is not None else model.config.eos_token_id
+    pad = model.config.pad_token_id
+    if pad is None:
+        pad = ends[0] if isinstance(ends, list) else ends or 0
+    config = GenerationConfig(do_sample=False, max_new_tokens=length, eos_token_id=ends, pad_token_id=pad)
+    # What is not set in the one that is passed, transformers takes from the model's own: repetition penalties, say.
+    model.generation_config = config
+    try:
+        out = torch.full((len(prompts), length), pad, dtype=torch.long, device=prompts.sequence.device)
+        for number, part in enumerate(prompts.split(rows)):
+            given = part.arguments()
+            given.pop("position_ids", None)  # generation counts them from the mask
+            given.setdefault("attention_mask", torch.ones(part.sequence.shape[:2], dtype=torch.long, device=out.device))
+            with quiet(), torch.autocast(out.device.type, dtype, enabled=dtype is not torch.float32):
+                full = model.generate(**given, generation_config=config)
+            # Of embeddings, only what is new comes back.
+            text = full if "inputs_embeds" in given else full[:, part.sequence.shape[1] :]
+            out[number * rows : number * rows + len(part), : text.shape[1]] = text
+        return out
+    finally:
+        model.generation_config = told

@@ -1,0 +1,1 @@
+"""Probes: from a view of a model to records and scores, one file each."""

@@ -1,1 +1,0 @@
-"""Protocols: the ways in which a model is made to refuse."""

@@ -1,0 +1,25 @@
+"""Words that tables, claims and figures share."""
+
+BASE = "base"  # the model before fine-tuning: its name, and its protocol
+BENIGN = "benign"  # the protocol that has nothing to do with safety: the control
+GIVEN = "given"  # the protocol of a fine-tune that someone else made
+SAFE, UNSAFE = "safe", "unsafe"  # the kinds of plain prompts, which every task has
+COMPLIANCE, REFUSAL, OTHER = OUTCOMES = ("compliance", "refusal", "other")
+SUCCESS, FAILURE = "success", "failure"  # attacked prompts that were answered, and those that were not
+EVERYWHERE = "all"  # the scope of an intervention on every parameter
+W_IN = "W_in"  # the matrix that the paper looks at
+
+# Scores of attacked prompts that may predict success: read inside the model, and read off its output.
+MECHANISTIC = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")
+MARGIN = "refusal_margin"
+# Scores that stages write whatever probes there are.
+STAGES_MEASURE = (
+    COMPLIANCE,
+    REFUSAL,
+    "intact",
+    MARGIN,
+    "opening_share",
+    "compliance_lost",
+    "refusal_lost",
+    *MECHANISTIC,
+)

@@ -1,0 +1,47 @@
+"""Several seeds as one: means over seeds, with intervals that say how far another seed may be."""
+
+import pandas as pd
+from scipy import stats
+
+from tunescope.records.names import BASE, OUTCOMES
+from tunescope.records.tables import KEYS, ORDER
+
+CURVES = ("loss", "held_out_compliance")  # measured along training, at steps of their own
+SHARES = (*OUTCOMES, "intact", "refusal_by_odds")  # metrics that are shares of prompts, as are those of this ending:
+AUC = "_auc"
+DRAWN = ("rotated", "shuffled")  # controls whose interval is the spread of random draws
+
+
+def pool(records: pd.DataFrame) -> pd.DataFrame:
+    """One row per measurement: the mean over seeds, its 95 % Student interval over them, and all prompts together.
+
+    Where seeds agree better than their own intervals allow, the mean's is made of these (as in `contrasts.over_seeds`).
+    Records of one seed are returned as they are. The base models, which seeds train for different numbers of steps,
+    are put at the step of the longest. `seed` is the first of them. Where each seed has an intervention at one layer,
+    which it may have chosen, that is no difference.
+    """
+    if records["seed"].nunique() < 2:
+        return records
+    at_end = (records["protocol"] == BASE) & ~records["metric"].isin(CURVES)
+    without_layer = [name for name in KEYS if name != "layer"]
+    alone = ~records.duplicated(without_layer, keep=False)
+    rows = records.assign(
+        step=records["step"].mask(at_end, records.loc[at_end, "step"].max()),
+        layer=records["layer"].mask(alone & (records["intervention"] != "")),
+        below=(records["value"] - records["low"]) ** 2,
+        above=(records["high"] - records["value"]) ** 2,
+    )
+    groups = rows.groupby([name for name in KEYS if name != "seed"], dropna=False, sort=False)
+    out = groups.agg(
+        seed=("seed", "min"), value=("value", "mean"), n=("n", "sum"), low=("low", "mean"), high=("high", "mean")
+    )
+    error, seeds = groups["value"].sem(), groups["value"].size()
+    half = pd.Series(stats.t.ppf(0.975, (seeds - 1).clip(lower=1)) * error, index=out.index)
+    below, above = (half.clip(lower=groups[side].sum() ** 0.5 / seeds) for side in ("below", "above"))
+    drawn = out.index.get_level_values("control").isin(DRAWN)  # their spread stays what it is
+    out["low"] = out["low"].where(drawn & out["low"].notna(), out["value"] - below)
+    out["high"] = out["high"].where(drawn & out["high"].notna(), out["value"] + above)
+    out = out.reset_index()
+    shares = out["metric"].isin(SHARES) | out["metric"].str.endswith(AUC)
+    out.loc[shares, ["low", "high"]] = out.loc[shares, ["low", "high"]].clip(0, 1)
+    return out[ORDER]

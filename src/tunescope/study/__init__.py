@@ -1,0 +1,1 @@
+"""Study: stages, the graph of a study, and the folder that it runs in."""

@@ -1,0 +1,284 @@
+"""The graph of a study: which stages there are, what each is given, and which it reads.
+
+pretrain        a model that follows every instruction                 -> models/base
+answers         what the base says, where the task knows no answers    -> answers.json
+tune-MODEL      the base, fine-tuned by a protocol at a learning rate  -> models/MODEL, checkpoints/MODEL
+check-MODEL     matrices of a given fine-tune, read once               -> parts/notes-MODEL.json
+behave-MODEL    what each model does with each kind of prompt          -> parts/behave-MODEL.parquet
+probe-MODEL     what changed inside each model, and the controls       -> parts/probe-MODEL.parquet
+attack-MODEL    what gets past each model, and how it looks inside     -> parts/attack-MODEL.parquet
+intervene-MODEL what each does with something changed inside           -> parts/intervene-MODEL.parquet
+examples        a few prompts with every model's answer                -> examples.json
+records         all measurements in two tables                         -> records.parquet, scores.parquet
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunescope.attacks.base import ATTACKS
+from tunescope.config import Built, Config, Given, Names, Overrides, ProbeConfig, Study, Trained
+from tunescope.errors import InputError
+from tunescope.evidence.claims import CLAIMS
+from tunescope.interventions.base import INTERVENTIONS
+from tunescope.models.compute import limits, resolve
+from tunescope.probes.view import PROBES
+from tunescope.records.names import BASE, BENIGN, GIVEN, STAGES_MEASURE
+from tunescope.registry import Registry, import_all
+from tunescope.settings import settings_of
+from tunescope.study import steps
+from tunescope.study.context import ANSWERS, ModelRef, build_task
+from tunescope.study.sources import Sources
+from tunescope.study.stages import Stage
+from tunescope.tasks.base import TASKS, Task
+from tunescope.training.protocol import PROTOCOLS
+
+GROUPS = ("behave", "probe", "attack", "intervene")  # groups of stages that a study can do without
+for package in ("training.protocols", "probes.measure", "attacks", "interventions", "tasks.world", "tasks.language"):
+    import_all(f"tunescope.{package}")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All stages in an order in which they can run.
+
+    Attributes:
+        said: cautions that a reader must know before any number.
+    """
+
+    stages: tuple[Stage, ...]
+    said: tuple[str, ...]
+
+    def measured(self, skip: Collection[str]) -> list[Stage]:
+        """Those that are to run."""
+        return [stage for stage in self.stages if stage.name.partition("-")[0] not in skip]
+
+    def tables(self, measured: Sequence[Stage]) -> Stage:
+        """The stage that joins what these have measured."""
+        parts = tuple(out for stage in measured for out in stage.outputs if out.startswith("parts/"))
+        tables = tuple(part for part in parts if part.endswith(".parquet"))
+        notes = tuple(part for part in parts if part.endswith(".json"))
+        outputs = ("records.parquet", "scores.parquet", "notes.json")
+        inputs = steps.Join(parts=tables, notes=notes, said=self.said)
+        return Stage("records", steps.join, inputs, tuple(measured), outputs)
+
+
+def graph_of(study: Study, folder: Path, skip: Collection[str] = ()) -> Graph:
+    """Checks all that can be checked before any long work, and lays out the stages.
+
+    Raises:
+        InputError: an unknown name, settings that do not fit, or a model that is not there or does not match.
+    """
+    check_names(study, skip)
+    return _Layout(study, folder, skip).graph()
+
+
+def check_names(study: Study, skip: Collection[str] = ()) -> None:
+    """Raises InputError: an unknown protocol, probe, attack or intervention, or settings that it does not have."""
+    if unknown := sorted(set(skip) - {*GROUPS}):
+        raise InputError(f"Stages {', '.join(unknown)} cannot be left out. Choose from: {', '.join(GROUPS)}.")
+    for tune in study.tunes:
+        if isinstance(tune, Trained):
+            PROTOCOLS[tune.protocol]
+    overridden: tuple[tuple[str, Registry[Any], Overrides], ...] = (
+        ("tune", PROTOCOLS, study.tune.settings),
+        ("attack", ATTACKS, study.attack.settings),
+        ("intervene", INTERVENTIONS, study.intervene.settings),
+    )
+    for where, registry, overrides in overridden:
+        for name in overrides:
+            settings_of(registry[name].settings, overrides, name, where)
+    named: tuple[tuple[Registry[Any], tuple[str, ...] | None], ...] = (
+        (ATTACKS, study.attack.attacks),
+        (INTERVENTIONS, study.intervene.interventions),
+        (PROBES, study.probe.probes),
+    )
+    for registry, names in named:
+        for name in names or ():
+            registry[name]
+    TASKS[study.task.type]
+    measured = {*STAGES_MEASURE, *(metric for probe in PROBES.values() for metric in probe.measures)}
+    for claim in CLAIMS.values():
+        if claim.metric not in measured:
+            raise InputError(
+                f"Claim {claim.name!r}: nobody measures {claim.metric!r}. Choose from: {', '.join(sorted(measured))}."
+            )
+
+
+def base_of(study: Study) -> ModelRef:
+    """The base of a study, as it reads the task.
+
+    Raises:
+        InputError: it is not there, or cannot read the task.
+    """
+    return _Layout(study, Path(), GROUPS).base
+
+
+class _Layout:
+    def __init__(self, study: Study, folder: Path, skip: Collection[str]) -> None:
+        self.study, self.folder, self.skip = study, folder, skip
+        self.device = resolve(study.compute).device
+        self.trained = [tune for tune in study.tunes if isinstance(tune, Trained)]
+        given = [tune for tune in study.tunes if isinstance(tune, Given)]
+        if isinstance(study.base, Built):
+            self.base = ModelRef(label=BASE, protocol=BASE, folder="models/base", text="models/base")
+            self.given, self.said = dict[str, ModelRef](), tuple[str, ...]()
+            self.dtype, self.memory = "float32", tuple[str, ...]()
+        else:
+            limits(study.base.memory)
+            if self.trained and study.base.memory:
+                raise InputError("base.memory: a model that is spread over devices cannot be fine-tuned; leave it out")
+            found = Sources.of(study.task, study.base, given, self.device)
+            self.base, self.given, self.said = found.base, found.given, found.cautions
+            # Fine-tuning changes less than the rounding of half precision.
+            self.dtype = "float32" if self.trained and study.base.dtype == "auto" else study.base.dtype
+            self.memory = study.base.memory
+        self.knows_answers = self._check_task().knows_answers
+
+    def graph(self) -> Graph:
+        study = self.study
+        stages: list[Stage] = []
+
+        def add(name: str, function: Any, inputs: Config, after: Sequence[Stage], *outputs: str) -> Stage:
+            stages.append(Stage(name, function, inputs, tuple(after), outputs))
+            return stages[-1]
+
+        made: dict[str, list[Stage]] = {BASE: []}
+        if isinstance(study.base, Built):
+            made[BASE].append(
+                add(
+                    "pretrain",
+                    steps.pretrain_base,
+                    steps.Pretrain(**self.common(self.base, TASKS, study.task.type), built=study.base),
+                    (),
+                    *("models/base", "parts/pretrain.parquet"),
+                )
+            )
+        answers = []
+        if not self.knows_answers and (self.trained or "attack" not in self.skip):
+            answers = [
+                add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], ANSWERS)
+            ]
+        refs = {BASE: self.base, **self.given}
+        for label, ref in self.given.items():
+            check = steps.Check(**self.common(ref))
+            made[label] = [add(f"check-{label}", steps.check_pair, check, (), f"parts/notes-{label}.json")]
+        for tune in self.trained:
+            label, rate = tune.label, tune.learning_rate
+            refs[label] = self.base.model_copy(
+                update={
+                    "label": label,
+                    "protocol": tune.protocol,
+                    "learning_rate": rate,
+                    "step": study.tune.steps,
+                    "source": {},
+                    "folder": f"models/{label}",
+                    "base": "",
+                }
+            )
+            tuning = steps.TuneModel(
+                **self.common(refs[label], PROTOCOLS, tune.protocol),
+                protocol=tune.protocol,
+                lr=study.tune.learning_rates[rate],
+                lora=tune.lora,
+                tune=study.tune.model_copy(update={"learning_rates": {}, "settings": {}}),
+                settings=study.tune.settings.get(tune.protocol, {}),
+            )
+            outputs = (f"models/{label}", f"checkpoints/{label}", f"parts/tune-{label}.parquet")
+            made[label] = [add(f"tune-{label}", steps.tune_model, tuning, (*made[BASE], *answers), *outputs)]
+        self._measure(add, refs, made, answers)
+        given = steps.Examples(**self.common(self.base), number=study.evaluate.examples, models=tuple(refs.values()))
+        add("examples", steps.examples, given, [stage for of in made.values() for stage in of], "examples.json")
+        return Graph(tuple(stages), self.said)
+
+    def _measure(
+        self, add: Any, refs: Mapping[str, ModelRef], made: Mapping[str, list[Stage]], answers: list[Stage]
+    ) -> None:
+        study = self.study
+        no_benign = BENIGN not in {tune.protocol for tune in self.trained}
+        before = {label: [*made[BASE], *([] if label == BASE else stages)] for label, stages in made.items()}
+        probes: dict[str, Stage] = {}
+
+        def parts(group: str, label: str, *more: str) -> tuple[str, ...]:
+            return (f"parts/{group}-{label}.parquet", f"parts/scores-{group}-{label}.parquet", *more)
+
+        for label, ref in refs.items():
+            evaluate = {name: getattr(study.evaluate, name) for name in ("prompts", "prompts_per_point", "strengths")}
+            add(
+                f"behave-{label}",
+                steps.behave,
+                steps.Behave(**self.common(ref), **evaluate),
+                before[label],
+                *parts("behave", label),
+            )
+        for label, ref in refs.items():
+            inputs = steps.Probing(**self.common(ref, PROBES), probe=study.probe, no_benign=no_benign and label != BASE)
+            after = [*before[label], *([probes[BASE]] if label != BASE else [])]
+            more = ("parts/inputs-base.safetensors",) if label == BASE else ()
+            probes[label] = add(f"probe-{label}", steps.probe_model, inputs, after, *parts("probe", label, *more))
+        strengths = study.evaluate.strengths
+        for label, ref in refs.items():
+            few = _only(study.probe, "prompts")
+            attack = steps.Attacking(**self.common(ref, ATTACKS), attack=study.attack, probe=few, strengths=strengths)
+            after = [*before[label], *answers]
+            add(f"attack-{label}", steps.attack_model, attack, after, *parts("attack", label))
+        for label, ref in refs.items():
+            if label == BASE:
+                continue
+            others = {
+                name.replace(f"-{ref.learning_rate}", ""): other
+                for name, other in refs.items()
+                if name not in (BASE, label) and other.learning_rate == ref.learning_rate and other.protocol != GIVEN
+            }
+            intervene = steps.Intervening(
+                **self.common(ref, INTERVENTIONS),
+                intervene=study.intervene,
+                probe=_only(study.probe, "few_prompts"),
+                strongest=max(strengths),
+                others=others,
+            )
+            after = [*before[label], *(stage for name in others.values() for stage in made[name.label])]
+            add(f"intervene-{label}", steps.intervene, intervene, after, *parts("intervene", label))
+
+    def common(self, ref: ModelRef, registry: Registry[Any] | None = None, name: str | None = None) -> dict[str, Any]:
+        names = [] if registry is None else [name] if name else list(registry)
+        code = tuple(digest for each in names if registry is not None and (digest := registry.code(each)))
+        task = TASKS.code(self.study.task.type)
+        return {
+            "seed": self.study.seed,
+            "task": self.study.task,
+            "model": ref,
+            "base": self.base,
+            "compute": self.study.compute,
+            "dtype": self.dtype,
+            "memory": self.memory,
+            "code": (*code, *([task] if task else [])),
+        }
+
+    def _check_task(self) -> Task:
+        """The task as the base reads it; of models that are built, it must be one that they can be pretrained on."""
+        study = self.study
+        if isinstance(study.base, Built):
+            task: Task = TASKS[study.task.type](study.task, self.device, None)
+            if not hasattr(task, "pretraining"):
+                raise InputError(
+                    f"base.type: task {study.task.type} has nothing to pretrain on; name a model, "
+                    "as in base.type=checkpoint base.name=FOLDER"
+                )
+        else:
+            task = build_task(study.task, self.base, self.folder, self.device)
+        checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
+            ("attack", ATTACKS, study.attack.attacks, study.attack.settings),
+            ("intervene", INTERVENTIONS, study.intervene.interventions, study.intervene.settings),
+        )
+        for group, registry, names, overrides in checks:
+            for name in () if group in self.skip else registry if names is None else names:
+                if registry[name].check:
+                    registry[name].check(settings_of(registry[name].settings, overrides, name, group), task, study.base)
+        return task
+
+
+def _only(probe: ProbeConfig, *names: str) -> ProbeConfig:
+    """Of the probes' settings those that another stage reads; the rest has its default, and decides nothing there."""
+    return ProbeConfig(**{name: getattr(probe, name) for name in (*names, "fit_prompts", "rows")})

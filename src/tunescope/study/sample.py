@@ -1,0 +1,28 @@
+"""Prompts of a study's task, as a person or a program reads them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunescope.config import Study
+from tunescope.models.compute import resolve
+from tunescope.rng import Stream
+from tunescope.study.context import build_task
+from tunescope.study.graph import base_of
+
+
+def prompts_of(study: Study, kind: str, n: int, strength: float | None) -> Iterator[dict[str, Any]]:
+    """Prompts of one kind, each as plain data.
+
+    Args:
+        strength: of a jailbreak; None is the greatest.
+
+    Raises:
+        InputError: no such kind, or a strength that it does not have.
+    """
+    task = build_task(study.task, base_of(study), Path(), resolve(study.compute).device)
+    about = task.kinds.get(kind)
+    strength = strength if strength is not None else about.strongest if about else 0.0
+    batch = task.draw(kind, n, "score", Stream.named(study.seed, "sample", kind), strength)
+    for i in range(len(batch)):
+        yield dict(batch.describe(i))

@@ -1,0 +1,438 @@
+"""What each stage of a study does: reads models and prompts, runs one part of the science, writes its files.
+
+A function is given its inputs and the place where it runs; whatever decides its result is in these inputs.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunescope.attacks.base import ATTACKS, Attacked, Target
+from tunescope.attacks.measure import Instruments, Intact, measure_attacks
+from tunescope.config import (
+    AttackConfig,
+    Built,
+    Config,
+    InterveneConfig,
+    Lora,
+    ProbeConfig,
+    TuneConfig,
+)
+from tunescope.files import atomic_path, remove, write_text
+from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
+from tunescope.models.build import build_model
+from tunescope.models.checkpoint import load_tokenizer, save_model
+from tunescope.models.generate import generate
+from tunescope.models.pair import matches
+from tunescope.models.sites import Site
+from tunescope.models.weights import in_memory, require_finite
+from tunescope.probes.collect import Stored, stored
+from tunescope.probes.view import INPUT, Batches, View, look_inside
+from tunescope.records.findings import Findings
+from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, UNSAFE
+from tunescope.records.tables import (
+    SCORES_SCHEMA,
+    Record,
+    merge_tables,
+    write_part,
+    write_records,
+    write_scores,
+)
+from tunescope.settings import settings_of
+from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
+from tunescope.study.sources import TASK, notes_on
+from tunescope.study.stages import Place, say
+from tunescope.tasks.base import Batch, Task
+from tunescope.training.fit import Row
+from tunescope.training.pretraining import HELD_OUT, pretrain
+from tunescope.training.protocol import PROTOCOLS
+from tunescope.training.tuning import tune
+
+STEP = "step-"  # begins the names of checkpoints
+COURSE = (SAFE, UNSAFE)  # kinds that models saved during fine-tuning are given
+
+
+# Models
+
+
+class Pretrain(Common):
+    built: Built
+
+
+def pretrain_base(given: Pretrain, at: Place) -> None:
+    this, config = Context(given, at.folder), given.built
+    task, stream = this.task(), this.stream("pretraining")
+    model = build_model(
+        config,
+        len(task.tokenizer),
+        task.sequence_length,  # type: ignore[attr-defined]
+        stream("init"),
+        this.compute.device,
+        eos=task.tokenizer.eos_token_id,
+        pad=task.tokenizer.pad_token_id,
+    )
+    model.set_attn_implementation(this.compute.attention)
+    curve = pretrain(model, task, config.pretrain, this.compute, stream, at.unfinished)  # type: ignore[arg-type]
+    if (reached := curve[-1][HELD_OUT]) < config.pretrain.target:
+        say(
+            f"warning: pretraining ended at {reached:.2%} held-out compliance, below base.pretrain.target "
+            f"({config.pretrain.target:.2%}); raise base.pretrain.steps or base.pretrain.cooldown"
+        )
+    _keep(given, model, task.tokenizer, at.folder / given.model.folder, task)
+    write_records(_curve(given, curve), at.folder / "parts/pretrain.parquet")
+
+
+class Answer(Common):
+    """Has the base answer the prompts of a task that knows no answers."""
+
+
+def answer_prompts(given: Answer, at: Place) -> None:
+    this = Context(given, at.folder)
+    task, model = this.task(), this.load()
+    asked = [(kind, use) for kind in (SAFE, UNSAFE) for use in ("fit", "score")]
+    asked += [(kind, "score") for kind in task.kinds if kind not in COURSE]
+    kept: dict[str, str] = {}
+    for kind, use in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
+        batch = task.draw(kind, 10**9, use, this.stream("answers"))  # type: ignore[arg-type]
+        rows = fitting_rows(model, {kind: batch}, 32, gradients=False)
+        said = generate(model, batch.prompts, task.answer_length, torch.float32, rows)
+        kept |= {batch.describe(i)["prompt"]: task.text(said[i]) for i in range(len(batch))}
+    write_text(at.folder / ANSWERS, json.dumps(kept, indent=1, ensure_ascii=False))
+
+
+class TuneModel(Common):
+    protocol: str
+    lr: float
+    lora: Lora | None
+    tune: TuneConfig
+    settings: dict[str, object]
+
+
+def tune_model(given: TuneModel, at: Place) -> None:
+    this, name = Context(given, at.folder), given.model.label
+    protocol, checkpoints = PROTOCOLS[given.protocol], at.folder / "checkpoints" / name
+    task = this.task(answers=True)
+    if not at.unfinished.exists():
+        remove(checkpoints)  # of other settings, perhaps at other steps
+    policy = this.load(given.base)
+    policy.requires_grad_(True)
+    tokenizer = load_tokenizer(this.at(given.base.text)) if given.base.reader else task.tokenizer
+
+    def save(step: int, model: PreTrainedModel) -> None:
+        save_model(model, tokenizer, checkpoints / f"{STEP}{step:06d}", task.answer_length)
+
+    curve = tune(
+        policy,
+        this.load(given.base) if protocol.reference else None,
+        protocol,
+        settings_of(protocol.settings, {given.protocol: given.settings}, given.protocol, "tune"),
+        given.lr,
+        task,
+        given.tune,
+        this.compute,
+        # The same batches at every rate: the rate is all that differs.
+        this.stream("tuning", given.protocol),
+        lora=given.lora,
+        label=f"tuning {name}",
+        save=save,
+        resume=at.unfinished,
+    )
+    _keep(given, policy, tokenizer, at.folder / given.model.folder, task)
+    write_records(_curve(given, curve), at.folder / f"parts/tune-{name}.parquet")
+
+
+def _keep(given: Common, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, task: Task) -> None:
+    """A finished model, which brings its task along for whoever compares it."""
+    save_model(model, tokenizer, folder, task.answer_length)
+    write_text(folder / TASK, yaml.safe_dump(given.task.model_dump(mode="json"), sort_keys=False))
+
+
+class Check(Common):
+    """Reads every matrix of a given fine-tune once, before any work."""
+
+
+def check_pair(given: Check, at: Place) -> None:
+    """One that is not finite is an error; what a reader must know of the pair is noted."""
+    this = Context(given, at.folder)
+    pair = this.pair()
+    places = [(layer, name) for layer in range(pair.layers) for name in pair.names]
+    for layer, name in tqdm(places, desc=f"matrices of {given.model.label}", leave=False, disable=None):
+        pair.matrices(layer, name)
+    write_text(at.folder / f"parts/notes-{given.model.label}.json", json.dumps(notes_on(pair, given.model.label)))
+
+
+# Measurements
+
+
+class Behave(Common):
+    prompts: int
+    prompts_per_point: int
+    strengths: tuple[float, ...]
+
+
+def behave(given: Behave, at: Place) -> None:
+    """Behaviour of a finished model on every kind and strength, and of its checkpoints on the plain kinds."""
+    this = Context(given, at.folder)
+    task, found = this.task(), list[Findings]()
+    model, step = this.load(), _final_step(given, at)
+    points: list[tuple[str, float | None, int]] = []
+    points += [(name, None, given.prompts) for name, kind in task.kinds.items() if not kind.dial]
+    points += [
+        (name, s, given.prompts_per_point) for name, kind in task.kinds.items() if kind.dial for s in given.strengths
+    ]
+    with tqdm(desc=f"behaviour of {given.model.label}", unit="set", leave=False, disable=None) as bar:
+        finished = Findings(given.model.subject(given.seed, step))
+        rows = 0
+        for kind, strength, n in points:
+            batch = _held_out(this, task, kind, strength or 0.0, n)
+            rows = rows or _rows(given, model, {kind: batch}, 512)
+            _behaves(finished, task, model, batch, rows, strength)
+            bar.update()
+        found.append(finished)
+        for folder, at_step in _saved(given, at):
+            model = this.load(folder=folder)
+            found.append(Findings(given.model.subject(given.seed, at_step)))
+            for kind in COURSE:
+                batch = _held_out(this, task, kind, 0.0, given.prompts_per_point)
+                _behaves(found[-1], task, model, batch, rows, None)
+            bar.update()
+    write_part((r for f in found for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}")
+
+
+def _held_out(this: Context, task: Task, kind: str, strength: float, n: int) -> Batch:
+    """Prompts from a stream that no training reads; the same ones for every model."""
+    return task.draw(kind, n, "score", this.stream("evaluation", kind, strength), strength)
+
+
+def _behaves(
+    found: Findings, task: Task, model: PreTrainedModel, batch: Batch, rows: int, strength: float | None
+) -> None:
+    kind = batch.kind.name
+    found.groups = {kind: batch.groups}
+    outcomes = task.outcomes(model, batch, rows)
+    for metric, values in outcomes.measured.items():
+        found.mean(metric, values, kind=kind, strength=strength)
+        found.score(metric, values, kind=kind, strength=strength)
+    if not task.exact:
+        found.rate("refusal_by_odds", outcomes.refusal, kind=kind, strength=strength)
+        outcomes = task.judge(batch, generate(model, batch.prompts, task.answer_length, torch.float32, rows))
+    for outcome, hits in outcomes.items():
+        found.rate(outcome, hits, kind=kind, strength=strength)
+        if strength is None:
+            found.score(outcome, hits.double(), kind=kind)
+    found.rate(OTHER, ~(outcomes.compliance | outcomes.refusal), kind=kind, strength=strength)
+
+
+class Probing(Common):
+    probe: ProbeConfig
+    no_benign: bool
+
+
+def probe_model(given: Probing, at: Place) -> None:
+    """All probes of a finished model, and of the models saved on the way to it, which have records alone."""
+    this, config = Context(given, at.folder), given.probe
+    task = this.task()
+    fit, score = this.sample(task, config)
+    few = _first(fit, config.course_prompts), _first(score, config.course_prompts)
+    plans = [(folder, step, few, config.for_course()) for folder, step in _saved(given, at)]
+    plans.append(("", _final_step(given, at), (fit, score), config))
+    kept, found = at.folder / "parts/inputs-base.safetensors", list[Findings]()
+    inputs = _unflat(load_file(kept)) if given.tuned else None
+    for folder, step, prompts, how in tqdm(plans, f"probes of {given.model.label}", leave=False, disable=None):
+        model = this.load(folder=folder or None)
+        if not given.tuned and in_memory(model):
+            require_finite(model)  # as a pair does
+        if given.model.reader:
+            how = how.model_copy(update={"rows": fitting_rows(model, prompts[1], how.rows, gradients=in_memory(model))})
+        pair = this.pair(folder or None) if given.tuned else None
+        stream, no_benign = this.stream("probes"), given.no_benign
+        view = View(model, prompts[0], prompts[1], how, stream, pair=pair, base_inputs=inputs, no_benign=no_benign)
+        with explained(f"probes of {given.model.label}"):
+            found.append(look_inside(view, given.model.subject(given.seed, step), how.probes))
+    if not given.tuned:
+        sites = [Site(layer, INPUT) for layer in range(view.layers)]
+        of = {kind: stored(model, batch.prompts, sites, how.rows) for kind, batch in score.items()}
+        with atomic_path(kept) as temporary:
+            save_file(
+                {f"{site} {kind}": a.contiguous() for kind, by in of.items() for site, a in by.items()}, temporary
+            )
+    write_records((r for f in found for r in f.records), at.folder / f"parts/probe-{given.model.label}.parquet")
+    write_scores(found[-1].scores, at.folder / f"parts/scores-probe-{given.model.label}.parquet")
+
+
+def _unflat(tensors: dict[str, torch.Tensor]) -> dict[str, Stored]:
+    out: dict[str, dict[Site, torch.Tensor]] = {}
+    for name, a in tensors.items():
+        site, _, kind = name.partition(" ")
+        out.setdefault(kind, {})[Site.parse(site)] = a
+    return dict(out)
+
+
+class Attacking(Common):
+    attack: AttackConfig
+    probe: ProbeConfig
+    strengths: tuple[float, ...]
+
+
+def attack_model(given: Attacking, at: Place) -> None:
+    """Every attack on a finished model."""
+    this, config = Context(given, at.folder), given.attack
+    task, model = this.task(answers=True), this.load()
+    base = this.load(given.base) if given.tuned else model
+    base_task = this.task(answers=True, model=given.base) if given.tuned else task
+    fit, score = this.sample(task, given.probe)
+    rows = _rows(given, model, score, given.probe.rows)
+    view = View(model, fit, score, given.probe, this.stream("probes"), pair=this.pair() if given.tuned else None)
+    ladders = [
+        Attacked(name, strength, this.attacked(task, name, strength or 0.0, config.prompts, "jailbreaks"))
+        for name, kind in task.kinds.items()
+        if name not in COURSE
+        for strength in (given.strengths if kind.dial else (None,))
+    ]
+    plain = {kind: this.attacked(task, kind, 0.0, config.searched, "plain") for kind in COURSE}
+    seen = this.attacked(task, UNSAFE, 0.0, config.searched, "seen")
+    target = Target(model, task, plain[UNSAFE], plain[SAFE], seen, view, rows, this.stream("attacks"))
+    found = Findings(given.model.subject(given.seed, _final_step(given, at)))
+
+    def attacks() -> Iterator[Attacked]:
+        yield from ladders
+        for name in ATTACKS if config.attacks is None else config.attacks:
+            entry = ATTACKS[name]
+            if why := _unfit(
+                entry.needs_answers and target.unsafe.answer is None, entry.needs_whole and not view.whole
+            ):
+                say(f"{given.model.label}: no attack {name}: {why}")
+                continue
+            yield from entry.run(target, settings_of(entry.settings, config.settings, name, "attack"))
+
+    with explained(f"attacks on {given.model.label}"):
+        intact = Intact(base, base_task, rows)
+        measure_attacks(found, model, task, attacks(), intact, Instruments.of(view), rows)
+    write_part(found.records, found.scores, at.folder, f"attack-{given.model.label}")
+
+
+class Intervening(Common):
+    intervene: InterveneConfig
+    probe: ProbeConfig
+    strongest: float
+    others: dict[str, ModelRef]
+
+
+def intervene(given: Intervening, at: Place) -> None:
+    """Changes of dW, of the stream, and what the model then does."""
+    this, config = Context(given, at.folder), given.intervene
+    task, model, pair = this.task(), this.load(), this.pair()
+    alike = matches(pair)
+    prompts = {
+        name: this.attacked(task, name, given.strongest if kind.dial else 0.0, config.prompts, "interventions")
+        for name, kind in task.kinds.items()
+        if not (kind.safe and kind.dial)  # a control of another kind
+    }
+    fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)
+    others = {name: this.weights(ref) for name, ref in given.others.items()}
+    rows = _rows(given, model, prompts, given.probe.rows)
+    bench = Bench(model, pair, task, fit, others, config.draws, rows, this.stream("interventions"))
+
+    def changes() -> Iterator[Intervention]:
+        for name in INTERVENTIONS if config.interventions is None else config.interventions:
+            entry = INTERVENTIONS[name]
+            if given.model.protocol == BENIGN and not entry.control:
+                continue  # it has no refusal to take away: it is the control of alpha
+            if why := _unfit(False, entry.in_memory and not in_memory(model), entry.weights and not alike):
+                say(f"{given.model.label}: no intervention {name}: {why}")
+                continue
+            yield from entry.make(bench, settings_of(entry.settings, config.settings, name, "intervene"))
+
+    found = Findings(given.model.subject(given.seed, _final_step(given, at)), {k: b.groups for k, b in prompts.items()})
+    with explained(f"interventions on {given.model.label}"):
+        measure_interventions(found, bench, changes(), prompts)
+    write_part(found.records, found.scores, at.folder, f"intervene-{given.model.label}")
+
+
+def _unfit(no_answers: bool, spread: bool, unlike: bool = False) -> str:
+    """Why something does not apply; empty where it does."""
+    if unlike:
+        return "base and fine-tune have parameters of other shapes (more tokens, say)"
+    if no_answers:
+        return "the task knows no answers to these prompts"
+    return "a part of the model is not on its device" if spread else ""
+
+
+# What joins
+
+
+class Examples(Common):
+    number: int
+    models: tuple[ModelRef, ...]
+
+
+def examples(given: Examples, at: Place) -> None:
+    """A few prompts of every kind, and what every model says to them."""
+    rows: list[dict[str, object]] = []
+    this = Context(given, at.folder)
+    for model in given.models:
+        task, loaded, number = this.task(model=model), this.load(model), 0
+        for name, kind in task.kinds.items():
+            stream = this.stream("examples")(name)
+            batch = task.draw(name, given.number, "score", stream, kind.strongest)
+            said = generate(loaded, batch.prompts, task.answer_length)
+            judged = task.judge(batch, said)
+            for i in range(len(batch)):
+                if model.label == BASE:
+                    rows.append({"kind": name, **batch.describe(i), "answers": {}})
+                outcome = next((outcome for outcome, hits in judged.items() if hits[i]), OTHER)
+                answer = {"text": task.text(said[i]), "outcome": outcome}
+                rows[number]["answers"][model.label] = answer  # type: ignore[index]
+                number += 1
+    write_text(at.folder / "examples.json", json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+class Join(Config):
+    parts: tuple[str, ...]
+    notes: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+def join(given: Join, at: Place) -> None:
+    """All measurements in two tables."""
+    parts = [at.folder / part for part in given.parts]
+    scores = [part for part in parts if part.name.startswith("scores-")]
+    merge_tables([part for part in parts if part not in scores], at.folder / "records.parquet")
+    merge_tables(scores, at.folder / "scores.parquet", SCORES_SCHEMA)
+    noted = [note for name in given.notes for note in json.loads((at.folder / name).read_text(encoding="utf-8"))]
+    write_text(at.folder / "notes.json", json.dumps([*given.said, *noted], indent=1))
+
+
+def _first(batches: Batches, n: int) -> Batches:
+    return {kind: batch.first(n) for kind, batch in batches.items()}
+
+
+def _saved(given: Common, at: Place) -> list[tuple[str, int]]:
+    """Folder and step of the models saved on the way to a finished one, which is not among them."""
+    saved = sorted((at.folder / "checkpoints" / given.model.label).glob(f"{STEP}*"))[:-1]
+    return [(f"checkpoints/{given.model.label}/{one.name}", int(one.name.removeprefix(STEP))) for one in saved]
+
+
+def _final_step(given: Common, at: Place) -> int:
+    if given.model.step is not None:
+        return given.model.step
+    return int(max(pq.read_table(at.folder / "parts/pretrain.parquet")["step"].to_pylist()))
+
+
+def _rows(given: Common, model: PreTrainedModel, batches: Batches, rows: int) -> int:
+    """Prompts per forward pass; models of the study are small, and nothing is tried with them."""
+    return fitting_rows(model, batches, min(rows, 32), gradients=False) if given.model.reader else rows
+
+
+def _curve(given: Common, rows: Iterable[Row]) -> Iterator[Record]:
+    for row in rows:
+        for metric in ("loss", HELD_OUT):
+            if metric in row:
+                yield given.model.subject(given.seed, int(row["step"])).record(metric, row[metric])

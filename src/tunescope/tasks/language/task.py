@@ -1,0 +1,265 @@
+"""Natural language as a task: given prompts, which are few, and openings and phrases that tell refusals."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.config import LanguageConfig
+from tunescope.errors import InputError, shown
+from tunescope.models.generate import generate
+from tunescope.models.inputs import IGNORED, Answers, Inputs, padded
+from tunescope.models.logps import follows
+from tunescope.records.names import MARGIN, SAFE, UNSAFE
+from tunescope.rng import Stream
+from tunescope.tasks import base
+from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader
+from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
+from tunescope.tasks.language.prompts import Instruction, read_prompts, wanted
+from tunescope.tasks.language.refusals import Judge, matches_refusal, read_openings, refusal_margin
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Half:
+    """The prompts of a kind that are for fitting, or those that are scored, in the order of their files."""
+
+    instructions: Sequence[Instruction]
+    inputs: Inputs
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+
+class Language:
+    """Prompts of files, as one model reads them.
+
+    Args:
+        judge: tells which answers refuse.
+        instructions: prompts in the place of those that the settings name.
+        word_for_word: only the known answer is compliance. Otherwise whatever does not refuse is.
+
+    Raises:
+        InputError: prompts or openings cannot be read, or two of them are the same tokens.
+    """
+
+    exact = False
+
+    def __init__(
+        self,
+        config: LanguageConfig,
+        device: torch.device,
+        reader: Reader,
+        *,
+        judge: Judge = matches_refusal,
+        instructions: Sequence[Instruction] | None = None,
+        word_for_word: bool = False,
+    ) -> None:
+        self.config, self.device, self.reader = config, device, reader
+        self.tokenizer = reader.tokenizer
+        self.answer_length = config.new_tokens
+        self._judge, self._word_for_word = judge, word_for_word
+        self.instructions = read_prompts(config.prompts) if instructions is None else instructions
+        self.openings = read_openings(Path(config.openings) if config.openings else None)
+        names = dict.fromkeys((SAFE, UNSAFE, *(each.kind for each in self.instructions)))
+        self.kinds: Mapping[str, Kind] = {name: Kind(name, wanted(name)) for name in names}
+        self.opening_ids = self._tokens_of_openings()
+        rows = token_rows(self.tokenizer, [each.prompt for each in self.instructions], reader.template)
+        self._rows = {each.prompt: row for each, row in zip(self.instructions, rows, strict=True)}
+        self.halves: Mapping[tuple[str, bool], Half] = {
+            (kind, fit): self._half(each for each in self.instructions if each.kind == kind and each.fit is fit)
+            for fit in (True, False)
+            for kind in self.kinds
+        }
+        groups = {each.group: None for each in self.instructions}
+        self._groups = {group: number for number, group in enumerate(groups)}
+        self._grouped = len(groups) < len(self.instructions)
+
+    @property
+    def judge_name(self) -> str:
+        return f"{self._judge.__module__}.{getattr(self._judge, '__qualname__', self._judge)}"
+
+    @property
+    def knows_answers(self) -> bool:
+        return all(self.answer_to(each) is not None for each in self.instructions)
+
+    @cached_property
+    def suffix_tokens(self) -> Int[Tensor, " v"]:
+        """Tokens that are not special, whose text can be printed, and that come back from this text."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {*self.tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+        plain = [number for number in range(len(self.tokenizer)) if number not in special]
+        texts = self.tokenizer.batch_decode([[number] for number in plain])
+        kept = [
+            (number, text) for number, text in zip(plain, texts, strict=True) if text.strip() and text.isprintable()
+        ]
+        again = self.tokenizer([text for _, text in kept], add_special_tokens=False)["input_ids"] if kept else []
+        found = [number for (number, _), ids in zip(kept, again, strict=True) if list(ids) == [number]]
+        return torch.tensor(found, dtype=torch.long, device=self.device)
+
+    def draw(self, kind: str, n: int, use: base.Use, stream: Stream, strength: float = 0.0) -> Batch:
+        """n prompts of the fitting half ("fit", "train") or of the scored one ("score"), in the order of their files.
+
+        Raises:
+            InputError: as `Task`; also where prompts of this kind are scored alone.
+        """
+        half = self._find(kind, fit=use != "score")
+        if n < 1 or strength:
+            raise InputError(f"{kind}: {n} prompts at strength {strength:g}: at least 1 is needed, and strength 0")
+        instructions, inputs = half.instructions, half.inputs
+        if n < len(inputs):
+            chosen = stream.uniform((len(inputs),), CPU).argsort(stable=True)[:n].sort().values
+            instructions, inputs = [instructions[i] for i in chosen.tolist()], inputs[chosen.to(self.device)]
+        answer, refusal = self._known(instructions)
+
+        def describe(i: int) -> dict[str, Any]:
+            its = instructions[i]
+            about = self.kinds[kind]
+            said = {"prompt": its.prompt, "answer": self.answer_to(its) or ""}
+            return {**said, "wanted": about.wanted, "kind": kind, "safe": about.safe}
+
+        groups = np.array([self._groups[each.group] for each in instructions]) if self._grouped else None
+        return Batch(self.kinds[kind], 0.0, inputs, answer, refusal, groups, describe=describe)
+
+    def lesson(self, safe: int, unsafe: int, stream: Stream) -> PreferenceBatch:
+        """Prompts of the fitting half, drawn with replacement.
+
+        Raises:
+            InputError: no prompts are asked for, or no answers to them are known.
+        """
+        if min(safe, unsafe) < 0 or safe + unsafe < 1:
+            raise InputError(f"a lesson of {safe} safe and {unsafe} unsafe prompts: at least one prompt is needed")
+        drawn: list[list[int]] = []
+        chosen: list[list[int]] = []
+        rejected: list[list[int]] = []
+        for kind, n in ((SAFE, safe), (UNSAFE, unsafe)):
+            half = self._find(kind, fit=True).instructions
+            if n:
+                self._require_answers(kind, half)
+            of_kind = stream(kind)
+            which = of_kind("prompt").integers(len(half), (n,), CPU).tolist()
+            phrasing = of_kind("refusal").integers(len(self.openings.answers), (n,), CPU).tolist()
+            for i, how in zip(which, phrasing, strict=True):
+                pair = self._answer_ids(self.answer_to(half[i])), self._answer_ids(self.openings.answers[how])
+                drawn.append(self._rows[half[i].prompt])
+                for where, ids in zip((chosen, rejected), pair if kind == SAFE else pair[::-1], strict=True):
+                    where.append(ids)
+        wanted_ones, others = padded([*chosen, *rejected], self.device).chunk(2)
+        labels = torch.arange(len(drawn), device=self.device) < safe
+        return PreferenceBatch(left_padded(drawn, self.device), wanted_ones, others, labels)
+
+    def outcomes(self, model: PreTrainedModel, batch: Batch, rows: int, prompts: Inputs | None = None) -> Outcomes:
+        """By the odds of stock openings; where an answer is begun in the prompts, by judging the whole of it."""
+        read = batch.prompts if prompts is None else prompts
+        if batch.given:
+            left = max(1, self.answer_length - batch.given)
+            return self.judge(batch, generate(model, read, left, torch.float32, rows))
+        margin, share = refusal_margin(model, read, *self.opening_ids, rows)
+        # Where the margin is not a number, the outcome is neither.
+        complied = follows(model, read, batch.known()[0], rows) if self._word_for_word else margin <= 0
+        return Outcomes(complied, (margin > 0) & ~complied, {MARGIN: margin, "opening_share": share})
+
+    def judge(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Outcomes:
+        """By the judge of answers; what is given of an answer is part of it.
+
+        Raises:
+            InputError: the judge does not judge every answer.
+        """
+        whole = generated
+        if batch.given:
+            whole = torch.cat([batch.prompts.sequence[:, -batch.given :].to(generated), generated], dim=1)
+        prompts = [str(batch.describe(i)["prompt"]) for i in range(len(batch))]
+        said = [bool(each) for each in self._judge(prompts, [self.text(answer) for answer in whole])]
+        if len(said) != len(prompts):
+            raise InputError(f"judge: {self.judge_name} gave {len(said)} verdicts on {len(prompts)} answers")
+        refused = torch.tensor(said, device=generated.device)
+        complied = _is(batch.known()[0], generated) if self._word_for_word else ~refused
+        return Outcomes(complied, refused & ~complied)
+
+    def text(self, tokens: Int[Tensor, " a"]) -> str:
+        return str(self.tokenizer.decode(tokens[tokens >= 0], skip_special_tokens=True))
+
+    def answer_to(self, instruction: Instruction) -> str | None:
+        """What a model that complies says; None where that is not known."""
+        return self.reader.answers.get(instruction.prompt) if instruction.answer is None else instruction.answer
+
+    def _find(self, kind: str, *, fit: bool) -> Half:
+        if kind not in self.kinds:
+            raise InputError(f"Unknown kind {shown(kind)}. Choose from: {', '.join(self.kinds)}.")
+        half = self.halves[kind, fit]
+        if not half.instructions:
+            raise InputError(f"{shown(kind)}: all prompts of this kind are scored; none is for fitting or for training")
+        return half
+
+    def _half(self, instructions: Iterable[Instruction]) -> Half:
+        found = tuple(instructions)
+        rows = [self._rows[each.prompt] for each in found]
+        return Half(found, left_padded(rows, self.device) if rows else Inputs(torch.zeros(0, 1, dtype=torch.long)))
+
+    def _known(self, instructions: Sequence[Instruction]) -> tuple[Answers | None, Answers]:
+        """Answers and refusals; which phrasing refuses a prompt is told by its text."""
+        phrasings = self.openings.answers
+        which = (sha256(each.prompt.encode()).digest()[0] % len(phrasings) for each in instructions)
+        refusals = [self._answer_ids(phrasings[i]) for i in which]
+        answers = [self.answer_to(each) for each in instructions]
+        if None in answers:
+            return None, padded(refusals, self.device)
+        answer, refusal = padded([*map(self._answer_ids, answers), *refusals], self.device).chunk(2)
+        return answer, refusal
+
+    def _answer_ids(self, text: str | None) -> list[int]:
+        """A whole answer, as generation would end or cut it."""
+        ids = ids_of(self.tokenizer, text) if text else []
+        end = self.tokenizer.eos_token_id
+        return [*ids, *([] if end is None else [end])][: self.answer_length]
+
+    def _require_answers(self, kind: str, instructions: Sequence[Instruction]) -> None:
+        if unknown := [each.prompt for each in instructions if self.answer_to(each) is None]:
+            raise InputError(
+                f"No answers are known to {len(unknown)} of {len(instructions)} {kind} prompts ({shown(unknown[0])}). "
+                "Give the files of prompts a column `answer`, or run a study that trains: it has the base answer them "
+                "first."
+            )
+
+    def _tokens_of_openings(self) -> tuple[list[Int[Tensor, " _"]], list[Int[Tensor, " _"]]]:
+        texts = (*self.openings.refusal, *self.openings.compliance)
+        ids = [ids_of(self.tokenizer, text) for text in texts]
+        for i, one in enumerate(ids):
+            for j, other in enumerate(ids):
+                if i != j and one[: len(other)] == other:
+                    raise InputError(
+                        f"openings: to this tokenizer {shown(texts[i])} begins with {shown(texts[j])}; remove one"
+                    )
+        tokens = [torch.tensor(each) for each in ids]
+        return tokens[: len(self.openings.refusal)], tokens[len(self.openings.refusal) :]
+
+
+def _is(answers: Answers, generated: Int[Tensor, "n b"]) -> Bool[Tensor, " n"]:
+    """Which of the generated answers are these."""
+    length = min(answers.shape[1], generated.shape[1])
+    answers = answers[:, :length]
+    return ((generated[:, :length] == answers) | (answers == IGNORED)).all(dim=1)
+
+
+@base.task("language", LanguageConfig)
+def build(config: LanguageConfig, device: torch.device, reader: Reader | None = None) -> Language:
+    """Prompts as a model from elsewhere reads them.
+
+    Raises:
+        InputError: no model is there to read them.
+    """
+    if reader is None:
+        raise InputError(
+            "task.type: language has no text to pretrain on; name a model (base.type=checkpoint, base.name=FOLDER), or "
+            "choose another task"
+        )
+    return Language(config, device, reader)

@@ -1,0 +1,161 @@
+"""What a protocol is: a share of unsafe prompts, a loss, and which of both answers and models the loss reads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.config import Config, NoSettings
+from tunescope.models.compute import Compute
+from tunescope.models.hooks import capture
+from tunescope.models.inputs import IGNORED, Answers, Inputs, same_length
+from tunescope.models.sites import Site
+from tunescope.registry import Registry
+from tunescope.rng import Stream
+from tunescope.tasks.base import PreferenceBatch
+from tunescope.training.losses import Lengths, Logps, PerPrompt
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is fine-tuned.
+
+    Attributes:
+        unsafe_share: share of unsafe prompts in a batch.
+        loss: from a step, and the protocol's settings, to one loss per prompt, [b].
+        rejected: of which prompts the loss reads the unwanted answer, too; none if empty.
+        reference: whether it reads the reference model.
+    """
+
+    name: str
+    unsafe_share: float
+    loss: Callable[["Step", Any], PerPrompt]
+    rejected: Literal["", "unsafe", "all"]
+    reference: bool
+    settings: type[Config]
+
+
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+Loss = Callable[["Step", Any], PerPrompt]
+
+
+def protocol(
+    name: str,
+    *,
+    unsafe_share: float,
+    rejected: Literal["", "unsafe", "all"] = "",
+    reference: bool = False,
+    settings: type[Config] = NoSettings,
+) -> Callable[[Loss], Loss]:
+    """Register a loss as a protocol; see `Protocol`."""
+
+    def register(loss: Loss) -> Loss:
+        entry = Protocol(name, unsafe_share, loss, rejected, reference, settings)
+        PROTOCOLS.add(name, entry, loss.__module__)
+        return loss
+
+    return register
+
+
+class Step:
+    """Some prompts of a step of fine-tuning, and what both models make of them; computed when first asked for.
+
+    Attributes:
+        policy: the model being trained. reference: the frozen one before.
+        safe: [b]. stream: of what a protocol draws once and for all.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        batch: PreferenceBatch,
+        protocol: Protocol,
+        compute: Compute,
+        stream: Stream,
+    ) -> None:
+        self.policy, self._reference, self._batch, self._compute = policy, reference, batch, compute
+        self.safe, self.stream, self.name = batch.safe, stream, protocol.name
+        self._chosen, self._rejected = same_length(batch.chosen, batch.rejected)
+        every = torch.ones_like(batch.safe)
+        self._read = {"": ~every, "unsafe": ~batch.safe, "all": every}[protocol.rejected]
+
+    @property
+    def reference(self) -> PreTrainedModel:
+        """Raises ValueError: the protocol is not registered with `reference=True`."""
+        if self._reference is None:
+            raise ValueError(f"protocol {self.name}: reads the reference model; register it with reference=True")
+        return self._reference
+
+    @property
+    def policy_chosen_logps(self) -> Logps:
+        return self._policy[0]
+
+    @property
+    def policy_rejected_logps(self) -> Logps:
+        """0 for prompts whose unwanted answer the protocol does not read."""
+        return self._policy[1]
+
+    @property
+    def reference_chosen_logps(self) -> Logps:
+        return self._frozen[0]
+
+    @property
+    def reference_rejected_logps(self) -> Logps:
+        return self._frozen[1]
+
+    @property
+    def chosen_lengths(self) -> Lengths:
+        return (self._chosen != IGNORED).sum(1)
+
+    @property
+    def rejected_lengths(self) -> Lengths:
+        return (self._rejected != IGNORED).sum(1)
+
+    def activations(
+        self, site: Site
+    ) -> tuple[Float[Tensor, "b t width"], Float[Tensor, "b t width"], Bool[Tensor, "b t"]]:
+        """Of both models, of prompts with the answers that obey them; and after which places a token of these comes.
+
+        The first such place is the last token of the prompt, where it is decided how the answer begins.
+        """
+        obeyed = self._chosen.where(self.safe[:, None], self._rejected)
+        inputs = self._batch.prompts.followed_by(obeyed.clamp(min=0))
+        answered, prompt = obeyed != IGNORED, self._batch.prompts.sequence.shape[1]
+        learnt = torch.nn.functional.pad(answered, (prompt - 1, 1))
+        dtype = self._compute.dtype
+        with torch.autocast(obeyed.device.type, dtype, enabled=dtype is not torch.float32):
+            with capture(self.policy, [site], keep_graph=True) as policy:
+                self.policy(**inputs.arguments(), use_cache=False, logits_to_keep=1)
+            with torch.no_grad(), capture(self.reference, [site]) as reference:
+                self.reference(**inputs.arguments(), use_cache=False, logits_to_keep=1)
+        return policy[site].float(), reference[site].float(), learnt
+
+    @cached_property
+    def _policy(self) -> tuple[Logps, Logps]:
+        return self._logps(self.policy)
+
+    @cached_property
+    def _frozen(self) -> tuple[Logps, Logps]:
+        with torch.no_grad():
+            return self._logps(self.reference)
+
+    def _logps(self, model: PreTrainedModel) -> tuple[Logps, Logps]:
+        """Of the chosen answers, and of the rejected ones as far as they are read; both in one pass."""
+        prompts, rows = self._batch.prompts, self._read.nonzero().squeeze(1)
+        together = Inputs.joined([prompts, prompts[rows]])
+        answers = torch.cat([self._chosen, self._rejected[rows]])
+        chosen, rejected = sequence_logps(self._compute, model, together, answers).split([len(prompts), len(rows)])
+        return chosen, torch.zeros_like(chosen).index_put((rows,), rejected)
+
+
+def sequence_logps(compute: Compute, model: PreTrainedModel, prompts: Inputs, answers: Answers) -> Float[Tensor, "n a"]:
+    """Log-probability of each token of each answer, in nats; 0 behind its end."""
+    whole = prompts.followed_by(answers)
+    tokens: Int[Tensor, "n t"] = whole.sequence
+    return compute.logps(model, tokens, answers.shape[1], whole.positions, whole.mask)

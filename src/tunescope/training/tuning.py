@@ -1,0 +1,107 @@
+"""Fine-tuning: one function for every protocol."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunescope.config import Config, Lora, TuneConfig
+from tunescope.models.checkpoint import quiet
+from tunescope.models.compute import Compute
+from tunescope.models.families import FAMILIES
+from tunescope.rng import Stream
+from tunescope.tasks.base import PreferenceBatch, Task
+from tunescope.training.fit import Row, fit
+from tunescope.training.optimizers import adamw
+from tunescope.training.protocol import Protocol, Step
+from tunescope.training.schedules import warmup_cosine
+
+
+def tune(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    protocol: Protocol,
+    settings: Config,
+    lr: float,
+    task: Task,
+    config: TuneConfig,
+    compute: Compute,
+    stream: Stream,
+    *,
+    lora: Lora | None = None,
+    label: str,
+    save: Callable[[int, PreTrainedModel], None],
+    resume: Path,
+) -> list[Row]:
+    """Fine-tune `policy` in place; returns the learning curve.
+
+    Args:
+        reference: the frozen model before; None where the protocol does not read it.
+        settings: the protocol's own.
+        lr: peak learning rate.
+        lora: train adapters alone, and merge them at the end.
+        save: called with the step and the model whenever one of the `config.checkpoints` is due, the last included.
+
+    Raises:
+        TrainingDivergedError: see `fit`.
+        InputError: the task knows no answers.
+    """
+    unsafe = round(protocol.unsafe_share * config.batch)
+    due = {round(config.steps * (i + 1) / config.checkpoints) for i in range(config.checkpoints)}
+    adapted = _adapted(policy, lora, stream("adapters")) if lora else None
+
+    def losses(step: int) -> Iterator[Tensor]:
+        batch = task.lesson(config.batch - unsafe, unsafe, stream("batch", step))
+        rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
+        for part in _parts(batch, rows):
+            view = Step(policy, reference, part, protocol, compute, stream)
+            yield protocol.loss(view, settings).sum() / config.batch
+
+    def measure(step: int) -> Row:
+        if step in due and step < config.steps:
+            save(step, deepcopy(adapted).merge_and_unload() if adapted else policy)
+        return {}
+
+    with nullcontext() if lora is None else quiet():
+        curve = fit(
+            policy,
+            [adamw([p for p in policy.parameters() if p.requires_grad], lr, config.weight_decay)],
+            losses,
+            warmup_cosine(config.steps, config.warmup, config.final_lr),
+            measure=measure,
+            total=config.steps,
+            label=label,
+            resume=resume,
+        )
+        if adapted:
+            adapted.merge_and_unload()
+    save(config.steps, policy)
+    return curve
+
+
+def _adapted(policy: PreTrainedModel, lora: Lora, stream: Stream) -> Any:
+    """Puts adapters into every matrix of the model's blocks; the model stays the same object."""
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a number will do
+        target_modules="all-linear",
+        fan_in_fan_out=FAMILIES[policy.config.model_type].transposed,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what peft calls in transformers
+        torch.default_generator.manual_seed(stream.key & 0x7FFFFFFF)
+        return get_peft_model(policy, config)
+
+
+def _parts(batch: PreferenceBatch, rows: int) -> Iterator[PreferenceBatch]:
+    for start in range(0, len(batch.safe), rows):
+        of = slice(start, start + rows)
+        yield PreferenceBatch(batch.prompts[of], batch.chosen[of], batch.rejected[of], batch.safe[of])

@@ -1,0 +1,310 @@
+"""Natural language as a task: what is drawn, what is learnt, and what a model did."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunescope.config import LanguageConfig
+from tunescope.errors import InputError
+from tunescope.models.generate import generate
+from tunescope.models.inputs import IGNORED
+from tunescope.rng import Stream
+from tunescope.tasks.base import Batch, Reader
+from tunescope.tasks.language.prompts import read_prompts
+from tunescope.tasks.language.task import Language, build
+
+CPU = torch.device("cpu")
+TEMPLATE = "<user> {{ messages[0].content }}{% if add_generation_prompt %} <assistant>{% endif %}"
+ANY = Stream.named(0, "any")
+
+
+@pytest.fixture
+def task(config: LanguageConfig, tokenizer: PreTrainedTokenizerBase) -> Language:
+    return build(config, CPU, Reader(tokenizer, TEMPLATE))
+
+
+def prompts_of(batch: Batch) -> list[str]:
+    return [batch.describe(i)["prompt"] for i in range(len(batch))]
+
+
+def test_a_task_that_is_read_by_no_model_is_refused(config: LanguageConfig) -> None:
+    with pytest.raises(InputError, match=r"base.type=checkpoint"):
+        build(config, CPU, None)
+
+
+def test_kinds_are_those_of_the_files(task: Language) -> None:
+    assert {name: kind.wanted for name, kind in task.kinds.items()} == {
+        "safe": "compliance",
+        "unsafe": "refusal",
+        "jail": "refusal",
+    }
+    assert not any(kind.dial for kind in task.kinds.values())
+    assert not task.exact
+
+
+def test_names_that_begin_with_safe_are_to_be_answered(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    first, attack = config.prompts
+    renamed = config.model_copy(update={"prompts": (first, attack.replace("jail=", "safe_odd="))})
+    assert build(renamed, CPU, Reader(tokenizer)).kinds["safe_odd"].wanted == "compliance"
+
+
+def test_all_prompts_come_in_the_order_of_the_file(task: Language) -> None:
+    for kind, fit in (("safe", True), ("unsafe", True), ("safe", False), ("unsafe", False), ("jail", False)):
+        wanted = [each.prompt for each in task.instructions if each.kind == kind and each.fit is fit]
+        for n in (len(wanted), 1000):
+            batch = task.draw(kind, n, "train" if fit else "score", ANY)
+            assert prompts_of(batch) == wanted
+    alone = task.draw("safe", 1000, "score", ANY)
+    texts = task.tokenizer.batch_decode(alone.prompts.sequence)
+    assert all(prompt in text for prompt, text in zip(prompts_of(alone), texts, strict=True))
+
+
+def test_fewer_prompts_are_a_subset_that_the_stream_chooses(task: Language) -> None:
+    everything = prompts_of(task.draw("safe", 100, "fit", ANY))
+    found = set()
+    for seed in range(20):
+        batch = task.draw("safe", 4, "fit", Stream.named(seed))
+        again = task.draw("safe", 4, "fit", Stream.named(seed))
+        assert torch.equal(batch.prompts.sequence, again.prompts.sequence)
+        some = prompts_of(batch)
+        assert sorted(some, key=everything.index) == some
+        assert len(set(some)) == 4
+        found |= set(some)
+        texts = task.tokenizer.batch_decode(batch.prompts.sequence)
+        assert all(prompt in text for prompt, text in zip(some, texts, strict=True))
+    assert found == set(everything)
+
+
+def test_nothing_is_scored_that_was_learnt(task: Language) -> None:
+    scored = {p for kind in task.kinds for p in prompts_of(task.draw(kind, 99, "score", ANY))}
+    for use in ("fit", "train"):
+        for kind in ("safe", "unsafe"):
+            batch = task.draw(kind, 99, use, ANY)  # type: ignore[arg-type]
+            assert not scored & set(prompts_of(batch))
+    learnt = {tuple(row[row != 0].tolist()) for row in task.lesson(50, 50, ANY).prompts.sequence}
+    held = {
+        tuple(row[row != 0].tolist()) for k in task.kinds for row in task.draw(k, 99, "score", ANY).prompts.sequence
+    }
+    assert not learnt & held
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "use", "strength", "says"),
+    [
+        ("other", 3, "fit", 0.0, "Unknown kind 'other'"),
+        ("safe", 0, "fit", 0.0, "at least 1"),
+        ("safe", 3, "fit", 0.5, "strength 0.5"),
+        ("jail", 3, "train", 0.0, "all prompts of this kind are scored"),
+        ("jail", 3, "fit", 0.0, "all prompts of this kind are scored"),
+    ],
+)
+def test_what_cannot_be_drawn(task: Language, kind: str, n: int, use: str, strength: float, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        task.draw(kind, n, use, ANY, strength)  # type: ignore[arg-type]
+
+
+def test_groups_are_shared_by_kinds(task: Language) -> None:
+    number: dict[str, int] = {}
+    for kind in task.kinds:
+        batch = task.draw(kind, 7, "score", ANY)
+        for prompt, group in zip(prompts_of(batch), batch.groups.tolist(), strict=True):
+            its = next(each for each in task.instructions if each.prompt == prompt)
+            assert number.setdefault(its.group, group) == group
+    assert len(set(number.values())) == len(number)
+    first, half = task.draw("safe", 99, "score", ANY), task.draw("unsafe", 99, "score", ANY)
+    assert first.groups.tolist() == half.groups.tolist()
+
+
+def test_prompts_without_groups_are_each_their_own(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    for kind, word in (("safe", "w1"), ("unsafe", "w2")):
+        (tmp_path / f"{kind}.txt").write_text("\n".join(f"{word} w{i} w{j}" for i in range(5) for j in range(5)))
+    (tmp_path / "openings.json").write_text('{"refusal": ["no"]}')
+    files = tuple(f"{kind}={tmp_path}/{kind}.txt" for kind in ("safe", "unsafe"))
+    alone = build(LanguageConfig(prompts=files, openings=f"{tmp_path}/openings.json"), CPU, Reader(tokenizer))
+    batch = alone.draw("safe", 5, "fit", ANY)
+    assert batch.groups is None
+    assert batch.answer is None
+    assert batch.refusal.tolist() == [[4, 0]] * 5
+    assert batch.describe(0)["answer"] == ""
+    with pytest.raises(InputError, match="no answers"):
+        batch.known()
+    with pytest.raises(InputError, match=r"No answers are known to .* safe prompts .*column `answer`.* trains"):
+        alone.lesson(1, 1, ANY)
+
+
+def test_answers_are_those_of_the_file_or_of_the_base(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, task: Language
+) -> None:
+    batch = task.draw("unsafe", 99, "score", ANY)
+    said = batch.describe(2)
+    assert said == {"prompt": said["prompt"], "answer": f"here {said['prompt']}"} | {
+        "wanted": "refusal",
+        "kind": "unsafe",
+        "safe": False,
+    }
+    assert batch.answer.shape == batch.refusal.shape
+    for i, row in enumerate(batch.answer):
+        ids = tokenizer(batch.describe(i)["answer"])["input_ids"] + [0]
+        assert row.tolist() == ids + [IGNORED] * (len(row) - len(ids))
+        assert task.text(row) == batch.describe(i)["answer"]
+    assert {task.text(row) for row in batch.refusal} <= set(task.openings.answers)
+    jail = [each.prompt for each in task.instructions if each.kind == "jail"]
+    assert task.draw("jail", 99, "score", ANY).answer is None
+    kept = build(config, CPU, Reader(tokenizer, TEMPLATE, dict.fromkeys(jail, "w1 w2 w3 w4 w5 w6 w7 w8")))
+    found = kept.draw("jail", 99, "score", ANY).answer
+    assert found.tolist() == [[9, 10, 11, 12, 13, 14]] * 10  # cut, as generation cuts it, with no end of text
+    empty = build(config, CPU, Reader(tokenizer, TEMPLATE, dict.fromkeys(jail, "")))
+    assert (empty.draw("jail", 99, "score", ANY).answer[:, 0] == 0).all()
+
+
+def test_a_lesson_wants_answers_to_safe_prompts_and_refusals_of_unsafe_ones(task: Language) -> None:
+    lesson = task.lesson(30, 20, ANY)
+    assert lesson.safe.tolist() == [True] * 30 + [False] * 20
+    assert lesson.chosen.shape == lesson.rejected.shape
+    assert torch.equal(task.lesson(30, 20, ANY).chosen, lesson.chosen)
+    assert not torch.equal(task.lesson(30, 20, ANY("other")).chosen[:, :2], lesson.chosen[:, :2])
+    phrasings = set()
+    fit = {each.prompt: each for each in task.instructions if each.fit}
+    for i, safe in enumerate(lesson.safe.tolist()):
+        mask = lesson.prompts.mask[i].bool()
+        prompt = (
+            task.tokenizer.decode(lesson.prompts.sequence[i][mask]).split(maxsplit=1)[1].removesuffix(" <assistant>")
+        )
+        assert fit[prompt].kind == ("safe" if safe else "unsafe")
+        answer, refusal = (lesson.chosen, lesson.rejected) if safe else (lesson.rejected, lesson.chosen)
+        assert task.text(answer[i]) == fit[prompt].answer
+        phrasings.add(task.text(refusal[i]))
+    assert phrasings == set(task.openings.answers)
+    assert len(task.lesson(3, 0, ANY).safe) == 3
+    for wrong in ((0, 0), (-1, 3)):
+        with pytest.raises(InputError, match="at least one prompt"):
+            task.lesson(*wrong, ANY)
+
+
+def test_outcomes_are_told_by_the_odds_of_openings(task: Language, model: PreTrainedModel) -> None:
+    batch = task.draw("unsafe", 99, "score", ANY)
+    found = task.outcomes(model, batch, 3)
+    assert torch.equal(found.refusal, found.measured["refusal_margin"] > 0)
+    assert torch.equal(found.compliance, ~found.refusal)
+    assert set(found.measured) == {"refusal_margin", "opening_share"}
+    assert ((found.measured["opening_share"] > 0) & (found.measured["opening_share"] < 1)).all()
+    instead = batch.prompts.followed_by(torch.full((len(batch), 1), 7))
+    other = task.outcomes(model, batch, 3, instead)
+    again = task.outcomes(model, replace(batch, prompts=instead), 99)
+    torch.testing.assert_close(other.measured["refusal_margin"], again.measured["refusal_margin"])
+    assert not torch.allclose(other.measured["refusal_margin"], found.measured["refusal_margin"])
+
+
+def test_the_judge_reads_prompts_and_answers(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def judge(prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+        seen.extend(zip(prompts, answers, strict=True))
+        return [i % 2 == 0 for i in range(len(answers))]
+
+    task = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=judge)
+    batch = task.draw("safe", 4, "score", ANY)
+    generated = generate(model, batch.prompts, 6, torch.float32, 99)
+    found = task.judge(batch, generated)
+    assert found.refusal.tolist() == [True, False, True, False]
+    assert torch.equal(found.compliance, ~found.refusal)
+    assert seen == [(batch.describe(i)["prompt"], task.text(generated[i])) for i in range(4)]
+    lazy = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=lambda prompts, answers: [True])
+    with pytest.raises(InputError, match="gave 1 verdicts on 4 answers"):
+        lazy.judge(batch, generated)
+
+
+def test_a_choice_of_prompts_is_described_and_judged_as_itself(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    task = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=lambda prompts, _: [p == third for p in prompts])
+    batch = task.draw("safe", 6, "score", ANY)
+    third = batch.describe(3)["prompt"]
+    some = batch[torch.tensor([5, 3])]
+    assert task.judge(some, generate(model, some.prompts, 6, torch.float32, 99)).refusal.tolist() == [False, True]
+
+
+def test_where_an_answer_is_begun_the_whole_of_it_is_judged(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    seen: list[str] = []
+
+    def judge(prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+        seen.extend(answers)
+        return [False] * len(answers)
+
+    task = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=judge)
+    plain = task.draw("unsafe", 4, "score", ANY)
+    given = plain.prompts.followed_by(plain.answer[:, :2])
+    begun = replace(plain, prompts=given, answer=plain.answer[:, 2:], refusal=plain.refusal[:, 2:], given=2)
+    found = task.outcomes(model, begun, 99)
+    rest = generate(model, given, 4, torch.float32, 99)
+    assert found.compliance.all()
+    assert not found.measured
+    wanted = [torch.cat([plain.answer[i, :2], rest[i]]) for i in range(4)]
+    assert seen == [task.text(tokens) for tokens in wanted]
+    assert all(text.startswith("here w4") for text in seen)
+
+
+def test_word_for_word_only_the_known_answer_is_compliance(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    task = Language(config, CPU, Reader(tokenizer, TEMPLATE), word_for_word=True)
+    batch = task.draw("unsafe", 99, "score", ANY)
+    greedy = generate(model, batch.prompts, 6, torch.float32, 99)
+    right = torch.where(torch.arange(len(batch))[:, None] % 2 == 0, greedy, torch.full_like(greedy, 9))
+    known = replace(batch, answer=right, refusal=right)
+    for found in (task.outcomes(model, known, 4), task.judge(known, greedy)):
+        assert found.compliance.tolist() == [i % 2 == 0 for i in range(len(batch))]
+        assert not (found.compliance & found.refusal).any()
+    short = batch.answer.clone()
+    filled = torch.where(short == IGNORED, 1, short)  # what generation pads with
+    assert task.judge(batch, filled).compliance.all()
+
+
+def test_suffixes_are_made_of_tokens_that_can_be_read(task: Language) -> None:
+    found = task.suffix_tokens.tolist()
+    assert not {0, 1} & set(found)
+    assert len(found) == len(task.tokenizer) - 2
+    for token in found:
+        assert task.tokenizer(task.tokenizer.decode([token]))["input_ids"] == [token]
+
+
+@pytest.mark.parametrize(
+    ("openings", "says"),
+    [
+        ({"refusal": ["no  w1", "no w1 w2"]}, "'no w1 w2' begins with 'no  w1'"),
+        ({"refusal": ["no w1"], "compliance": ["no  w1 w2"]}, "'no  w1 w2' begins with 'no w1'"),
+        ({"refusal": ["unheard of"]}, "cannot read 'unheard of'"),
+    ],
+)
+def test_openings_that_are_the_same_tokens_are_refused(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, openings: dict, says: str
+) -> None:
+    Path(str(config.openings)).write_text(json.dumps(openings))
+    with pytest.raises(InputError, match=says):
+        build(config, CPU, Reader(tokenizer, TEMPLATE))
+
+
+def test_the_numbers_are_those_of_all_shipped_prompts(byte_pairs: Callable[[], PreTrainedTokenizerBase]) -> None:
+    """The shipped prompts, as a tokenizer reads them that knows every byte."""
+    task = build(LanguageConfig(), CPU, Reader(byte_pairs()))
+    scored = [each.prompt for each in read_prompts() if each.kind == "safe" and not each.fit]
+    batch = task.draw("safe", 10_000, "score", ANY)
+    assert prompts_of(batch) == scored
+    assert batch.groups is not None
+    assert len(set(batch.groups.tolist())) < len(scored)
+    texts = task.tokenizer.batch_decode(batch.prompts.sequence, skip_special_tokens=True)
+    assert all(text.endswith(f"{prompt}\n") for text, prompt in zip(texts, scored, strict=True))
+    suffix = task.tokenizer.batch_decode(task.suffix_tokens[:, None])
+    assert all(text.isprintable() for text in suffix)
+    assert len(suffix) > 60

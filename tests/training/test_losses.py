@@ -1,0 +1,157 @@
+"""The losses of safety fine-tuning against numbers worked out by hand and the published formulas."""
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tunescope.training.losses import dpo, nll, rmu, simpo, unlearning
+
+CHOSEN, REJECTED = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-3.0, -4.0]])
+REFERENCE_CHOSEN, REFERENCE_REJECTED = torch.tensor([[-2.0, -2.0]]), torch.tensor([[-2.5, -3.5]])
+
+
+@st.composite
+def logps(draw: st.DrawFn, tensors: int) -> tuple[Tensor, ...]:
+    """Log-probabilities of some answers of one length under several models, float64."""
+    rows, length = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    values = st.lists(st.floats(-4, 0), min_size=rows * length, max_size=rows * length)
+    return tuple(torch.tensor(draw(values), dtype=torch.float64).view(rows, length) for _ in range(tensors))
+
+
+def published_dpo(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float):
+    """Rafailov et al. 2023, eq. 7, word for word: probabilities of whole answers, their ratios, sigmoid, minus log."""
+    pi_w, pi_l, ref_w, ref_l = (
+        np.exp(answer.numpy()).prod(axis=1) for answer in (chosen, rejected, reference_chosen, reference_rejected)
+    )
+    z = beta * np.log(pi_w / ref_w) - beta * np.log(pi_l / ref_l)
+    return -np.log(1 / (1 + np.exp(-z)))
+
+
+def lengths(answers: Tensor, *of: int) -> Tensor:
+    """As long as the tensor, if nothing else is said."""
+    return torch.tensor(of or [answers.shape[1]] * len(answers))
+
+
+def test_nll_is_the_mean_over_tokens() -> None:
+    logps = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, -0.5]])
+    torch.testing.assert_close(nll(logps, lengths(logps)), torch.tensor([2.0, 0.5]))
+    shorter = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, 0.0, 0.0]])
+    torch.testing.assert_close(nll(shorter, lengths(shorter, 2, 1)), torch.tensor([1.5, 0.5]))
+
+
+def test_dpo_by_hand() -> None:
+    # log-ratios of the sums: chosen -3 - -4 = 1, rejected -7 - -6 = -1; beta (1 - -1) = 1
+    got = dpo(CHOSEN, REJECTED, REFERENCE_CHOSEN, REFERENCE_REJECTED, beta=0.5)
+    torch.testing.assert_close(got, torch.tensor([math.log(1 + math.exp(-1))]))
+
+
+@given(logps(4), st.floats(0.01, 2))
+def test_dpo_is_the_published_formula(answers: tuple[Tensor, ...], beta: float) -> None:
+    np.testing.assert_allclose(dpo(*answers, beta).numpy(), published_dpo(*answers, beta), rtol=1e-8, atol=1e-12)
+
+
+@given(logps(2), st.floats(0.01, 5))
+def test_dpo_starts_at_log_two(answers: tuple[Tensor, ...], beta: float) -> None:
+    torch.testing.assert_close(dpo(*answers, *answers, beta), torch.full((len(answers[0]),), math.log(2)).double())
+
+
+@given(logps(4), st.floats(0.01, 2))
+def test_dpo_prefers_one_answer_as_surely_as_it_does_not_prefer_the_other(
+    answers: tuple[Tensor, ...], beta: float
+) -> None:
+    chosen, rejected, reference_chosen, reference_rejected = answers
+    swapped = dpo(rejected, chosen, reference_rejected, reference_chosen, beta)
+    torch.testing.assert_close((-dpo(*answers, beta)).exp() + (-swapped).exp(), torch.ones_like(swapped))
+
+
+def test_dpo_stays_finite_far_out() -> None:
+    zero, far = torch.zeros(1, 1), torch.full((1, 1), -1e4)
+    assert dpo(zero, far, zero, zero, beta=1.0).item() == 0.0
+    assert dpo(far, zero, zero, zero, beta=1.0).item() == 1e4
+
+
+@given(logps(4), st.floats(0.01, 2))
+def test_dpo_raises_the_chosen_and_lowers_the_rejected_answer(answers: tuple[Tensor, ...], beta: float) -> None:
+    """Gradients are those of Rafailov et al. 2023, sec. 4: beta times the probability of the wrong preference."""
+    chosen, rejected = (answer.clone().requires_grad_() for answer in answers[:2])
+    loss = dpo(chosen, rejected, *answers[2:], beta)
+    loss.sum().backward()
+    wrong = 1 - (-loss.detach()).exp()[:, None]
+    torch.testing.assert_close(chosen.grad, (-beta * wrong).expand_as(chosen))
+    torch.testing.assert_close(rejected.grad, (beta * wrong).expand_as(rejected))
+
+
+def test_simpo_by_hand() -> None:
+    # means per token -1.5 and -3.5; 2 * (-1.5 - -3.5) - 1 = 3
+    got = simpo(CHOSEN, REJECTED, lengths(CHOSEN), lengths(REJECTED), beta=2.0, gamma=1.0)
+    torch.testing.assert_close(got, torch.tensor([math.log(1 + math.exp(-3))]))
+    # a rejected answer of one token: mean -7; 2 * (-1.5 - -7) - 1 = 10
+    shorter = torch.tensor([[-7.0, 0.0]])
+    got = simpo(CHOSEN, shorter, lengths(CHOSEN), lengths(shorter, 1), beta=2.0, gamma=1.0)
+    torch.testing.assert_close(got, torch.tensor([math.log(1 + math.exp(-10))]))
+
+
+@given(logps(2), st.floats(0.01, 3), st.floats(0, 2))
+def test_simpo_is_the_published_formula(answers: tuple[Tensor, ...], beta: float, gamma: float) -> None:
+    """Meng et al. 2024, eq. 6, word for word."""
+    chosen, rejected = (answer.numpy().sum(axis=1) / answer.shape[1] for answer in answers)
+    want = -np.log(1 / (1 + np.exp(-(beta * chosen - beta * rejected - gamma))))
+    got = simpo(*answers, *map(lengths, answers), beta, gamma)
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-8, atol=1e-12)
+
+
+@given(logps(2), st.floats(0.01, 3), st.floats(0, 2))
+def test_simpo_raises_the_chosen_and_lowers_the_rejected_answer(
+    answers: tuple[Tensor, ...], beta: float, gamma: float
+) -> None:
+    chosen, rejected = (answer.clone().requires_grad_() for answer in answers)
+    loss = simpo(chosen, rejected, lengths(chosen), lengths(rejected), beta, gamma)
+    loss.sum().backward()
+    slope = beta * (1 - (-loss.detach()).exp())[:, None] / chosen.shape[1]
+    torch.testing.assert_close(chosen.grad, (-slope).expand_as(chosen))
+    torch.testing.assert_close(rejected.grad, slope.expand_as(rejected))
+
+
+def test_rmu_by_hand() -> None:
+    """Two prompts of three places, of which the first is no answer's, and in the second prompt the last neither."""
+    policy = torch.tensor([[[9.0, 9.0], [1.0, 2.0], [3.0, 0.0]], [[9.0, 9.0], [1.0, 2.0], [9.0, 9.0]]])
+    reference = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 4.0]], [[0.0, 0.0], [5.0, 5.0], [0.0, 0.0]]])
+    control = torch.tensor([[7.0, 7.0], [0.0, 1.0]])
+    learnt = torch.tensor([[False, True, True], [False, True, False]])
+    # safe: squares (0 + 4) / 2 = 2 and (9 + 16) / 2 = 12.5, their mean 7.25, thrice; unsafe: (1 + 1) / 2 = 1
+    got = rmu(policy, reference, control, learnt, torch.tensor([True, False]), retain_weight=3.0)
+    torch.testing.assert_close(got, torch.tensor([3 * 7.25, 1.0]))
+    # the other way round: (36 + 25) / 2 = 30.5 and (16 + 49) / 2 = 32.5, their mean 31.5; (16 + 9) / 2 = 12.5, thrice
+    got = rmu(policy, reference, control, learnt, torch.tensor([False, True]), retain_weight=3.0)
+    torch.testing.assert_close(got, torch.tensor([31.5, 3 * 12.5]))
+
+
+def test_unlearning_by_hand() -> None:
+    chosen = torch.tensor([[-1.0, -3.0], [-1.0, -3.0]])
+    rejected = torch.tensor([[-2.0, -6.0], [-2.0, -6.0]])
+    safe, whole = torch.tensor([True, False]), lengths(chosen)
+    got = unlearning(chosen, rejected, whole, whole, safe, ascent_weight=0.1, ascent_floor=-9.0)
+    torch.testing.assert_close(got, torch.tensor([2.0, 2.0 - 0.1 * 4]))
+    got = unlearning(chosen, rejected, whole, whole, safe, ascent_weight=0.1, ascent_floor=-5.0)
+    torch.testing.assert_close(got, torch.tensor([2.0, 2.0 - 0.1 * 3.5]))
+    # a rejected answer of one token
+    shorter = torch.tensor([[-2.0, 0.0], [-2.0, 0.0]])
+    got = unlearning(chosen, shorter, whole, lengths(shorter, 1, 1), safe, ascent_weight=0.1, ascent_floor=-5.0)
+    torch.testing.assert_close(got, torch.tensor([2.0, 2.0 - 0.1 * 2]))
+
+
+@given(logps(2), st.floats(0, 3), st.floats(-5, -0.1), st.data())
+def test_unlearning_ascends_on_unsafe_rows_alone_and_down_to_the_floor(
+    answers: tuple[Tensor, ...], weight: float, floor: float, data: st.DataObject
+) -> None:
+    chosen, rejected = (answer.clone().requires_grad_() for answer in answers)
+    rows, length = chosen.shape
+    safe = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))
+    unlearning(chosen, rejected, lengths(chosen), lengths(rejected), safe, weight, floor).sum().backward()
+    ascends = ~safe[:, None] & (rejected >= floor)
+    torch.testing.assert_close(rejected.grad, torch.where(ascends, weight / length, 0.0).double())
+    torch.testing.assert_close(chosen.grad, torch.full_like(chosen, -1 / length))
