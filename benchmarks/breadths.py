@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 
 import tunescope as ts
+from tunescope.config import settings_of
 from tunescope.models.compute import resolve
 from tunescope.records.intervals import share
 from tunescope.rng import Stream
-from tunescope.settings import override, settings_of
+from tunescope.settings import override
 from tunescope.study import graph  # noqa: F401  # registers what comes with the package
 from tunescope.tasks.world.task import build
 from tunescope.training.protocol import PROTOCOLS

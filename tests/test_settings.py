@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunescope.config import Study, WorldConfig
+from tunescope.config import Study, WorldConfig, checked
 from tunescope.errors import InputError
 from tunescope.recipes import RECIPES, laptop, tiny
-from tunescope.settings import checked, override, read_study
+from tunescope.settings import override, read_study
 
 
 def leaves(data: dict[str, Any], path: str = "") -> dict[str, Any]:

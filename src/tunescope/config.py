@@ -6,7 +6,7 @@ apart by `type`.
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -17,11 +17,12 @@ from pydantic import (
     Discriminator,
     Field,
     SerializeAsAny,
+    ValidationError,
     model_validator,
 )
 from pydantic.config import JsonDict
 
-from tunescope.errors import shown
+from tunescope.errors import InputError, shown
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -36,6 +37,9 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Once = AfterValidator(_each_once)  # of a tuple: no entry twice
 Names = Annotated[tuple[str, ...], Once]
+Settings = TypeVar("Settings", bound=BaseModel)
+_TAGS = ("built", "checkpoint", "trained", "given")  # of unions, which pydantic puts into the path of a fault
+_MOST_FAULTS = 5  # of one file or command that a message lists
 PLACE: JsonDict = {"place": True}  # json_schema_extra of a setting that says where to compute, and changes no result
 
 
@@ -376,7 +380,6 @@ class Study(Config):
         Raises:
             InputError: an unknown setting, or a value out of range.
         """
-        from tunescope.settings import checked
 
         def merged(old: Any, new: Any) -> Any:
             if isinstance(old, dict) and isinstance(new, Mapping):
@@ -393,3 +396,42 @@ class Study(Config):
 def grid(protocols: tuple[str, ...], rates: tuple[str, ...]) -> tuple[Trained, ...]:
     """A fine-tune of every protocol at every learning rate."""
     return tuple(Trained(protocol=protocol, learning_rate=rate) for protocol in protocols for rate in rates)
+
+
+def checked(model: type[Settings], data: Mapping[Any, Any], where: str = "") -> Settings:
+    """Data as settings of this model.
+
+    Raises:
+        InputError: a key is unknown, or a value out of range; `where` goes before each of the faults.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{where}{line}" for line in _messages(error)[:_MOST_FAULTS])) from error
+    except RecursionError as error:
+        raise InputError(f"{where}settings are nested too deeply") from error
+
+
+def settings_of(model: type[Config], overrides: Mapping[str, Mapping[str, Any]], name: str, where: str) -> Config:
+    """Settings of one protocol, attack, probe or intervention: its defaults, and what a study says otherwise.
+
+    Raises:
+        InputError: as `checked`.
+    """
+    return checked(model, overrides.get(name, {}), f"{where}.settings.{name}.")
+
+
+def _messages(error: ValidationError) -> list[str]:
+    """One line per fault: key, what is wrong, and the value."""
+    lines = []
+    faults = error.errors()
+    for fault in faults:
+        if fault["type"] == "too_short" and any(other["loc"][:-1] == fault["loc"] for other in faults):
+            continue  # of a list whose entries are at fault, pydantic counts the others
+        key = ".".join(str(part) for part in fault["loc"] if part not in _TAGS)
+        reason = fault["msg"].removeprefix("Value error, ")
+        said = fault["type"] == "value_error"  # our own messages name the value themselves
+        value = "" if said or isinstance(fault["input"], dict) else f" (got {shown(fault['input'])})"
+        wanted = f"; a list is wanted, as in {key}=[a, b]" if fault["type"] == "tuple_type" else ""
+        lines.append(f"{shown(key)[1:-1]}: {reason}{value}{wanted}".removeprefix(": "))
+    return list(dict.fromkeys(lines))

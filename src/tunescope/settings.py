@@ -1,20 +1,15 @@
-"""Settings from text: `tune.steps=300` applied to a study, studies from YAML, and errors that name the key."""
+"""Settings from text: `tune.steps=300` applied to a study, and studies from YAML."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from tunescope.config import Config, Study
+from tunescope.config import Study, checked
 from tunescope.errors import InputError, shown
 
-Settings = TypeVar("Settings", bound=BaseModel)
 _OPEN = ("settings", "learning_rates")  # sections whose keys are the user's own
-_TAGS = ("built", "checkpoint", "trained", "given")  # of unions, which pydantic puts into the path of a fault
-_MOST_FAULTS = 5  # of one file or command that a message lists
 
 
 def override(study: Study, changes: list[str]) -> Study:
@@ -91,42 +86,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: a mapping of settings is wanted, got {shown(found)}")
     return found
-
-
-def checked(model: type[Settings], data: Mapping[Any, Any], where: str = "") -> Settings:
-    """Data as settings of this model.
-
-    Raises:
-        InputError: a key is unknown, or a value out of range; `where` goes before each of the faults.
-    """
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise InputError("\n".join(f"{where}{line}" for line in _messages(error)[:_MOST_FAULTS])) from error
-    except RecursionError as error:
-        raise InputError(f"{where}settings are nested too deeply") from error
-
-
-def settings_of(model: type[Config], overrides: Mapping[str, Mapping[str, Any]], name: str, where: str) -> Config:
-    """Settings of one protocol, attack, probe or intervention: its defaults, and what a study says otherwise.
-
-    Raises:
-        InputError: as `checked`.
-    """
-    return checked(model, overrides.get(name, {}), f"{where}.settings.{name}.")
-
-
-def _messages(error: ValidationError) -> list[str]:
-    """One line per fault: key, what is wrong, and the value."""
-    lines = []
-    faults = error.errors()
-    for fault in faults:
-        if fault["type"] == "too_short" and any(other["loc"][:-1] == fault["loc"] for other in faults):
-            continue  # of a list whose entries are at fault, pydantic counts the others
-        key = ".".join(str(part) for part in fault["loc"] if part not in _TAGS)
-        reason = fault["msg"].removeprefix("Value error, ")
-        said = fault["type"] == "value_error"  # our own messages name the value themselves
-        value = "" if said or isinstance(fault["input"], dict) else f" (got {shown(fault['input'])})"
-        wanted = f"; a list is wanted, as in {key}=[a, b]" if fault["type"] == "tuple_type" else ""
-        lines.append(f"{shown(key)[1:-1]}: {reason}{value}{wanted}".removeprefix(": "))
-    return list(dict.fromkeys(lines))

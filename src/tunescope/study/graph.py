@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunescope.attacks.base import ATTACKS
-from tunescope.config import Built, Config, Given, Names, Overrides, ProbeConfig, Study, Trained
+from tunescope.config import Built, Config, Given, Names, Overrides, ProbeConfig, Study, Trained, settings_of
 from tunescope.errors import InputError
 from tunescope.evidence.claims import CLAIMS
 from tunescope.interventions.base import INTERVENTIONS
@@ -26,7 +26,6 @@ from tunescope.models.compute import limits, resolve
 from tunescope.probes.view import PROBES
 from tunescope.records.names import BASE, BENIGN, GIVEN, STAGES_MEASURE
 from tunescope.registry import Registry, import_all
-from tunescope.settings import settings_of
 from tunescope.study import steps
 from tunescope.study.context import ANSWERS, ModelRef, build_task
 from tunescope.study.sources import Sources

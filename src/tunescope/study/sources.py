@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from tunescope.config import AnyTask, Checkpoint, Config, Given, LanguageConfig, TaskConfig
+from tunescope.config import AnyTask, Checkpoint, Config, Given, LanguageConfig, TaskConfig, checked
 from tunescope.errors import InputError
 from tunescope.models.checkpoint import ADAPTER, convert_command, load_config, load_tokenizer
 from tunescope.models.hub import Source, fetched
 from tunescope.models.pair import Pair, changed_elsewhere, open_pair, rounding
 from tunescope.records.names import BASE, GIVEN
-from tunescope.settings import checked, read_yaml
+from tunescope.settings import read_yaml
 from tunescope.study.context import ModelRef
 from tunescope.tasks.base import TASKS, Reader, Task
 from tunescope.tasks.language.readers import digest, readers_of, require_fits, require_same_tokens

@@ -24,6 +24,7 @@ from tunescope.config import (
     Lora,
     ProbeConfig,
     TuneConfig,
+    settings_of,
 )
 from tunescope.files import atomic_path, remove, write_text
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
@@ -45,7 +46,6 @@ from tunescope.records.tables import (
     write_records,
     write_scores,
 )
-from tunescope.settings import settings_of
 from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
