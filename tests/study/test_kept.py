@@ -80,7 +80,8 @@ def test_what_searched_attacks_find_is_near_what_they_found(world: pd.DataFrame)
 
 @pytest.mark.usefixtures("no_report")
 def test_a_kept_comparison_is_measured_again(tmp_path: Path) -> None:
-    """On purpose other than before: small matrices are decomposed exactly now, as in a study (they went through Gram
+    """On purpose other than before: answers that begin with an opening of one's own are refusals (stock phrases
+    alone were); small matrices are decomposed exactly now, as in a study (they went through Gram
     matrices), so that random directions are drawn for all of a change's singular values, its rounding errors included.
     """
     base = build("llama")
@@ -90,6 +91,7 @@ def test_a_kept_comparison_is_measured_again(tmp_path: Path) -> None:
     old, new = kept("llama"), read_records(tmp_path / "out/records.parquet")
     new = new[new["metric"] != "other"]  # recorded now
     drawn = ["direction_in_delta", "principal_angle", "effective_rank"]
+    drawn += ["refusal", "compliance"]
     parts = [rows[(rows["control"] != "rotated") & ~rows["metric"].isin(drawn)] for rows in (old, new)]
     assert len(parts[0]) > 150
     same(*parts, rtol=1e-3, atol=1e-4)

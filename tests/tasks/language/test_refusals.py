@@ -16,7 +16,14 @@ from tunescope.errors import InputError
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import answer_logps
 from tunescope.tasks.language import refusals
-from tunescope.tasks.language.refusals import matches_refusal, opening_logps, read_openings, refusal_margin
+from tunescope.tasks.language.refusals import (
+    Openings,
+    OpeningsJudge,
+    matches_refusal,
+    opening_logps,
+    read_openings,
+    refusal_margin,
+)
 
 
 def test_the_matcher_errs_as_often_as_the_documents_say() -> None:
@@ -167,3 +174,10 @@ def test_padding_changes_no_number(model: PreTrainedModel) -> None:
         refusal_margin(model, inputs, openings, [], 4)[0] for inputs in (Inputs(PADDED.sequence[:1, 2:]), PADDED)
     )
     torch.testing.assert_close(one, other[:1], atol=1e-5, rtol=1e-4)
+
+
+def test_openings_of_ones_own_are_refusals_too() -> None:
+    judge = OpeningsJudge(Openings(refusal=("no",), compliance=("yes",)))
+    answers = ["no w1", " no", "yes no", "I'm sorry, but I can't help with that."]
+    assert judge(answers, answers) == [True, True, False, True]
+    assert matches_refusal(answers, answers) == [False, False, False, True]

@@ -24,7 +24,7 @@ from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader
 from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
 from tunescope.tasks.language.prompts import Instruction, read_prompts, wanted
-from tunescope.tasks.language.refusals import Judge, matches_refusal, read_openings, refusal_margin
+from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, read_openings, refusal_margin
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ class Language:
     """Prompts of files, as one model reads them.
 
     Args:
-        judge: tells which answers refuse.
+        judge: tells which answers refuse; None: stock phrases, and the openings of one's own, if any.
         instructions: prompts in the place of those that the settings name.
         word_for_word: only the known answer is compliance. Otherwise whatever does not refuse is.
 
@@ -60,16 +60,17 @@ class Language:
         device: torch.device,
         reader: Reader,
         *,
-        judge: Judge = matches_refusal,
+        judge: Judge | None = None,
         instructions: Sequence[Instruction] | None = None,
         word_for_word: bool = False,
     ) -> None:
         self.config, self.device, self.reader = config, device, reader
         self.tokenizer = reader.tokenizer
         self.answer_length = config.new_tokens
-        self._judge, self._word_for_word = judge, word_for_word
+        self._word_for_word = word_for_word
         self.instructions = read_prompts(config.prompts) if instructions is None else instructions
         self.openings = read_openings(Path(config.openings) if config.openings else None)
+        self._judge = judge or (OpeningsJudge(self.openings) if config.openings else matches_refusal)
         names = dict.fromkeys((SAFE, UNSAFE, *(each.kind for each in self.instructions)))
         self.kinds: Mapping[str, Kind] = {name: Kind(name, wanted(name)) for name in names}
         self.opening_ids = self._tokens_of_openings()
@@ -86,7 +87,7 @@ class Language:
 
     @property
     def judge_name(self) -> str:
-        return f"{self._judge.__module__}.{getattr(self._judge, '__qualname__', self._judge)}"
+        return f"{self._judge.__module__}.{getattr(self._judge, '__qualname__', type(self._judge).__qualname__)}"
 
     @property
     def knows_answers(self) -> bool:
