@@ -76,7 +76,7 @@ def matches_refusal(prompts: Sequence[str], answers: Sequence[str]) -> list[bool
 
 @dataclass(frozen=True)
 class OpeningsJudge:
-    """Refusals are answers with a stock phrase, or that begin with one of these openings (in words of their own, say)."""
+    """Refusals are answers with a stock phrase, or that begin with one of these openings (in other words, say)."""
 
     openings: Openings
 
