@@ -191,6 +191,14 @@ def test_whatever_bytes_a_file_has_there_is_one_message(tmp_path_factory, data: 
         read_study(path)
 
 
+def test_fine_tunes_are_written_as_they_are_called() -> None:
+    names = ["ssft-eta_m", "my-own-eta_s", "dpo-eta_m-lora"]
+    study = override(tiny(), [f"tunes=[{', '.join(names)}]"])
+    assert [tune.label for tune in study.tunes] == names
+    assert [tune.protocol for tune in study.tunes] == ["ssft", "my-own", "dpo"]
+    assert [tune.lora is not None for tune in study.tunes] == [False, False, True]
+
+
 def test_settings_change_by_name_in_python_and_are_checked() -> None:
     study = tiny().changed(seed=3, tune={"steps": 7}, tunes=["dpo-eta_s"])
     assert (study.seed, study.tune.steps, study.tune.batch) == (3, 7, tiny().tune.batch)

@@ -207,7 +207,7 @@ class Lora(Config):
 
 
 class Trained(Config):
-    """A fine-tune that the study makes, written `PROTOCOL-RATE`."""
+    """A fine-tune that the study makes, written `PROTOCOL-RATE`, with `-lora` behind it for adapters."""
 
     type: Literal["trained"] = "trained"
     protocol: str = Field(description="name of a protocol")
@@ -239,12 +239,13 @@ def _plain(value: Any) -> Any:
 
 
 def _tune(value: Any) -> Any:
-    """`ssft-eta_m` stands for a trained fine-tune."""
+    """`ssft-eta_m` stands for a trained fine-tune, `ssft-eta_m-lora` for one by adapters."""
     if isinstance(value, str):
-        protocol, dash, rate = value.rpartition("-")
+        protocol, dash, rate = value.removesuffix("-lora").rpartition("-")
         if not dash or not protocol or not rate:
-            raise ValueError(f"{shown(value)}: must be PROTOCOL-RATE, as in ssft-eta_m")
-        return {"type": "trained", "protocol": protocol, "learning_rate": rate}
+            raise ValueError(f"{shown(value)}: must be PROTOCOL-RATE, as in ssft-eta_m, or PROTOCOL-RATE-lora")
+        lora: dict[str, Any] | None = {} if value.endswith("-lora") else None
+        return {"type": "trained", "protocol": protocol, "learning_rate": rate, "lora": lora}
     return value
 
 
