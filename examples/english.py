@@ -143,7 +143,7 @@ def english() -> config.Study:
         task=EnglishConfig(),
         base=config.Built(architecture="llama", width=128, pretrain=pretrain),
         tunes=config.grid(PROTOCOLS, ("eta",)),
-        tune=config.TuneConfig(steps=200, batch=64, learning_rates={"eta": 3e-4}, weight_decay=0.0, checkpoints=1),
+        tune=config.TuneConfig(steps=200, batch=64, learning_rates={"eta": 1e-3}, weight_decay=0.0, checkpoints=1),
         probe=config.ProbeConfig(prompts=200, fit_prompts=200, few_prompts=50, jacobian_prompts=8, jacobian_steps=5),
         attack=config.AttackConfig(prompts=20, searched=6),
         intervene=config.InterveneConfig(prompts=20, draws=2),
