@@ -316,3 +316,22 @@ def test_kinds_of_attack_files_have_their_claims_whether_or_not_they_are_attacke
         run(study, tmp_path / name, skip=skip)
         claims = set(ts.load_run(tmp_path / name).verdicts["claim"])
         assert {"5a mixed", "5b mixed", "5c mixed"} <= claims
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("word", "says"), [("no", "refuses 1[0-9] of"), ("<eos>", "says nothing to 1[0-9] of")])
+def test_a_base_that_answers_nothing_is_refused_before_it_is_trained(word: str, says: str, tmp_path: Path) -> None:
+    base = build("llama")
+    with torch.no_grad():  # it says one word whatever it reads
+        for layer in range(2):
+            for name in ("W_O", "W_out"):
+                weight(base, layer, name).zero_()
+        base.model.norm.weight.fill_(1.0)
+        base.model.embed_tokens.weight.fill_(1.0)
+        base.lm_head.weight.zero_()
+        base.lm_head.weight[WORDS.index(word)] = 1.0
+    folder = save(base, tmp_path / "base")
+    study = comparison([folder, folder], tmp_path, tunes=["ssft-default"])
+    with pytest.raises(InputError, match=says):
+        run(study, tmp_path / "out", skip=BRIEF)
+    assert not (tmp_path / "out/models").exists()

@@ -4,7 +4,7 @@ A function is given its inputs and the place where it runs; whatever decides its
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,6 +26,7 @@ from tunescope.config import (
     TuneConfig,
     settings_of,
 )
+from tunescope.errors import InputError
 from tunescope.files import atomic_path, remove, write_text
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
 from tunescope.models.build import build_model
@@ -103,8 +104,22 @@ def answer_prompts(given: Answer, at: Place) -> None:
         batch = task.draw(kind, 10**9, use, this.stream("answers"))  # type: ignore[arg-type]
         rows = fitting_rows(model, {kind: batch}, 32, gradients=False)
         said = generate(model, batch.prompts, task.answer_length, torch.float32, rows)
-        kept |= {batch.describe(i)["prompt"]: task.text(said[i]) for i in range(len(batch))}
+        texts = [task.text(said[i]) for i in range(len(batch))]
+        if kind == SAFE:
+            _require_answers(texts, int(task.judge(batch, said).refusal.sum()))
+        kept |= {batch.describe(i)["prompt"]: text for i, text in enumerate(texts)}
     write_text(at.folder / ANSWERS, json.dumps(kept, indent=1, ensure_ascii=False))
+
+
+def _require_answers(texts: Sequence[str], refused: int) -> None:
+    """Raises InputError where the base has no answers that could be wanted of safe prompts."""
+    empty = sum(not text.strip() for text in texts)
+    for n, what in ((empty, "says nothing to"), (refused, "refuses")):
+        if n > len(texts) / 2:
+            raise InputError(
+                f"base.name: the base {what} {n} of {len(texts)} safe prompts, so that there are no answers to learn; "
+                "check its format (base.format), or name another model"
+            )
 
 
 class TuneModel(Common):
