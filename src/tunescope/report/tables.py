@@ -64,7 +64,8 @@ def verdict_table(judgement: Judgement, models: Sequence[Model]) -> dict[str, An
         cells = [found.get(model.name) for model in columns]
         rows.append({"claim": claim, "cells": cells, "sentence": sentence(claim, verdicts, labels)})
     seeds = max((v.seeds for v in judgement.verdicts), default=1)
-    over = f"over {seeds} seeds" if seeds > 1 else "over the prompts of one seed"
+    what = "groups of prompts" if any(v.over == "groups" for v in judgement.verdicts) else "prompts"
+    over = f"over {seeds} seeds" if seeds > 1 else f"over the {what} of one seed"
     missing = [replace(entry, models=tuple(labels.get(m, m) for m in entry.models)) for entry in judgement.not_judged]
     return {"models": columns, "rows": rows, "over": over, "not_judged": missing}
 
