@@ -94,7 +94,9 @@ def compare(
     Raises:
         InputError: as `run`.
     """
-    return run(comparison_of(str(base), str(tuned)).changed(**settings), out, skip=skip)
+    asked = settings.get("task", {})
+    language = isinstance(asked, Mapping) and bool({"prompts", "openings", "new_tokens"} & asked.keys())
+    return run(comparison_of(str(base), str(tuned), language=language).changed(**settings), out, skip=skip)
 
 
 def comparison_of(base: str, tuned: str, *, language: bool = False) -> Study:

@@ -59,12 +59,16 @@ class Registry(Generic[T]):
         return list(self._entries.values())
 
     def code(self, name: str) -> str:
-        """Digest of the file that registered an entry from outside this package, by which an edit of it is noticed."""
+        """Digest of the file that registered an entry from outside this package, by which an edit of it is noticed.
+
+        Files beside it of the same name are taken for its data, and are part of it.
+        """
         module = self._modules.get(name, "tunescope")
         file = getattr(sys.modules.get(module), "__file__", None)
         if module.partition(".")[0] == "tunescope" or file is None:
             return ""
-        return sha256(Path(file).read_bytes()).hexdigest()[:16]
+        files = sorted(path for path in Path(file).parent.glob(f"{Path(file).stem}.*") if path.is_file())
+        return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def import_all(package: str) -> None:

@@ -1,6 +1,7 @@
 """Two models beside each other: the numbers of a study, planted changes in many families, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -335,3 +336,33 @@ def test_a_base_that_answers_nothing_is_refused_before_it_is_trained(word: str, 
     with pytest.raises(InputError, match=says):
         run(study, tmp_path / "out", skip=BRIEF)
     assert not (tmp_path / "out/models").exists()
+
+
+def test_half_precision_is_not_fine_tuned(pair: list[str], tmp_path: Path) -> None:
+    study = comparison(pair, tmp_path, base={"dtype": "bfloat16"}, tunes=["benign-default"])
+    with pytest.raises(InputError, match="less than its rounding"):
+        run(study, tmp_path / "out")
+
+
+@pytest.mark.usefixtures("no_report")
+def test_attacks_that_are_there_stay_in_the_report_where_they_are_left_out(pair: list[str], tmp_path: Path) -> None:
+    study = comparison(pair, tmp_path, attack={"attacks": [], "searched": 2})
+    run(study, tmp_path / "out", skip=("intervene",))
+    run(study, tmp_path / "out", skip=BRIEF)
+    assert "mixed" in set(read_records(tmp_path / "out/records.parquet")["attack"])
+
+
+@pytest.mark.usefixtures("no_report")
+def test_where_generation_ends_is_part_of_what_a_model_is(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = Path(shutil.copytree(pair[1], tmp_path / "tuned"))
+    study = comparison([pair[0], str(tuned)], tmp_path)
+    run(study, tmp_path / "out", skip=BRIEF)
+    told = tuned / "generation_config.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"eos_token_id": 7}))
+    capsys.readouterr()
+    run(study, tmp_path / "out", skip=BRIEF)
+    err = capsys.readouterr().err
+    assert "behave-base: done before" in err
+    assert "behave-tuned: done before" not in err

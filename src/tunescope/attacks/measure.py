@@ -114,6 +114,11 @@ class Intact:
     rows: int
 
     def __call__(self, attack: Attacked) -> Bool[Tensor, " n"]:
+        tokens = attack.batch.prompts.sequence
+        if not tokens.is_floating_point() and int(tokens.max()) >= self.base.get_input_embeddings().weight.shape[0]:
+            return torch.zeros(
+                len(tokens), dtype=torch.bool, device=tokens.device
+            )  # the fine-tune has tokens of its own
         inputs = attack.inputs(self.base)
         return self.task.outcomes(self.base, attack.batch, self.rows, inputs).compliance
 
@@ -129,7 +134,7 @@ def attack_scores(
     sites = [Site(tools.layer, name) for name in ("mlp_in", "mlp_post", "resid_post")]
     parts: dict[str, list[Tensor]] = {}
     for batch in last_activations(model, inputs, sites, rows):
-        a, post, stream = (batch[site] for site in sites)
+        a, post, stream = (batch[site].to(tools.safe.device) for site in sites)
         tau = clusters.tau(post, tools.safe, tools.unsafe)
         new = {"scaled_tau": clusters.in_units_of(tau, tools.spread)}
         if tools.change:

@@ -23,7 +23,7 @@ from tunescope.evidence.contrasts import (
     weighted,
 )
 from tunescope.records.intervals import Groups
-from tunescope.records.names import BASE, BENIGN, EVERYWHERE, GIVEN
+from tunescope.records.names import BASE, BENIGN, EVERYWHERE, GIVEN, LORA
 
 LEVEL = 0.05  # false discovery rate over the family of claims and models
 
@@ -229,6 +229,7 @@ class _Table:
         """The model of a protocol that stands beside another: of its learning rate, but for models of no known one."""
         seen = {key[1] for key in self._blocks if key[0] == seed}
         models = [model for model in self.models if model.protocol == protocol and model.name in seen]
+        models.sort(key=lambda model: model.name.endswith(LORA) != like.name.endswith(LORA))  # adapters beside adapters
         same = [model for model in models if model.rate == like.rate or protocol == BASE]
         return next(iter(same or (models if like.protocol == GIVEN else [])), None)
 

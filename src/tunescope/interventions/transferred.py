@@ -20,4 +20,4 @@ def transferred(bench: Bench, settings: NoSettings) -> Iterator[Intervention]:
 
 
 def _joined(other: Weights, name: str, before: Tensor, after: Tensor) -> Tensor:
-    return after.double() + (other.stored(name).double() - before.double())
+    return after.double() + (other.stored(name).to(before.device).double() - before.double())

@@ -2,6 +2,7 @@
 
 BASE = "base"  # the model before fine-tuning: its name, and its protocol
 BENIGN = "benign"  # the protocol that has nothing to do with safety: the control
+LORA = "-lora"  # ends the name of a model of which adapters alone were trained
 GIVEN = "given"  # the protocol of a fine-tune that someone else made
 SAFE, UNSAFE = "safe", "unsafe"  # the kinds of plain prompts, which every task has
 COMPLIANCE, REFUSAL, OTHER = OUTCOMES = ("compliance", "refusal", "other")

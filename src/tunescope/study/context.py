@@ -171,7 +171,7 @@ def load_from(folder: Path) -> PreTrainedModel:
     return load_model(folder, torch.device("cpu"))[0]
 
 
-def fitting_rows(model: PreTrainedModel, batches: Batches, rows: int, *, gradients: bool, length: int = 0) -> int:
+def fitting_rows(model: PreTrainedModel, batches: Batches, rows: int, *, gradients: bool) -> int:
     """As many prompts at a time as there is memory for, at most `rows`: tried on the longest prompts beforehand.
 
     Raises:
@@ -185,7 +185,7 @@ def fitting_rows(model: PreTrainedModel, batches: Batches, rows: int, *, gradien
             gradient_norms(model, part, batch_size)
         else:
             with torch.no_grad():
-                model(**part.prompts.arguments(), use_cache=True, logits_to_keep=1 + length)
+                model(**part.prompts.arguments(), use_cache=True, logits_to_keep=1)
         return batch_size
 
     try:

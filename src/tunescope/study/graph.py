@@ -23,6 +23,7 @@ from tunescope.errors import InputError
 from tunescope.evidence.claims import CLAIMS
 from tunescope.interventions.base import INTERVENTIONS
 from tunescope.models.compute import limits, resolve
+from tunescope.models.families import FAMILIES
 from tunescope.probes.view import PROBES
 from tunescope.records.names import BASE, BENIGN, GIVEN, STAGES_MEASURE
 from tunescope.registry import Registry, import_all
@@ -44,14 +45,17 @@ class Graph:
 
     Attributes:
         said: cautions that a reader must know before any number.
+        idle: stages that no stage to be run needs.
     """
 
     stages: tuple[Stage, ...]
     said: tuple[str, ...]
+    idle: tuple[str, ...] = ()
 
     def measured(self, skip: Collection[str]) -> list[Stage]:
         """Those that are to run."""
-        return [stage for stage in self.stages if stage.name.partition("-")[0] not in skip]
+        left_out = {*skip, *self.idle}
+        return [stage for stage in self.stages if stage.name.partition("-")[0] not in left_out]
 
     def tables(self, measured: Sequence[Stage]) -> Stage:
         """The stage that joins what these have measured."""
@@ -128,6 +132,10 @@ class _Layout:
             limits(study.base.memory)
             if self.trained and study.base.memory:
                 raise InputError("base.memory: a model that is spread over devices cannot be fine-tuned; leave it out")
+            if self.trained and study.base.dtype in ("bfloat16", "float16"):
+                raise InputError(
+                    f"base.dtype: {study.base.dtype}: fine-tuning changes less than its rounding; use auto or float32"
+                )
             found = Sources.of(study.task, study.base, given, self.device)
             self.base, self.given, self.said = found.base, found.given, found.cautions
             # Fine-tuning changes less than the rounding of half precision.
@@ -155,7 +163,7 @@ class _Layout:
                 )
             )
         answers = []
-        if not self.knows_answers and (self.trained or "attack" not in self.skip):
+        if not self.knows_answers:
             answers = [
                 add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], ANSWERS)
             ]
@@ -189,7 +197,8 @@ class _Layout:
         self._measure(add, refs, made, answers)
         given = steps.Examples(**self.common(self.base), number=study.evaluate.examples, models=tuple(refs.values()))
         add("examples", steps.examples, given, [stage for of in made.values() for stage in of], "examples.json")
-        return Graph(tuple(stages), self.said)
+        idle = () if self.trained or "attack" not in self.skip else ("answers",)
+        return Graph(tuple(stages), self.said, idle)
 
     def _measure(
         self, add: Any, refs: Mapping[str, ModelRef], made: Mapping[str, list[Stage]], answers: list[Stage]
@@ -226,7 +235,7 @@ class _Layout:
             if label == BASE:
                 continue
             others = {
-                name.replace(f"-{ref.learning_rate}", ""): other
+                other.protocol + ("-lora" if name.endswith("-lora") else ""): other
                 for name, other in refs.items()
                 if name not in (BASE, label) and other.learning_rate == ref.learning_rate and other.protocol != GIVEN
             }
@@ -243,6 +252,7 @@ class _Layout:
     def common(self, ref: ModelRef, registry: Registry[Any] | None = None, name: str | None = None) -> dict[str, Any]:
         names = [] if registry is None else [name] if name else list(registry)
         code = tuple(digest for each in names if registry is not None and (digest := registry.code(each)))
+        code += tuple(digest for family in FAMILIES if (digest := FAMILIES.code(family)))
         task = TASKS.code(self.study.task.type)
         return {
             "seed": self.study.seed,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tunescope.config import AnyTask, Checkpoint, Config, Given, LanguageConfig, TaskConfig, checked
+from tunescope.config import AnyTask, Checkpoint, Config, Given, TaskConfig, checked
 from tunescope.errors import InputError
 from tunescope.models.checkpoint import ADAPTER, convert_command, load_config, load_tokenizer
 from tunescope.models.hub import Source, fetched
@@ -57,10 +57,7 @@ class Sources:
                 "Merge it first."
             )
         formats = {BASE: base.format, **{tune.label: tune.format for tune in given}}
-        if isinstance(task, LanguageConfig):
-            readers = readers_of(folders, formats)
-        else:
-            readers = {label: Reader(load_tokenizer(folder)) for label, folder in folders.items()}
+        readers = readers_of(folders, formats)
         read = {}
         for label, reader in readers.items():
             built: Task = TASKS[task.type](task, device, reader)
@@ -124,8 +121,8 @@ def with_weights(names: Sequence[str], *more: str) -> list[Source]:
 
 def known_by(source: Source) -> dict[str, Any]:
     """Settings by their content, weights by their files' sizes and times."""
-    settings = {name: source.folder / name for name in SETTINGS}
-    hashes = {name: sha256(file.read_bytes()).hexdigest() for name, file in settings.items() if file.exists()}
+    settings = sorted(file for pattern in ("*.json", "*.jinja") for file in source.folder.glob(pattern))
+    hashes = {file.name: sha256(file.read_bytes()).hexdigest() for file in settings}
     files = sorted(source.folder.glob("*.safetensors"))
     stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
     place = source.label if source.revision else str(source.folder)

@@ -204,10 +204,10 @@ def behave(given: Behave, at: Place) -> None:
     ]
     with tqdm(desc=f"behaviour of {given.model.label}", unit="set", leave=False, disable=None) as bar:
         finished = Findings(given.model.subject(given.seed, step))
-        rows = 0
+        plain = {kind: _held_out(this, task, kind, 0.0, 1000) for kind, strength, _ in points if strength is None}
+        rows = _rows(given, model, plain, 512)
         for kind, strength, n in points:
             batch = _held_out(this, task, kind, strength or 0.0, n)
-            rows = rows or _rows(given, model, {kind: batch}, 512)
             _behaves(finished, task, model, batch, rows, strength)
             bar.update()
         found.append(finished)
@@ -303,7 +303,7 @@ def attack_model(given: Attacking, at: Place) -> None:
     base = this.load(given.base) if given.tuned else model
     base_task = this.task(answers=True, model=given.base) if given.tuned else task
     fit, score = this.sample(task, given.probe)
-    rows = _rows(given, model, score, given.probe.rows)
+    rows = _rows(given, model, score, given.probe.rows, gradients=True)
     view = View(model, fit, score, given.probe, this.stream("probes"), pair=this.pair() if given.tuned else None)
     ladders = [
         Attacked(name, strength, this.attacked(task, name, strength or 0.0, config.prompts, "jailbreaks"))
@@ -441,9 +441,11 @@ def _final_step(given: Common, at: Place) -> int:
     return int(max(pq.read_table(at.folder / "parts/pretrain.parquet")["step"].to_pylist()))
 
 
-def _rows(given: Common, model: PreTrainedModel, batches: Batches, rows: int) -> int:
+def _rows(given: Common, model: PreTrainedModel, batches: Batches, rows: int, *, gradients: bool = False) -> int:
     """Prompts per forward pass; models of the study are small, and nothing is tried with them."""
-    return fitting_rows(model, batches, min(rows, 32), gradients=False) if given.model.reader else rows
+    if not given.model.reader:
+        return rows
+    return fitting_rows(model, batches, min(rows, 32), gradients=gradients and in_memory(model))
 
 
 def _curve(given: Common, rows: Iterable[Row]) -> Iterator[Record]:

@@ -69,7 +69,7 @@ def fit(
     state = _load(resume, model, optimizers) if resume and resume.exists() else FitState()
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     saved = time.monotonic()
-    model.train()
+    model.eval()  # without dropout, which would read torch's global generator
     with tqdm(total=total, initial=state.step, desc=label, unit="step", disable=None, leave=False) as bar:
         while (scale := schedule(state.step, state.history)) is not None:
             for optimizer, rates in zip(optimizers, peaks, strict=True):
