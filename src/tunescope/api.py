@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from transformers import PreTrainedModel
 
 from tunescope.config import LanguageConfig, Study
 from tunescope.errors import InputError
 from tunescope.evidence.claims import claims_for
 from tunescope.evidence.verdicts import Judgement, judge
+from tunescope.models.checkpoint import load_model
 from tunescope.recipes import comparison
 from tunescope.records.tables import read_records, read_scores
 from tunescope.settings import read_study
 from tunescope.study import pipeline
-from tunescope.study.context import load_from
 from tunescope.study.sources import task_of
 
 
@@ -68,7 +69,7 @@ class Run:
         """
         if model not in self.models:
             raise InputError(f"{self.folder}: no model {model!r}. Choose from: {', '.join(self.models) or 'none'}.")
-        return load_from(self.models[model])
+        return load_model(self.models[model], torch.device("cpu"))[0]
 
 
 def run(study: Study, out: str | Path, *, update: bool = False, skip: Collection[str] = ()) -> Run:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tunescope import __version__
-from tunescope.config import Checkpoint, ComputeConfig, LanguageConfig, Study
+from tunescope.config import GROUPS, Checkpoint, ComputeConfig, LanguageConfig, Study
 from tunescope.errors import InputError, shown
 from tunescope.recipes import RECIPES
 from tunescope.registry import load_plugins
 from tunescope.settings import override, read_study
 
 BAD_INPUT, INTERRUPTED = 2, 130
-GROUPS = ("behave", "probe", "attack", "intervene")  # as in study.graph, which takes seconds to import
 
 
 def main(arguments: list[str] | None = None) -> int:

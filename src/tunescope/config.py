@@ -38,6 +38,7 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 Once = AfterValidator(_each_once)  # of a tuple: no entry twice
 Names = Annotated[tuple[str, ...], Once]
 Settings = TypeVar("Settings", bound=BaseModel)
+GROUPS = ("behave", "probe", "attack", "intervene")  # groups of stages that a study can do without
 _TAGS = ("built", "checkpoint", "trained", "given")  # of unions, which pydantic puts into the path of a fault
 _MOST_FAULTS = 5  # of one file or command that a message lists
 PLACE: JsonDict = {"place": True}  # json_schema_extra of a setting that says where to compute, and changes no result

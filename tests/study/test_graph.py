@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from tunescope.config import Study
+from tunescope.config import GROUPS, Study
 from tunescope.errors import InputError
 from tunescope.recipes import tiny
 from tunescope.records.names import BASE
 from tunescope.settings import override
-from tunescope.study.graph import GROUPS, graph_of
+from tunescope.study.graph import graph_of
 
 STUDY = tiny().changed(tunes=["ssft-eta_m", "dpo-eta_m", "dpo-eta_s", "benign-eta_m"], compute={"device": "cpu"})
 TUNED = [tune.label for tune in STUDY.tunes]

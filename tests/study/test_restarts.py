@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from tunescope import cli
+from tunescope.config import GROUPS
 from tunescope.errors import InputError
 from tunescope.files import remove
 from tunescope.recipes import tiny as tiny_study
 from tunescope.records.tables import read_records
 from tunescope.settings import override
 from tunescope.study import pipeline
-from tunescope.study.graph import GROUPS
 
 RATES = ("eta_m", "eta_s")
 

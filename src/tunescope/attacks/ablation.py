@@ -10,18 +10,16 @@ from functools import partial
 from tunescope.attacks.base import Attacked, Target, attack
 from tunescope.config import NoSettings
 from tunescope.interventions.directions import without_direction
-from tunescope.models.sites import Site
-from tunescope.probes.collect import means_of
-from tunescope.probes.directions import difference_of_means, inner_layers
+from tunescope.probes.collect import inner_means
+from tunescope.probes.directions import difference_of_means
 from tunescope.records.names import SAFE, UNSAFE
 
 
 @attack("direction_ablation", needs_answers=False)
 def direction_ablation(target: Target, settings: NoSettings) -> Iterator[Attacked]:
     model, view = target.model, target.view
-    sites = [Site(layer, "resid_post") for layer in inner_layers(model)]
-    means = {kind: means_of(model, view.fit[kind].prompts, sites, target.rows) for kind in (SAFE, UNSAFE)}
-    units = [difference_of_means(means[SAFE][site], means[UNSAFE][site]) for site in sites]
+    both = inner_means(model, view.fit[SAFE].prompts, view.fit[UNSAFE].prompts, target.rows)
+    units = [difference_of_means(*means) for means in both.values()]
 
     def left(number: int) -> int:
         with without_direction(model, units[number]):

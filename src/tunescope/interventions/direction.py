@@ -13,19 +13,17 @@ from tunescope.config import NoSettings
 from tunescope.interventions.base import Bench, Intervention, Make, intervention
 from tunescope.interventions.directions import with_vector, without_direction
 from tunescope.models.sites import Site
-from tunescope.probes.collect import means_of
+from tunescope.probes.collect import inner_means
 from tunescope.probes.controls import haar
-from tunescope.probes.directions import difference_of_means, inner_layers
+from tunescope.probes.directions import difference_of_means
 from tunescope.records.names import SAFE, UNSAFE
 
 
 @intervention("direction", weights=False)
 def direction(bench: Bench, settings: NoSettings) -> Iterator[Intervention]:
     model = bench.model
-    sites = [Site(layer, "resid_post") for layer in inner_layers(model)]
-    means = {kind: means_of(model, bench.fit[kind].prompts, sites, bench.rows) for kind in (SAFE, UNSAFE)}
-    both = {site: (means[SAFE][site], means[UNSAFE][site]) for site in sites}
-    directions = {site: difference_of_means(*both[site]) for site in sites}
+    both = inner_means(model, bench.fit[SAFE].prompts, bench.fit[UNSAFE].prompts, bench.rows)
+    directions = {site: difference_of_means(*means) for site, means in both.items()}
 
     def take(unit: Tensor) -> Make:
         return partial(without_direction, model, unit)
@@ -38,8 +36,8 @@ def direction(bench: Bench, settings: NoSettings) -> Iterator[Intervention]:
         with make():
             return int(bench.refused(bench.fit[kind]).sum())
 
-    out = min(sites, key=lambda site: count(take(directions[site]), UNSAFE))
-    into = max(sites, key=lambda site: count(put(directions[site], site), SAFE))
+    out = min(directions, key=lambda site: count(take(directions[site]), UNSAFE))
+    into = max(directions, key=lambda site: count(put(directions[site], site), SAFE))
     width, device = len(directions[out]), directions[out].device
     random = [haar(width, 1, bench.stream("direction", i), device)[:, 0] for i in range(bench.draws)]
     for name, makes, site in (

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site
+from tunescope.probes.directions import inner_layers
 from tunescope.probes.sensitivity import Map
 
 Stored = Mapping[Site, Float[Tensor, "n width"]]
@@ -70,6 +71,15 @@ def means_of(
     """Mean over prompts of the activations at the last token, in float64."""
     of = stored(model, prompts, sites, rows)
     return {site: a.to(prompts.sequence.device).double().mean(0) for site, a in of.items()}
+
+
+def inner_means(
+    model: PreTrainedModel, safe: Inputs, unsafe: Inputs, rows: int
+) -> dict[Site, tuple[Float[Tensor, " width"], Float[Tensor, " width"]]]:
+    """The same of safe and of unsafe prompts, in the residual stream after each of the `inner_layers`."""
+    sites = [Site(layer, "resid_post") for layer in inner_layers(model)]
+    of_safe, of_unsafe = (means_of(model, prompts, sites, rows) for prompts in (safe, unsafe))
+    return {site: (of_safe[site], of_unsafe[site]) for site in sites}
 
 
 def first_logits(model: PreTrainedModel, prompts: Inputs) -> Map:

@@ -37,12 +37,9 @@ class Findings:
         deviation = values.std(correction=min(1, len(values) - 1)).item()
         self.value(f"{metric}_sd", deviation, n=len(values), **where)
 
-    def rate(self, metric: str, hits: Bool[Tensor, " *n"] | Float[Tensor, " *n"], **where: Any) -> None:
-        """A share of prompts with its 95 % interval (Wilson). Of several draws, [draws, n], all count as prompts."""
-        groups = self._groups(where.get("kind", ""), hits.shape[-1])
-        if groups is not None and hits.ndim == 2:
-            groups = np.tile(groups, len(hits))
-        self._estimate(metric, intervals.share(hits, groups), where)
+    def rate(self, metric: str, hits: Bool[Tensor, " n"] | PerPrompt, **where: Any) -> None:
+        """A share of prompts with its 95 % interval (Wilson)."""
+        self._estimate(metric, intervals.share(hits, self._groups(where.get("kind", ""), len(hits))), where)
 
     def draws(self, metric: str, values: Sequence[float], **where: Any) -> None:
         """The mean over draws of a control, and the middle 95 % of them."""

@@ -30,19 +30,18 @@ class Estimate:
     n: int = 1
 
 
-def share(hits: Bool[Tensor, " *n"] | Float[Tensor, " *n"], groups: Groups = None) -> Estimate:
+def share(hits: Bool[Tensor, " n"] | PerPrompt, groups: Groups = None) -> Estimate:
     """Share of prompts with its Wilson score interval (Wilson 1927); of prompts hit in part the sum is rounded.
 
     With groups the interval is that of as many independent prompts as would vary as much (Korn & Graubard 1998).
     """
-    values, n = hits.double(), hits.numel()
+    values, n = hits.double(), len(hits)
     count, effective = round(values.sum().item()), float(n)
     value = count / n
-    if groups is not None and 0 < value < 1:
-        spread = clustered_error((values.flatten() - value) / n, groups)
-        effective = min(n, value * (1 - value) / spread**2) if spread > 0 else len(np.unique(groups))
-    elif groups is not None:
+    if groups is not None:
         effective = len(np.unique(groups))
+        if 0 < value < 1 and (spread := clustered_error((values - value) / n, groups)) > 0:
+            effective = min(n, value * (1 - value) / spread**2)
     low, high = wilson(value, effective)
     return Estimate(value, low, high, n)
 

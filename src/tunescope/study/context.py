@@ -166,11 +166,6 @@ def build_task(
     return found
 
 
-def load_from(folder: Path) -> PreTrainedModel:
-    """A model of a study, in float32 on the CPU."""
-    return load_model(folder, torch.device("cpu"))[0]
-
-
 def fitting_rows(model: PreTrainedModel, batches: Batches, rows: int, *, gradients: bool) -> int:
     """As many prompts at a time as there is memory for, at most `rows`: tried on the longest prompts beforehand.
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from tunescope.attacks.base import ATTACKS
-from tunescope.config import Built, Config, Given, Names, Overrides, ProbeConfig, Study, Trained, settings_of
+from tunescope.config import GROUPS, Built, Config, Given, Names, Overrides, ProbeConfig, Study, Trained, settings_of
 from tunescope.errors import InputError
 from tunescope.evidence.claims import CLAIMS
 from tunescope.interventions.base import INTERVENTIONS
 from tunescope.models.compute import limits, resolve
 from tunescope.models.families import FAMILIES
 from tunescope.probes.view import PROBES
-from tunescope.records.names import BASE, BENIGN, GIVEN, STAGES_MEASURE
+from tunescope.records.names import BASE, BENIGN, GIVEN, LORA, STAGES_MEASURE
 from tunescope.registry import Registry, import_all
 from tunescope.study import steps
 from tunescope.study.context import ANSWERS, ModelRef, build_task
@@ -34,7 +34,6 @@ from tunescope.study.stages import Stage
 from tunescope.tasks.base import TASKS, Task
 from tunescope.training.protocol import PROTOCOLS
 
-GROUPS = ("behave", "probe", "attack", "intervene")  # groups of stages that a study can do without
 for package in ("training.protocols", "probes.measure", "attacks", "interventions", "tasks.world", "tasks.language"):
     import_all(f"tunescope.{package}")
 
@@ -235,7 +234,7 @@ class _Layout:
             if label == BASE:
                 continue
             others = {
-                other.protocol + ("-lora" if name.endswith("-lora") else ""): other
+                other.protocol + (LORA if name.endswith(LORA) else ""): other
                 for name, other in refs.items()
                 if name not in (BASE, label) and other.learning_rate == ref.learning_rate and other.protocol != GIVEN
             }

@@ -20,7 +20,7 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
 
     Args:
         update: let a folder that holds a run of other settings be brought up to these, running again what they change.
-        skip: groups of stages, of `graph.GROUPS`, that are not run. What is there of them already, of these settings,
+        skip: groups of stages, of `config.GROUPS`, that are not run. What is there of them already, of these settings,
             stays in the report; a run without them can be made whole later.
 
     Raises:
