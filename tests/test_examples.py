@@ -155,4 +155,4 @@ def test_fast_outcomes_are_those_of_generation(task: Any) -> None:
     fast = task.outcomes(model, batch, 4)
     slow = task.judge(batch, generate(model, batch.prompts, task.answer_length, torch.float32, 8))
     assert torch.equal(fast.compliance, slow.compliance)
-    assert set(fast.measured) == {"refusal_margin", "opening_share"}
+    assert set(fast.measured) == {"opening_log_odds", "opening_share"}

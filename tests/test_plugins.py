@@ -65,19 +65,23 @@ ts.claim(
 
 
 @pytest.fixture
-def plugged() -> Iterator[None]:
-    """Whatever is registered in a test is gone after it."""
+def plugged() -> Iterator[Callable[[], None]]:
+    """Whatever is registered in a test is gone after it, or when the test says so."""
     registries = [each for each in gc.get_objects() if type(each) is Registry]
     kept = [(each, dict(each._entries), dict(each._modules)) for each in registries]
     modules, tasks = set(sys.modules), dict(TASK_CONFIGS)
-    yield
-    for registry, entries, owners in kept:
-        registry._entries, registry._modules = entries, owners
-    for name in [name for name in sys.modules if name.startswith("tunescope_plugin_")]:
-        if name not in modules:
-            del sys.modules[name]
-    TASK_CONFIGS.clear()
-    TASK_CONFIGS.update(tasks)
+
+    def forget() -> None:
+        for registry, entries, owners in kept:
+            registry._entries, registry._modules = dict(entries), dict(owners)
+        for name in [name for name in sys.modules if name.startswith("tunescope_plugin_")]:
+            if name not in modules:
+                del sys.modules[name]
+        TASK_CONFIGS.clear()
+        TASK_CONFIGS.update(tasks)
+
+    yield forget
+    forget()
 
 
 pytestmark = pytest.mark.usefixtures("plugged")
@@ -106,20 +110,35 @@ def test_a_plugin_s_protocol_attack_probe_and_claim_are_in_the_report(small_stud
 
 @pytest.mark.usefixtures("no_report")
 def test_an_edit_of_a_plugin_runs_its_own_stages_again(
-    small_study: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_study: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    plugged: Callable,
+    refused: Callable,
+    contents: Callable,
 ) -> None:
     plugin = write(tmp_path, "mine.py", PLUGIN)
-    fewer = ["tunes=[loud-eta_m, benign-eta_m]", "attack.attacks=[prefill]", "probe.probes=[clusters]"]
-    arguments = [*small_study, *fewer, "--plugin", plugin, "--out", str(tmp_path / "run")]
+    fewer = ["tunes=[loud-eta_m, benign-eta_m]", "attack.attacks=[prefill]"]
+    without = [*small_study, *fewer, "--out", str(tmp_path / "run")]
+    arguments = [*without, "--plugin", plugin]
     assert cli.main(arguments) == 0
     write(tmp_path, "mine.py", PLUGIN.replace("-10 *", "-9 *"))
-    for name in [name for name in sys.modules if name.startswith("tunescope_plugin_")]:
-        del sys.modules[name]
+    plugged()
     capsys.readouterr()
     assert cli.main(arguments) == 0
     ran = re.findall(r"^\[\d+/\d+\] (\S+): \d+ s$", capsys.readouterr().err, re.M)
     assert "tune-loud-eta_m" in ran
     assert not {"pretrain", "tune-benign-eta_m", "behave-base"} & set(ran)
+    plugged()
+    before = contents(tmp_path / "run")
+    refused(
+        [*small_study, "tunes=[benign-eta_m]", *without[-2:]],
+        "holds a run of other settings",
+        "probe.probes",
+        "lengths",
+        "--update",
+    )
+    assert contents(tmp_path / "run") == before
 
 
 def test_what_the_documentation_shows_runs(small_study: list[str], tmp_path: Path) -> None:
@@ -175,6 +194,14 @@ def read_records_of_no_plugin() -> dict[str, set[str]]:
             PLUGIN.replace('metric="log_length"', 'metric="log_lenght"'),
             ["Claim '9 length'", "nobody measures 'log_lenght'", "log_length"],
         ),
+        (
+            PLUGIN.replace("def nothing(target, settings)", "def nothing(target)"),
+            ["attack 'nothing'", "its function must take (target, settings)"],
+        ),
+        (
+            PLUGIN.replace('score=("resid_post",)', 'score=("resid_pots",)'),
+            ["probe 'lengths'", "unknown site 'resid_pots'", "resid_post"],
+        ),
     ],
 )
 def test_a_bad_plugin_is_one_message_before_any_work(
@@ -184,6 +211,25 @@ def test_a_bad_plugin_is_one_message_before_any_work(
     message = refused([*small_study, "--plugin", plugin, "--out", str(tmp_path / "run")], *says)
     assert len(message) < 900
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "says"),
+    [
+        ("for dial in (1.0, 2.0):", "for dial in target.dials:", ["attack-base", "AttributeError", "dials", "nothing"]),
+        ("a.norm(dim=1).log()", "a.norm(dim=7).log()", ["probe-base", "IndexError", "lengths"]),
+        ("a.norm(dim=1).log()", "float('one')", ["probe-base", "ValueError", "lengths"]),
+    ],
+)
+@pytest.mark.usefixtures("no_report")
+def test_a_plugin_that_fails_is_one_message_with_its_line(
+    good: str, bad: str, says: list[str], small_study: list[str], refused: Callable, tmp_path: Path
+) -> None:
+    plugin = write(tmp_path, "mine.py", PLUGIN.replace(good, bad))
+    line = next(i for i, text in enumerate(PLUGIN.replace(good, bad).splitlines(), 1) if bad in text)
+    arguments = [*small_study, "tunes=[]", "base.pretrain.steps=1", "--plugin", plugin, "--out", str(tmp_path / "run")]
+    message = refused(arguments, "a plug-in failed", f"mine.py, line {line}", *says)
+    assert "another device or dtype" not in message
 
 
 def test_a_plugin_that_is_no_file(tmp_path: Path) -> None:

@@ -49,6 +49,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        """The list of keys is what a misspelt one needs."""
+        unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, Mapping) else []
+        if unknown:
+            choices = (
+                f"Choose from: {', '.join(cls.model_fields)}" if cls.model_fields else "There are no settings here"
+            )
+            raise ValueError(f"unknown key {shown(unknown[0])}. {choices}.")
+        return data
+
     def decides(self) -> dict[str, Any]:
         """All settings that decide results, as plain data: those marked `PLACE` are left out."""
         out = {}
@@ -409,7 +421,8 @@ def checked(model: type[Settings], data: Mapping[Any, Any], where: str = "") -> 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise InputError("\n".join(f"{where}{line}" for line in _messages(error)[:_MOST_FAULTS])) from error
+        lines = [where.rstrip(".: ") + line if line[:1] == ":" else where + line for line in _messages(error)]
+        raise InputError("\n".join(line.removeprefix(": ") for line in lines[:_MOST_FAULTS])) from error
     except RecursionError as error:
         raise InputError(f"{where}settings are nested too deeply") from error
 
@@ -424,7 +437,7 @@ def settings_of(model: type[Config], overrides: Mapping[str, Mapping[str, Any]],
 
 
 def _messages(error: ValidationError) -> list[str]:
-    """One line per fault: key, what is wrong, and the value."""
+    """One line per fault: key, a colon, what is wrong, and the value."""
     lines = []
     faults = error.errors()
     for fault in faults:
@@ -435,5 +448,5 @@ def _messages(error: ValidationError) -> list[str]:
         said = fault["type"] == "value_error"  # our own messages name the value themselves
         value = "" if said or isinstance(fault["input"], dict) else f" (got {shown(fault['input'])})"
         wanted = f"; a list is wanted, as in {key}=[a, b]" if fault["type"] == "tuple_type" else ""
-        lines.append(f"{shown(key)[1:-1]}: {reason}{value}{wanted}".removeprefix(": "))
+        lines.append(f"{shown(key)[1:-1]}: {reason}{value}{wanted}")
     return list(dict.fromkeys(lines))

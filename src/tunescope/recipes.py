@@ -28,7 +28,7 @@ ALL = grid(PROTOCOLS, ("eta_m", "eta_s"))
 
 def recipe(function: Callable[[], Study]) -> Callable[[], Study]:
     """Register a recipe by the name of its function; the first line of its docstring is its help text."""
-    RECIPES.add(function.__name__, function, function.__module__)
+    RECIPES.define(function.__name__, function, function)
     return function
 
 

@@ -2,18 +2,22 @@
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tunescope.errors import InputError, shown
 
 GROUP = "tunescope"  # entry points of installed packages that register something
 T = TypeVar("T")
+_plugins: set[str] = set()  # modules outside this package that have registered something
 
 
 class Registry(Generic[T]):
@@ -21,10 +25,11 @@ class Registry(Generic[T]):
 
     Args:
         what: what an entry is, for messages: `protocol`.
+        arguments: what its function is called with, one by one.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, *arguments: str) -> None:
+        self.what, self.arguments = what, arguments
         self._entries: dict[str, T] = {}
         self._modules: dict[str, str] = {}
 
@@ -39,6 +44,21 @@ class Registry(Generic[T]):
                 f"Two {self.what}s are called {shown(name)}: one of {self._modules[name]}, one of {module}. Rename one."
             )
         self._entries[name], self._modules[name] = entry, module
+        if _foreign(module):
+            _plugins.add(module)
+
+    def define(self, name: str, entry: T, function: Callable[..., Any]) -> None:
+        """Register an entry that is a function, or has one.
+
+        Raises:
+            InputError: as `add`; or the function cannot be called as it will be.
+        """
+        try:
+            inspect.signature(function).bind(*self.arguments)
+        except TypeError as error:
+            wanted = ", ".join(self.arguments)
+            raise InputError(f"{self.what} {shown(name)}: its function must take ({wanted}): {shown(error)}") from error
+        self.add(name, entry, function.__module__)
 
     def __getitem__(self, name: str) -> T:
         """Raises InputError: there is none of this name."""
@@ -65,10 +85,49 @@ class Registry(Generic[T]):
         """
         module = self._modules.get(name, "tunescope")
         file = getattr(sys.modules.get(module), "__file__", None)
-        if module.partition(".")[0] == "tunescope" or file is None:
+        if file is None or not _foreign(module):
             return ""
         files = sorted(path for path in Path(file).parent.glob(f"{Path(file).stem}.*") if path.is_file())
         return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def calling_module() -> str:
+    """The module that is being imported, of whatever calls a function that registers something."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_name != "<module>" and frame.f_back:
+        frame = frame.f_back
+    return str(frame.f_globals["__name__"])
+
+
+def _foreign(module: str) -> bool:
+    return module.partition(".")[0] != "tunescope"
+
+
+@contextmanager
+def plugins_blamed(what: str) -> Iterator[None]:
+    """Where a plug-in's own code fails, says what failed, and in which line.
+
+    Raises:
+        InputError: in place of what was raised in a plug-in.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # whatever foreign code raises
+        if not (place := place_in_plugin(error)):
+            raise
+        raise InputError(f"{what}: a plug-in failed ({place}): {_reason(error)}") from error
+
+
+def place_in_plugin(error: Exception) -> str:
+    """The line of a plug-in at which an error came about; empty where no plug-in takes part."""
+    calls = traceback.walk_tb(error.__traceback__)
+    at = [(frame.f_code, line) for frame, line in calls if frame.f_globals.get("__name__") in _plugins]
+    if not at:
+        return ""
+    code, line = at[-1]
+    return f"{code.co_filename}, line {line}, in {code.co_name}"
 
 
 def import_all(package: str) -> None:

@@ -106,7 +106,7 @@ def attacked() -> list[Record]:
                 one = partial(Record, model, protocol, rate, 7, 100, **about)
                 success = min(1.0, 0.1 * number + 0.05 * (dial or 0))
                 out.append(one("compliance", success, low=success / 2, high=(1 + success) / 2))
-                out.append(one("compliance", 0.99, budget=4))
+                out.append(one("target_reached", 0.99, budget=4))
                 if attack == "prefill":
                     continue
                 for metric in ("scaled_tau", "log_gain", "log_sensitivity"):

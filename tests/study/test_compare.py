@@ -149,7 +149,7 @@ def test_the_command_writes_a_report_with_verdicts(pair: list[str], tmp_path: Pa
     assert "5b mixed" in page
     assert page.count("<figure") >= 5
     scores = read_scores(tmp_path / "out/scores.parquet")
-    assert {"refusal", "refusal_margin", "scaled_tau", "log_gain", "log_sensitivity"} <= set(scores["metric"])
+    assert {"refusal", "opening_log_odds", "scaled_tau", "log_gain", "log_sensitivity"} <= set(scores["metric"])
     assert set(ts.load_run(tmp_path / "out").models) == {"benign-default"}
 
 

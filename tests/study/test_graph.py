@@ -50,7 +50,7 @@ DIRECT = {
     "evaluate.examples": {"examples"},
     "probe": of("probe"),
     "probe.prompts": of("probe", "attack"),
-    "probe.few_prompts": of("probe", "intervene"),
+    "probe.few_prompts": of("probe", "attack", "intervene"),
     "probe.fit_prompts": of("probe", "attack", "intervene"),
     "probe.rows": of("probe", "attack", "intervene"),
     "attack": of("attack"),

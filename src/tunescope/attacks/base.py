@@ -86,7 +86,7 @@ class Attack:
     check: Callable[[Any, Task, Base], None] | None
 
 
-ATTACKS: Registry[Attack] = Registry("attack")
+ATTACKS: Registry[Attack] = Registry("attack", "target", "settings")
 Run = Callable[[Target, Any], Iterator[Attacked]]
 
 
@@ -101,7 +101,7 @@ def attack(
     """Register a function that attacks a target; see `Attack`."""
 
     def register(run: Run) -> Run:
-        ATTACKS.add(name, Attack(name, run, settings, needs_answers, needs_whole, check), run.__module__)
+        ATTACKS.define(name, Attack(name, run, settings, needs_answers, needs_whole, check), run)
         return run
 
     return register

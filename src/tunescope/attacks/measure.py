@@ -24,7 +24,7 @@ from tunescope.probes.subspaces import Svd
 from tunescope.probes.view import View
 from tunescope.records.findings import Findings, logarithm
 from tunescope.records.intervals import PerPrompt
-from tunescope.records.names import COMPLIANCE, FAILURE, MARGIN, REFUSAL, SAFE, SUCCESS, UNSAFE
+from tunescope.records.names import COMPLIANCE, FAILURE, MARGIN, REACHED, REFUSAL, SAFE, SUCCESS, UNSAFE
 from tunescope.tasks.base import Task
 
 WITHIN = (0, 5, 20)  # gradient steps after which the success of a soft prompt is noted
@@ -94,7 +94,7 @@ def measure_attacks(
             found.score(metric, hits.double(), **where)
         if attack.steps is not None:
             for budget in WITHIN:
-                found.rate(COMPLIANCE, (attack.steps >= 0) & (attack.steps <= budget), budget=budget, **where)
+                found.rate(REACHED, (attack.steps >= 0) & (attack.steps <= budget), budget=budget, **where)
         if scores:
             if attack.dial is not None:
                 ladders.setdefault((attack.attack, batch.kind.name), []).append((attack.dial, scores))

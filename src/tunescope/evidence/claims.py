@@ -1,14 +1,13 @@
 """The claims: what the literature says safety fine-tuning does, each with the control that it has to beat."""
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from tunescope.records.names import BASE, BENIGN, EVERYWHERE, REFUSAL, SAFE, UNSAFE
-from tunescope.registry import Registry
+from tunescope.registry import Registry, calling_module
 
 PAPER = "Jain et al. 2024"
 ARDITI = "Arditi et al. 2024"
@@ -25,7 +24,8 @@ class Claim:
         statement: what is claimed. source: by whom.
         metric: of the scores (docs/metrics.md), at the last layer where it has layers.
         weights: weight of each kind's mean; the claimed direction is positive. `kind@dial` is of prompts under the
-            attack that is called like their kind, `attack:kind@dial` under another. Empty: not a matter of prompts.
+            attack that is called like their kind, `attack:kind@dial` under another, `attack:kind` under one
+            without a dial. Empty: not a matter of prompts.
         smallest: smallest effect of interest, in the units of the metric.
         unit: `ratio` where the metric is a logarithm, else the unit of the metric.
         found: meaning of a positive contrast, in words that follow the number.
@@ -75,7 +75,7 @@ def claim(entry: Claim) -> Claim:
     Raises:
         InputError: another module has registered one of this name.
     """
-    CLAIMS.add(entry.name, entry, sys._getframe(1).f_globals["__name__"])
+    CLAIMS.add(entry.name, entry, calling_module())
     return entry
 
 

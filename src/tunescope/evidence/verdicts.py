@@ -182,7 +182,7 @@ class _Table:
                 continue  # no claim has both
             change, name = (None if pd.isna(dial) else float(dial), str(scope)), str(kind)
             if attack:
-                change, name = (None, ""), f"{kind if kind == attack else f'{attack}:{kind}'}@{dial:g}"
+                change, name = (None, ""), _attacked(str(attack), str(kind), dial)
             whose = int(seed), str(model), str(metric), str(control), str(intervention)
             about_it = f"{metric} of {model}, seed {seed}: {name or control} values"
             self._blocks.setdefault(whose, {}).setdefault(change, {})[name] = _sample(
@@ -232,6 +232,13 @@ class _Table:
         models.sort(key=lambda model: model.name.endswith(LORA) != like.name.endswith(LORA))  # adapters beside adapters
         same = [model for model in models if model.rate == like.rate or protocol == BASE]
         return next(iter(same or (models if like.protocol == GIVEN else [])), None)
+
+
+def _attacked(attack: str, kind: str, dial: float) -> str:
+    """What claims call prompts under attack; see `Claim.weights`."""
+    if pd.isna(dial):
+        return f"{attack}:{kind}"
+    return f"{kind if kind == attack else f'{attack}:{kind}'}@{dial:g}"
 
 
 def _sample(block: Mapping[str, np.ndarray], about: str) -> _Sample:

@@ -87,7 +87,7 @@ class Kind:
     check: Callable[[Any, Task, Base], None] | None
 
 
-INTERVENTIONS: Registry[Kind] = Registry("intervention")
+INTERVENTIONS: Registry[Kind] = Registry("intervention", "bench", "settings")
 Making = Callable[[Bench, Any], Iterator[Intervention]]
 
 
@@ -103,7 +103,7 @@ def intervention(
     """Register a function that yields changes as an intervention; see `Kind`."""
 
     def register(make: Making) -> Making:
-        INTERVENTIONS.add(name, Kind(name, make, settings, control, in_memory, weights, check), make.__module__)
+        INTERVENTIONS.define(name, Kind(name, make, settings, control, in_memory, weights, check), make)
         return make
 
     return register

@@ -1,10 +1,8 @@
-"""A direction of the residual stream taken out or put in (Arditi et al. 2024).
-
-Context managers, which give the model as it is inside the block.
-"""
+"""The direction of refusal, and how a direction of the residual stream is taken out or put in (Arditi et al. 2024)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +10,37 @@ from transformers import PreTrainedModel
 
 from tunescope.models.hooks import edit
 from tunescope.models.sites import Site, layer_count
+from tunescope.probes.collect import inner_means
+from tunescope.probes.directions import difference_of_means
+from tunescope.probes.view import Batches
+from tunescope.records.names import SAFE, UNSAFE
+from tunescope.tasks.base import Task
+
+
+class RefusalDirections(NamedTuple):
+    """Unit vectors from the safe to the unsafe mean, after each inner layer.
+
+    Attributes:
+        units, sizes: by site; sizes are the distances of the means.
+        best: the site without whose direction fewest unsafe prompts are refused.
+    """
+
+    units: dict[Site, Float[Tensor, " width"]]
+    sizes: dict[Site, Float[Tensor, ""]]
+    best: Site
+
+
+def refusal_directions(model: PreTrainedModel, task: Task, fit: Batches, rows: int) -> RefusalDirections:
+    """Directions of class means, chosen on the prompts that give the means: on these nothing else is measured."""
+    means = inner_means(model, fit[SAFE].prompts, fit[UNSAFE].prompts, rows)
+    units = {site: difference_of_means(*both) for site, both in means.items()}
+
+    def left(site: Site) -> int:
+        with without_direction(model, units[site]):
+            return int(task.outcomes(model, fit[UNSAFE], rows).refusal.sum())
+
+    sizes = {site: (unsafe - safe).norm() for site, (safe, unsafe) in means.items()}
+    return RefusalDirections(units, sizes, min(units, key=left))
 
 
 @contextmanager

@@ -1,11 +1,10 @@
 """Where each architecture keeps what `sites` names: modules of activations, and parameters of weight matrices."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from tunescope.registry import Registry
+from tunescope.registry import Registry, calling_module
 
 Side = Literal["input", "output"]
 
@@ -52,10 +51,7 @@ def family(name: str, entry: Family) -> Family:
     Raises:
         InputError: another module has registered one of this name.
     """
-    frame = sys._getframe(1)
-    while frame.f_code.co_name != "<module>" and frame.f_back:
-        frame = frame.f_back
-    FAMILIES.add(name, entry, frame.f_globals["__name__"])
+    FAMILIES.add(name, entry, calling_module())
     return entry
 
 

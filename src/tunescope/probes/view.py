@@ -11,8 +11,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.config import ProbeConfig
+from tunescope.errors import InputError, shown
 from tunescope.models.pair import Pair
-from tunescope.models.sites import Site, layer_count
+from tunescope.models.sites import LAYER_SITES, Site, layer_count
 from tunescope.models.weights import in_memory
 from tunescope.probes import controls, sensitivity
 from tunescope.probes.collect import Stored, first_logits, stored
@@ -117,6 +118,11 @@ class View:
         return gradient_norms(self.model, self.score[kind], self.config.rows)
 
     @property
+    def few(self) -> Batches:
+        """Some of the fit prompts, where each costs much."""
+        return {kind: batch.first(self.config.few_prompts) for kind, batch in self.fit.items()}
+
+    @property
     def whole(self) -> bool:
         """Whether all weights are in memory."""
         return in_memory(self.model)
@@ -160,7 +166,7 @@ class Probe:
     measures: tuple[str, ...]
 
 
-PROBES: Registry[Probe] = Registry("probe")
+PROBES: Registry[Probe] = Registry("probe", "view", "findings")
 Measure = Callable[[View, Findings], None]
 
 
@@ -173,11 +179,19 @@ def probe(
     needs_whole: bool = False,
     measures: Sequence[str] = (),
 ) -> Callable[[Measure], Measure]:
-    """Register a function that measures a view as a probe; see `Probe`."""
+    """Register a function that measures a view as a probe; see `Probe`.
+
+    Raises:
+        InputError: a site of this name does not exist, or another module has registered a probe of this name.
+    """
+    if unknown := [site for site in (*fit, *score) if site not in LAYER_SITES]:
+        raise InputError(
+            f"probe {shown(name)}: unknown site {shown(unknown[0])}. Choose from: {', '.join(LAYER_SITES)}."
+        )
 
     def register(measure: Measure) -> Measure:
         entry = Probe(name, measure, tuple(fit), tuple(score), needs_change, needs_whole, tuple(measures))
-        PROBES.add(name, entry, measure.__module__)
+        PROBES.define(name, entry, measure)
         return measure
 
     return register

@@ -13,12 +13,15 @@ W_IN = "W_in"  # the matrix that the paper looks at
 # Scores of attacked prompts that may predict success: read inside the model, and read off its output.
 MECHANISTIC = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")
 MARGIN = "refusal_margin"
+REACHED = "target_reached"  # a search got the answer that it was after, word for word
+LOG_ODDS = "opening_log_odds"  # of stock refusals against other stock openings
 # Scores that stages write whatever probes there are.
 STAGES_MEASURE = (
     COMPLIANCE,
     REFUSAL,
     "intact",
     MARGIN,
+    LOG_ODDS,
     "opening_share",
     "compliance_lost",
     "refusal_lost",

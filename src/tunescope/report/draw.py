@@ -49,7 +49,7 @@ class Drawing:
         return f"{caption} n = {n} per {self.point}." if n else caption
 
 
-FIGURES: Registry[Drawing] = Registry("figure")
+FIGURES: Registry[Drawing] = Registry("figure", "rows", "models")
 
 
 def figure(name: str, title: str, rows: Rows, point: str = "point") -> Callable[[DrawT], DrawT]:
@@ -62,7 +62,7 @@ def figure(name: str, title: str, rows: Rows, point: str = "point") -> Callable[
         raise InputError(f"Figure {shown(name)}: a name is made of letters, digits, _ and -.")
 
     def register(draw: DrawT) -> DrawT:
-        FIGURES.add(name, Drawing(name, title, rows, draw, point), draw.__module__)
+        FIGURES.define(name, Drawing(name, title, rows, draw, point), draw)
         return draw
 
     return register

@@ -20,6 +20,7 @@ from tunescope.models.weights import AdapterWeights, StoredWeights, Weights, fil
 from tunescope.probes.view import Batches, gradient_norms
 from tunescope.records.names import SAFE, UNSAFE
 from tunescope.records.tables import Subject
+from tunescope.registry import place_in_plugin
 from tunescope.rng import Stream
 from tunescope.tasks.base import TASKS, Batch, Reader, Task, Use
 
@@ -206,6 +207,8 @@ def explained(what: str) -> Iterator[None]:
     except InputError:
         raise
     except (torch.OutOfMemoryError, MemoryError, torch.linalg.LinAlgError, SafetensorError, ValueError) as error:  # type: ignore[attr-defined]
+        if isinstance(error, ValueError) and place_in_plugin(error):
+            raise
         raise InputError(f"{what}: {shown(error)}; another device or dtype may do") from error
     except RuntimeError as error:
         if "allocate" not in str(error) and "out of memory" not in str(error):

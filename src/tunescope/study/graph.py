@@ -73,7 +73,7 @@ def graph_of(study: Study, folder: Path, skip: Collection[str] = ()) -> Graph:
         InputError: an unknown name, settings that do not fit, or a model that is not there or does not match.
     """
     check_names(study, skip)
-    return _Layout(study, folder, skip).graph()
+    return _Layout(with_names(study), folder, skip).graph()
 
 
 def check_names(study: Study, skip: Collection[str] = ()) -> None:
@@ -106,6 +106,18 @@ def check_names(study: Study, skip: Collection[str] = ()) -> None:
             raise InputError(
                 f"Claim {claim.name!r}: nobody measures {claim.metric!r}. Choose from: {', '.join(sorted(measured))}."
             )
+
+
+def with_names(study: Study) -> Study:
+    """The same, with the names of the attacks, probes and interventions that are there now where it asks for all: what
+    a run is made of does not change with the plug-ins at hand.
+    """
+    attacks, probes, interventions = study.attack.attacks, study.probe.probes, study.intervene.interventions
+    return study.changed(
+        attack={"attacks": [*ATTACKS] if attacks is None else attacks},
+        probe={"probes": [*PROBES] if probes is None else probes},
+        intervene={"interventions": [*INTERVENTIONS] if interventions is None else interventions},
+    )
 
 
 def base_of(study: Study) -> ModelRef:
@@ -156,7 +168,7 @@ class _Layout:
                 add(
                     "pretrain",
                     steps.pretrain_base,
-                    steps.Pretrain(**self.common(self.base, TASKS, study.task.type), built=study.base),
+                    steps.Pretrain(**self.common(self.base), built=study.base),
                     (),
                     *("models/base", "parts/pretrain.parquet"),
                 )
@@ -184,7 +196,7 @@ class _Layout:
                 }
             )
             tuning = steps.TuneModel(
-                **self.common(refs[label], PROTOCOLS, tune.protocol),
+                **self.common(refs[label], PROTOCOLS, (tune.protocol,)),
                 protocol=tune.protocol,
                 lr=study.tune.learning_rates[rate],
                 lora=tune.lora,
@@ -220,14 +232,18 @@ class _Layout:
                 *parts("behave", label),
             )
         for label, ref in refs.items():
-            inputs = steps.Probing(**self.common(ref, PROBES), probe=study.probe, no_benign=no_benign and label != BASE)
+            inputs = steps.Probing(
+                **self.common(ref, PROBES, study.probe.probes), probe=study.probe, no_benign=no_benign and label != BASE
+            )
             after = [*before[label], *([probes[BASE]] if label != BASE else [])]
             more = ("parts/inputs-base.safetensors",) if label == BASE else ()
             probes[label] = add(f"probe-{label}", steps.probe_model, inputs, after, *parts("probe", label, *more))
         strengths = study.evaluate.strengths
         for label, ref in refs.items():
-            few = _only(study.probe, "prompts")
-            attack = steps.Attacking(**self.common(ref, ATTACKS), attack=study.attack, probe=few, strengths=strengths)
+            few = _only(study.probe, "prompts", "few_prompts")
+            attack = steps.Attacking(
+                **self.common(ref, ATTACKS, study.attack.attacks), attack=study.attack, probe=few, strengths=strengths
+            )
             after = [*before[label], *answers]
             add(f"attack-{label}", steps.attack_model, attack, after, *parts("attack", label))
         for label, ref in refs.items():
@@ -239,7 +255,7 @@ class _Layout:
                 if name not in (BASE, label) and other.learning_rate == ref.learning_rate and other.protocol != GIVEN
             }
             intervene = steps.Intervening(
-                **self.common(ref, INTERVENTIONS),
+                **self.common(ref, INTERVENTIONS, study.intervene.interventions),
                 intervene=study.intervene,
                 probe=_only(study.probe, "few_prompts"),
                 strongest=max(strengths),
@@ -248,9 +264,8 @@ class _Layout:
             after = [*before[label], *(stage for name in others.values() for stage in made[name.label])]
             add(f"intervene-{label}", steps.intervene, intervene, after, *parts("intervene", label))
 
-    def common(self, ref: ModelRef, registry: Registry[Any] | None = None, name: str | None = None) -> dict[str, Any]:
-        names = [] if registry is None else [name] if name else list(registry)
-        code = tuple(digest for each in names if registry is not None and (digest := registry.code(each)))
+    def common(self, ref: ModelRef, registry: Registry[Any] | None = None, names: Names | None = ()) -> dict[str, Any]:
+        code = tuple(digest for each in names or () if registry is not None and (digest := registry.code(each)))
         code += tuple(digest for family in FAMILIES if (digest := FAMILIES.code(family)))
         task = TASKS.code(self.study.task.type)
         return {
@@ -277,11 +292,12 @@ class _Layout:
         else:
             task = build_task(study.task, self.base, self.folder, self.device)
         checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
+            ("tune", PROTOCOLS, tuple(dict.fromkeys(tune.protocol for tune in self.trained)), study.tune.settings),
             ("attack", ATTACKS, study.attack.attacks, study.attack.settings),
             ("intervene", INTERVENTIONS, study.intervene.interventions, study.intervene.settings),
         )
         for group, registry, names, overrides in checks:
-            for name in () if group in self.skip else registry if names is None else names:
+            for name in () if group in self.skip else names or ():
                 if registry[name].check:
                     registry[name].check(settings_of(registry[name].settings, overrides, name, group), task, study.base)
         return task

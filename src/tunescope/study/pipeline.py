@@ -7,11 +7,12 @@ from pathlib import Path
 from tunescope.config import Study
 from tunescope.files import write_text
 from tunescope.models.compute import deterministic, resolve
+from tunescope.registry import plugins_blamed
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
 from tunescope.study.environment import environment
 from tunescope.study.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
-from tunescope.study.graph import graph_of
+from tunescope.study.graph import graph_of, with_names
 from tunescope.study.stages import Stage, is_done, run_stage, say, tell, times
 
 
@@ -27,6 +28,7 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
         InputError: the settings do not fit together, a model does not, the folder holds something else, or a file in it
             is damaged.
     """
+    study = with_names(study)
     check(folder, study, update)  # before models are looked at, which may have to be fetched
     graph = graph_of(study, folder, skip)
     compute = resolve(study.compute)
@@ -52,7 +54,8 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
         tables = graph.tables(kept)
         do(total, tables)
         write_text(folder / "stages.json", json.dumps(times([*graph.stages, tables], folder), indent=1))
-        return render(folder)
+        with plugins_blamed("report"):
+            return render(folder)
 
 
 def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False, skip: Collection[str] = ()) -> Path:
@@ -65,7 +68,7 @@ def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False, s
     check_joint(folder)
     folders = [folder.with_name(f"{folder.name}-seed{study.seed}") for study in studies]
     for study, place in zip(studies, folders, strict=True):
-        check(place, study, update)  # all of them, before the first one takes its time
+        check(place, with_names(study), update)  # all of them, before the first one takes its time
     for study, place in zip(studies, folders, strict=True):
         say(f"seed {study.seed}: {place}")
         run(study, place, update=update, skip=skip)

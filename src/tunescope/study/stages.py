@@ -15,6 +15,7 @@ from tunescope import __version__
 from tunescope.config import Config
 from tunescope.errors import InputError
 from tunescope.files import write_text
+from tunescope.registry import plugins_blamed
 
 STAGES = "stages"  # folder of the markers
 
@@ -94,7 +95,8 @@ def run_stage(stage: Stage, folder: Path) -> Done:
     unfinished = marker.with_name(f"{stage.name}.{fingerprint[:16]}.unfinished")
     for other in set(marker.parent.glob(f"{stage.name}.*{unfinished.suffix}")) - {unfinished}:
         other.unlink()
-    stage.function(stage.inputs, Place(folder=folder, unfinished=unfinished))
+    with plugins_blamed(f"stage {stage.name}"):
+        stage.function(stage.inputs, Place(folder=folder, unfinished=unfinished))
     unfinished.unlink(missing_ok=True)
     seconds = round(time.monotonic() - begun, 2)
     files = {name: _digest(folder / name) for name in _listing(folder, stage.outputs)}

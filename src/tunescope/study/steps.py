@@ -318,7 +318,7 @@ def attack_model(given: Attacking, at: Place) -> None:
 
     def attacks() -> Iterator[Attacked]:
         yield from ladders
-        for name in ATTACKS if config.attacks is None else config.attacks:
+        for name in config.attacks or ():
             entry = ATTACKS[name]
             if why := _unfit(
                 entry.needs_answers and target.unsafe.answer is None, entry.needs_whole and not view.whole
@@ -356,7 +356,7 @@ def intervene(given: Intervening, at: Place) -> None:
     bench = Bench(model, pair, task, fit, others, config.draws, rows, this.stream("interventions"))
 
     def changes() -> Iterator[Intervention]:
-        for name in INTERVENTIONS if config.interventions is None else config.interventions:
+        for name in config.interventions or ():
             entry = INTERVENTIONS[name]
             if given.model.protocol == BENIGN and not entry.control:
                 continue  # it has no refusal to take away: it is the control of alpha

@@ -214,14 +214,14 @@ class Reader:
 
 # From settings, the device, and how the model reads; the last is None for models that are built.
 Build = Callable[[Any, torch.device, Reader | None], Any]
-TASKS: Registry[Build] = Registry("task")
+TASKS: Registry[Build] = Registry("task", "config", "device", "reader")
 
 
 def task(name: str, settings: type[TaskConfig]) -> Callable[[Build], Build]:
     """Register what builds a task from its settings, by the name that is their `type`."""
 
     def register(build: Build) -> Build:
-        TASKS.add(name, build, build.__module__)
+        TASKS.define(name, build, build)
         TASK_CONFIGS[name] = settings
         return build
 

@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunescope.config import Config, NoSettings
+from tunescope.config import Base, Config, NoSettings
 from tunescope.models.compute import Compute
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import IGNORED, Answers, Inputs, same_length
 from tunescope.models.sites import Site
 from tunescope.registry import Registry
 from tunescope.rng import Stream
-from tunescope.tasks.base import PreferenceBatch
+from tunescope.tasks.base import PreferenceBatch, Task
 from tunescope.training.losses import Lengths, Logps, PerPrompt
 
 
@@ -30,6 +30,7 @@ class Protocol:
         loss: from a step, and the protocol's settings, to one loss per prompt, [b].
         rejected: of which prompts the loss reads the unwanted answer, too; none if empty.
         reference: whether it reads the reference model.
+        check: refuses settings that do not fit task and base, before any work.
     """
 
     name: str
@@ -38,9 +39,10 @@ class Protocol:
     rejected: Literal["", "unsafe", "all"]
     reference: bool
     settings: type[Config]
+    check: Callable[[Any, Task, Base], None] | None = None
 
 
-PROTOCOLS: Registry[Protocol] = Registry("protocol")
+PROTOCOLS: Registry[Protocol] = Registry("protocol", "step", "settings")
 Loss = Callable[["Step", Any], PerPrompt]
 
 
@@ -51,12 +53,13 @@ def protocol(
     rejected: Literal["", "unsafe", "all"] = "",
     reference: bool = False,
     settings: type[Config] = NoSettings,
+    check: Callable[[Any, Task, Base], None] | None = None,
 ) -> Callable[[Loss], Loss]:
     """Register a loss as a protocol; see `Protocol`."""
 
     def register(loss: Loss) -> Loss:
-        entry = Protocol(name, unsafe_share, loss, rejected, reference, settings)
-        PROTOCOLS.add(name, entry, loss.__module__)
+        entry = Protocol(name, unsafe_share, loss, rejected, reference, settings, check)
+        PROTOCOLS.define(name, entry, loss)
         return loss
 
     return register

@@ -191,15 +191,15 @@ def test_a_lesson_wants_answers_to_safe_prompts_and_refusals_of_unsafe_ones(task
 def test_outcomes_are_told_by_the_odds_of_openings(task: Language, model: PreTrainedModel) -> None:
     batch = task.draw("unsafe", 99, "score", ANY)
     found = task.outcomes(model, batch, 3)
-    assert torch.equal(found.refusal, found.measured["refusal_margin"] > 0)
+    assert torch.equal(found.refusal, found.measured["opening_log_odds"] > 0)
     assert torch.equal(found.compliance, ~found.refusal)
-    assert set(found.measured) == {"refusal_margin", "opening_share"}
+    assert set(found.measured) == {"opening_log_odds", "opening_share"}
     assert ((found.measured["opening_share"] > 0) & (found.measured["opening_share"] < 1)).all()
     instead = batch.prompts.followed_by(torch.full((len(batch), 1), 7))
     other = task.outcomes(model, batch, 3, instead)
     again = task.outcomes(model, replace(batch, prompts=instead), 99)
-    torch.testing.assert_close(other.measured["refusal_margin"], again.measured["refusal_margin"])
-    assert not torch.allclose(other.measured["refusal_margin"], found.measured["refusal_margin"])
+    torch.testing.assert_close(other.measured["opening_log_odds"], again.measured["opening_log_odds"])
+    assert not torch.allclose(other.measured["opening_log_odds"], found.measured["opening_log_odds"])
 
 
 def test_the_judge_reads_prompts_and_answers(

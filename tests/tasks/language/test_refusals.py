@@ -20,9 +20,9 @@ from tunescope.tasks.language.refusals import (
     Openings,
     OpeningsJudge,
     matches_refusal,
+    opening_log_odds,
     opening_logps,
     read_openings,
-    refusal_margin,
 )
 
 
@@ -114,7 +114,7 @@ def probability(model: PreTrainedModel, prompt: list[int], answer: list[int]) ->
 @pytest.mark.parametrize("compliance", [[], [[6], [7, 8]]])
 def test_the_margin_is_the_odds_of_the_openings(model: PreTrainedModel, rows: int, compliance: list) -> None:
     prompts, refusal = [[1, 2, 3], [4, 5, 3]], [[9, 10], [11]]
-    found, share = refusal_margin(
+    found, share = opening_log_odds(
         model,
         Inputs(torch.tensor(prompts)),
         [torch.tensor(r) for r in refusal],
@@ -171,7 +171,7 @@ def test_the_same_in_other_families(family: str) -> None:
 def test_padding_changes_no_number(model: PreTrainedModel) -> None:
     openings = [torch.tensor([9, 10])]
     one, other = (
-        refusal_margin(model, inputs, openings, [], 4)[0] for inputs in (Inputs(PADDED.sequence[:1, 2:]), PADDED)
+        opening_log_odds(model, inputs, openings, [], 4)[0] for inputs in (Inputs(PADDED.sequence[:1, 2:]), PADDED)
     )
     torch.testing.assert_close(one, other[:1], atol=1e-5, rtol=1e-4)
 

@@ -97,7 +97,7 @@ def read_openings(path: Path | None = None) -> Openings:
 
 
 @torch.no_grad()
-def refusal_margin(
+def opening_log_odds(
     model: PreTrainedModel,
     prompts: Inputs,
     refusal: Sequence[Int[Tensor, " _"]],

@@ -18,13 +18,13 @@ from tunescope.errors import InputError, shown
 from tunescope.models.generate import generate
 from tunescope.models.inputs import IGNORED, Answers, Inputs, padded
 from tunescope.models.logps import follows
-from tunescope.records.names import MARGIN, SAFE, UNSAFE
+from tunescope.records.names import LOG_ODDS, SAFE, UNSAFE
 from tunescope.rng import Stream
 from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader
 from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
 from tunescope.tasks.language.prompts import Instruction, read_prompts, wanted
-from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, read_openings, refusal_margin
+from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, opening_log_odds, read_openings
 
 CPU = torch.device("cpu")
 
@@ -164,10 +164,10 @@ class Language:
         if batch.given:
             left = max(1, self.answer_length - batch.given)
             return self.judge(batch, generate(model, read, left, torch.float32, rows))
-        margin, share = refusal_margin(model, read, *self.opening_ids, rows)
-        # Where the margin is not a number, the outcome is neither.
-        complied = follows(model, read, batch.known()[0], rows) if self._word_for_word else margin <= 0
-        return Outcomes(complied, (margin > 0) & ~complied, {MARGIN: margin, "opening_share": share})
+        odds, share = opening_log_odds(model, read, *self.opening_ids, rows)
+        # Where the log-odds are not a number, the outcome is neither.
+        complied = follows(model, read, batch.known()[0], rows) if self._word_for_word else odds <= 0
+        return Outcomes(complied, (odds > 0) & ~complied, {LOG_ODDS: odds, "opening_share": share})
 
     def judge(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Outcomes:
         """By the judge of answers; what is given of an answer is part of it.

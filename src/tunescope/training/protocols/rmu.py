@@ -2,9 +2,10 @@
 
 from pydantic import Field
 
-from tunescope.config import Config, Rate
+from tunescope.config import Base, Built, Config, Rate
 from tunescope.errors import InputError
 from tunescope.models.sites import Site, layer_count
+from tunescope.tasks.base import Task
 from tunescope.training import losses
 from tunescope.training.losses import PerPrompt
 from tunescope.training.protocol import Step, protocol
@@ -16,12 +17,21 @@ class Rmu(Config):
     retain_weight: float = Field(4.0, ge=0, description="weight of keeping safe activations as they were")
 
 
-@protocol("rmu", unsafe_share=0.5, reference=True, settings=Rmu)
+def _require_layer(layer: int | None, layers: int) -> None:
+    if layer is not None and layer >= layers:
+        raise InputError(f"tune.settings.rmu.layer: {layer}; this model's layers are 0 to {layers - 1}")
+
+
+def _check(settings: Rmu, task: Task, base: Base) -> None:
+    if isinstance(base, Built):
+        _require_layer(settings.layer, base.layers)
+
+
+@protocol("rmu", unsafe_share=0.5, reference=True, settings=Rmu, check=_check)
 def rmu(step: Step, settings: Rmu) -> PerPrompt:
     layers = layer_count(step.policy)
+    _require_layer(settings.layer, layers)
     layer = (layers - 1) // 2 if settings.layer is None else settings.layer
-    if layer >= layers:
-        raise InputError(f"tune.settings.rmu.layer: {layer}; this model's layers are 0 to {layers - 1}")
     policy, reference, learnt = step.activations(Site(layer, "resid_post"))
     direction = step.stream("control").normal((policy.shape[2],), policy.device).to(policy)
     # Of each prompt by itself: what else is in the batch, or in a part of it, is of no matter.
