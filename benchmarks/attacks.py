@@ -26,7 +26,7 @@ def main() -> None:
     answer, _ = batch.known()
     for bound in (1.0, 0.2):
         begun = time.perf_counter()
-        found = soft_prompts(model, batch.prompts, answer, K, STEPS, bound, Stream.named(0, "soft prompts"))
+        found = soft_prompts(model, batch.prompts, answer, K, STEPS, bound, 512, Stream.named(0, "soft prompts"))
         seconds = time.perf_counter() - begun
         share = (found.steps >= 0).double().mean().item()
         print(

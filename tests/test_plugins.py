@@ -135,7 +135,6 @@ def test_an_edit_of_a_plugin_runs_its_own_stages_again(
         [*small_study, "tunes=[benign-eta_m]", *without[-2:]],
         "holds a run of other settings",
         "probe.probes",
-        "lengths",
         "--update",
     )
     assert contents(tmp_path / "run") == before

@@ -90,7 +90,7 @@ def test_what_is_put_in_is_read_beside_the_prompt(fresh: PreTrainedModel) -> Non
 def test_soft_prompts_break_a_weak_model_within_their_bound(weak: PreTrainedModel) -> None:
     plain = Inputs(IDS)
     assert not follows(weak, plain, ANSWER).any()
-    found = soft_prompts(weak, plain, ANSWER, 2, 40, 3.0, ROOT("soft"))
+    found = soft_prompts(weak, plain, ANSWER, 2, 40, 3.0, 4, ROOT("soft"))
     assert (found.steps >= 0).all()  # the random start may do
     assert (found.steps > 0).any()
     assert follows(weak, inserted(plain, found.extra, weak), ANSWER).all()
@@ -100,7 +100,7 @@ def test_soft_prompts_break_a_weak_model_within_their_bound(weak: PreTrainedMode
 
 def test_what_was_answered_is_left_alone(weak: PreTrainedModel) -> None:
     """More steps do not change what fewer have found."""
-    few, many = (soft_prompts(weak, Inputs(IDS), ANSWER, 1, steps, 1.0, ROOT("soft")) for steps in (1, 40))
+    few, many = (soft_prompts(weak, Inputs(IDS), ANSWER, 1, steps, 1.0, 4, ROOT("soft")) for steps in (1, 40))
     done = few.steps >= 0
     assert done.any()
     assert torch.equal(few.steps[done], many.steps[done])
@@ -108,8 +108,8 @@ def test_what_was_answered_is_left_alone(weak: PreTrainedModel) -> None:
 
 
 def test_one_prompt_is_attacked_whatever_the_others(fresh: PreTrainedModel) -> None:
-    together = soft_prompts(fresh, Inputs(IDS), ANSWER, 1, 2, 1.0, ROOT("soft"))
-    alone = soft_prompts(fresh, Inputs(IDS[:1]), ANSWER[:1], 1, 2, 1.0, ROOT("soft"))
+    together = soft_prompts(fresh, Inputs(IDS), ANSWER, 1, 2, 1.0, 4, ROOT("soft"))
+    alone = soft_prompts(fresh, Inputs(IDS[:1]), ANSWER[:1], 1, 2, 1.0, 4, ROOT("soft"))
     torch.testing.assert_close(together.extra[:1], alone.extra, rtol=1e-3, atol=1e-4)
 
 
@@ -117,8 +117,8 @@ def test_answers_of_other_lengths_are_attacked_each_as_if_alone(fresh: PreTraine
     """What is behind the end of an answer is of no matter, and the mean is over its own tokens."""
     lengths = torch.tensor([3, 1, 2, 3, 2, 1])
     ragged = ANSWER.masked_fill(torch.arange(3) >= lengths[:, None], IGNORED)
-    soft = soft_prompts(fresh, Inputs(IDS), ragged, 1, 3, 1.0, ROOT("soft"))
-    given = (2, 2, 4, torch.arange(5, 15), ROOT("suffix"))
+    soft = soft_prompts(fresh, Inputs(IDS), ragged, 1, 3, 1.0, 4, ROOT("soft"))
+    given = (2, 2, 4, torch.arange(5, 15), 4, ROOT("suffix"))
     hard = suffixes(fresh, Inputs(IDS), ragged, *given)
     whole = suffixes(fresh, Inputs(IDS), ANSWER, *given)
     assert (hard.nll[lengths < 3] != whole.nll[lengths < 3]).all()
@@ -132,32 +132,32 @@ def test_answers_of_other_lengths_are_attacked_each_as_if_alone(fresh: PreTraine
         wanted = follows(fresh, inserted(Inputs(IDS[rows]), soft.extra[rows], fresh), ANSWER[rows, :n])
         assert wanted.tolist() == (soft.steps[rows] >= 0).tolist()
     # The first, by itself and cut to its own length, whatever the others' lengths.
-    one = soft_prompts(fresh, Inputs(IDS[:1]), ANSWER[:1], 1, 3, 1.0, ROOT("soft"))
+    one = soft_prompts(fresh, Inputs(IDS[:1]), ANSWER[:1], 1, 3, 1.0, 4, ROOT("soft"))
     torch.testing.assert_close(soft.extra[:1], one.extra, rtol=1e-3, atol=1e-4)
-    short = soft_prompts(fresh, Inputs(IDS[:2]), ANSWER[:2, :1], 1, 3, 1.0, ROOT("soft"))
+    short = soft_prompts(fresh, Inputs(IDS[:2]), ANSWER[:2, :1], 1, 3, 1.0, 4, ROOT("soft"))
     torch.testing.assert_close(soft.extra[1:2], short.extra[1:], rtol=1e-3, atol=1e-4)
 
 
 def test_a_universal_soft_prompt_works_on_prompts_that_it_has_not_seen(weak: PreTrainedModel) -> None:
-    found = universal_soft_prompt(weak, Inputs(IDS[:3]), ANSWER[:3], 2, 40, 3.0, ROOT("soft"))
+    found = universal_soft_prompt(weak, Inputs(IDS[:3]), ANSWER[:3], 2, 40, 3.0, 4, ROOT("soft"))
     assert follows(weak, inserted(Inputs(IDS[3:]), found.expand(3, -1, -1), weak), ANSWER[3:]).all()
 
 
 def test_suffixes_break_a_weak_model_with_allowed_tokens_alone(weak: PreTrainedModel) -> None:
     allowed = torch.tensor([2, *range(5, 15)])
-    found = suffixes(weak, Inputs(IDS), ANSWER, 4, 12, 16, allowed, ROOT("suffix"))
+    found = suffixes(weak, Inputs(IDS), ANSWER, 4, 12, 16, allowed, 4, ROOT("suffix"))
     assert torch.isin(found.tokens, allowed).all()
     assert follows(weak, inserted(Inputs(IDS), found.tokens, weak), ANSWER).all()
-    few = suffixes(weak, Inputs(IDS), ANSWER, 4, 2, 16, allowed, ROOT("suffix"))
+    few = suffixes(weak, Inputs(IDS), ANSWER, 4, 2, 16, allowed, 4, ROOT("suffix"))
     assert (found.nll <= few.nll).all()
 
 
 def test_a_constant_refuser_is_never_broken(refuser: PreTrainedModel) -> None:
     plain = Inputs(IDS)
-    assert (soft_prompts(refuser, plain, ANSWER, 2, 20, 3.0, ROOT("soft")).steps == -1).all()
-    found = suffixes(refuser, plain, ANSWER, 4, 5, 8, torch.arange(2, 15), ROOT("suffix"))
+    assert (soft_prompts(refuser, plain, ANSWER, 2, 20, 3.0, 4, ROOT("soft")).steps == -1).all()
+    found = suffixes(refuser, plain, ANSWER, 4, 5, 8, torch.arange(2, 15), 4, ROOT("suffix"))
     assert not follows(refuser, inserted(plain, found.tokens, refuser), ANSWER).any()
-    shared = universal_soft_prompt(refuser, plain, ANSWER, 2, 20, 3.0, ROOT("soft"))
+    shared = universal_soft_prompt(refuser, plain, ANSWER, 2, 20, 3.0, 4, ROOT("soft"))
     assert not follows(refuser, inserted(plain, shared.expand(6, -1, -1), refuser), ANSWER).any()
 
 
@@ -165,9 +165,9 @@ def test_a_constant_refuser_is_never_broken(refuser: PreTrainedModel) -> None:
 def test_a_soft_prompt_of_nothing_is_refused(fresh: PreTrainedModel, k: int, steps: int, bound: float) -> None:
     for attack in (soft_prompts, universal_soft_prompt):
         with pytest.raises(InputError, match="soft prompt: k"):
-            attack(fresh, Inputs(IDS), ANSWER, k, steps, bound, ROOT("soft"))
+            attack(fresh, Inputs(IDS), ANSWER, k, steps, bound, 4, ROOT("soft"))
 
 
 def test_a_suffix_of_nothing_is_refused(fresh: PreTrainedModel) -> None:
     with pytest.raises(InputError, match="suffix: k 0"):
-        suffixes(fresh, Inputs(IDS), ANSWER, 0, 5, 8, torch.arange(20), ROOT("suffix"))
+        suffixes(fresh, Inputs(IDS), ANSWER, 0, 5, 8, torch.arange(20), 4, ROOT("suffix"))

@@ -39,7 +39,7 @@ def soft_prompt(target: Target, settings: SoftPrompt) -> Iterator[Attacked]:
     """Embeddings for each prompt."""
     answer, _ = target.unsafe.known()
     for k in settings.tokens:
-        given = (k, settings.steps, settings.bound)
+        given = (k, settings.steps, settings.bound, target.rows)
         found = soft_prompts(target.model, target.unsafe.prompts, answer, *given, target.stream("soft", k))
         yield from on_both("soft_prompt", k, found.extra, target, found.steps)
 
@@ -49,7 +49,7 @@ def universal_soft(target: Target, settings: UniversalSoftPrompt) -> Iterator[At
     """The same embeddings for all prompts, found on others."""
     answer, _ = target.seen.known()
     for k in settings.tokens:
-        given = (k, settings.steps, settings.bound)
+        given = (k, settings.steps, settings.bound, target.rows)
         shared = universal_soft_prompt(target.model, target.seen.prompts, answer, *given, target.stream("universal"))
         yield from on_both("universal_soft_prompt", k, shared.expand(len(target.unsafe), -1, -1), target)
 
@@ -74,6 +74,7 @@ def soft_prompts(
     k: int,
     steps: int,
     bound: float,
+    rows: int,
     stream: Stream,
 ) -> SoftPrompts:
     """k embeddings for each prompt, by projected gradient descent on the answer's negative log-likelihood.
@@ -83,6 +84,7 @@ def soft_prompts(
     Args:
         steps: gradient steps at most.
         bound: largest norm of an embedding, in mean norms of the model's embedding table.
+        rows: prompts per pass.
 
     Raises:
         InputError: k or steps below 1, or a bound that is not above 0.
@@ -95,14 +97,14 @@ def soft_prompts(
         open_ = (took < 0).nonzero().squeeze(1)
         if not len(open_):
             break
-        tried = extra[open_].requires_grad_()
-        logits = answer_logits(model, inserted(prompts[open_], tried, model), answer[open_])
-        wanted = answer[open_]
-        took[open_[((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(dim=1)]] = step
-        if step < steps:
-            (gradient,) = torch.autograd.grad(nll(gathered_logps(logits, wanted), lengths[open_]).sum(), tried)
-            moved = _moved(tried.detach(), gradient, unit, bound)
-            extra[open_] = torch.where((took[open_] < 0)[:, None, None], moved, tried.detach())
+        for some in open_.split(rows):
+            tried, wanted = extra[some].requires_grad_(), answer[some]
+            logits = answer_logits(model, inserted(prompts[some], tried, model), wanted)
+            took[some[((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(dim=1)]] = step
+            if step < steps:
+                (gradient,) = torch.autograd.grad(nll(gathered_logps(logits, wanted), lengths[some]).sum(), tried)
+                moved = _moved(tried.detach(), gradient, unit, bound)
+                extra[some] = torch.where((took[some] < 0)[:, None, None], moved, tried.detach())
     return SoftPrompts(extra, took)
 
 
@@ -113,15 +115,18 @@ def universal_soft_prompt(
     k: int,
     steps: int,
     bound: float,
+    rows: int,
     stream: Stream,
 ) -> Float[Tensor, "1 k width"]:
     """The same k embeddings for all prompts, which lower the mean over them; see `soft_prompts`."""
     extra, unit = _start(model, 1, k, steps, bound, stream)
     prompts, lengths = prompts.embedded(model), (answer != IGNORED).sum(1)
     for _ in range(steps):
-        tried = extra.requires_grad_()
-        logps = answer_logps(model, inserted(prompts, tried.expand(len(prompts), -1, -1), model), answer)
-        (gradient,) = torch.autograd.grad(nll(logps, lengths).mean(), tried)
+        tried, gradient = extra.requires_grad_(), torch.zeros_like(extra)
+        for some in torch.arange(len(prompts), device=extra.device).split(rows):
+            read = inserted(prompts[some], tried.expand(len(some), -1, -1), model)
+            loss = nll(answer_logps(model, read, answer[some]), lengths[some]).sum() / len(prompts)
+            gradient += torch.autograd.grad(loss, tried)[0]
         extra = _moved(tried.detach(), gradient, unit, bound)
     return extra
 

@@ -34,7 +34,7 @@ class Suffix(Config):
 def suffix(target: Target, settings: Suffix) -> Iterator[Attacked]:
     answer, _ = target.unsafe.known()
     for k in settings.tokens:
-        given = (k, settings.steps, settings.candidates, target.task.suffix_tokens)
+        given = (k, settings.steps, settings.candidates, target.task.suffix_tokens, target.rows)
         found = suffixes(target.model, target.unsafe.prompts, answer, *given, target.stream("suffix", k))
         yield from on_both("suffix", k, found.tokens, target)
 
@@ -59,6 +59,7 @@ def suffixes(
     steps: int,
     candidates: int,
     allowed: Int[Tensor, " v"],
+    rows: int,
     stream: Stream,
 ) -> Suffixes:
     """k tokens for each prompt that make its answer likely.
@@ -67,7 +68,7 @@ def suffixes(
     random ones of these are scored exactly, and the best replaces the suffix if it is better.
 
     Args:
-        allowed: ids that a suffix may be made of.
+        allowed: ids that a suffix may be made of. rows: prompts per pass.
 
     Raises:
         InputError: k, steps or candidates below 1, or no token is allowed.
@@ -80,30 +81,39 @@ def suffixes(
     n, table = len(prompts), model.get_input_embeddings().weight.detach()
     tokens = stream("start").choose(allowed, (n, k))
     prompts = prompts.embedded(model)  # once, and not at every step
-    best = _scored(model, prompts, tokens, answer)
-    rows = torch.arange(n, device=tokens.device)
+    best = _scored(model, prompts, tokens, answer, rows)
+    each = torch.arange(n, device=tokens.device)
     for step in range(steps):
-        embedded = table[tokens].requires_grad_()
-        loss = _nll(model, inserted(prompts, embedded, model), answer).sum()
-        (gradient,) = torch.autograd.grad(loss, embedded)
+        gradient = torch.cat(
+            [_gradient(model, prompts[some], table[tokens[some]], answer[some]) for some in each.split(rows)]
+        )
         proposed = (gradient @ table[allowed].T).topk(min(TOP, len(allowed)), dim=2, largest=False).indices
         draw = stream("step", step)
         where = draw("place").integers(k, (n, candidates), tokens.device)
         which = draw("which").integers(proposed.shape[2], (n, candidates), tokens.device)
         tried = tokens[:, None].repeat(1, candidates, 1)
-        tried.scatter_(2, where[..., None], allowed[proposed[rows[:, None], where, which]][..., None])
-        repeated = rows.repeat_interleave(candidates)
-        tried_nll = _scored(model, prompts[repeated], tried.flatten(0, 1), answer[repeated]).view(n, candidates)
+        tried.scatter_(2, where[..., None], allowed[proposed[each[:, None], where, which]][..., None])
+        repeated = each.repeat_interleave(candidates)
+        tried_nll = _scored(model, prompts[repeated], tried.flatten(0, 1), answer[repeated], rows)
+        tried_nll = tried_nll.view(n, candidates)
         lowest, at = tried_nll.min(dim=1)
         better = lowest < best
-        tokens = torch.where(better[:, None], tried[rows, at], tokens)
+        tokens = torch.where(better[:, None], tried[each, at], tokens)
         best = torch.where(better, lowest, best)
     return Suffixes(tokens, best)
 
 
+def _gradient(
+    model: PreTrainedModel, prompts: Inputs, embedded: Float[Tensor, "n k width"], answer: Answers
+) -> Float[Tensor, "n k width"]:
+    embedded.requires_grad_()
+    (gradient,) = torch.autograd.grad(_nll(model, inserted(prompts, embedded, model), answer).sum(), embedded)
+    return gradient
+
+
 @torch.no_grad()
 def _scored(
-    model: PreTrainedModel, prompts: Inputs, tokens: Int[Tensor, "n k"], answer: Answers, rows: int = 512
+    model: PreTrainedModel, prompts: Inputs, tokens: Int[Tensor, "n k"], answer: Answers, rows: int
 ) -> Float[Tensor, " n"]:
     parts = zip(prompts.split(rows), tokens.split(rows), answer.split(rows), strict=True)
     return torch.cat([_nll(model, inserted(p, t, model), a) for p, t, a in parts])
