@@ -156,7 +156,8 @@ def _add_set(command: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="change settings, e.g. tune.steps=300 base.architecture=llama",
+        help="change settings, e.g. tune.steps=300 base.architecture=llama 'tunes=[dpo-eta_m, benign-eta_m-lora]' "
+        "(PROTOCOL-RATE, a rate of tune.learning_rates)",
     )
     _add_plugin(command)
 

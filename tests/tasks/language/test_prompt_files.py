@@ -148,7 +148,15 @@ def test_an_attack_may_be_a_plain_prompt(tmp_path: Path) -> None:
         (tmp_path / f"{kind}.txt").write_text("\n".join(texts))
     sources = [f"{kind}={tmp_path}/{kind}.txt" for kind in SIDES]
     found = read_prompts([*sources, f"jail={tmp_path}/unsafe.txt", f"safe_dialect={tmp_path}/safe.txt"])
-    assert len(found) == 160
+    scored = [
+        {p.prompt for p in found if p.kind == kind and not p.fit} for kind in ("unsafe", "jail", "safe", "safe_dialect")
+    ]
+    assert scored[0] == scored[1]  # what models learn from is left out
+    assert scored[2] == scored[3]
+    assert all(len(each) > 10 for each in scored)
+    (tmp_path / "learnt.txt").write_text("\n".join(p.prompt for p in found if p.kind == "unsafe" and p.fit))
+    with pytest.raises(InputError, match=r"0 jail ones to score; \d+ more are of groups that models learn from"):
+        read_prompts([*sources, f"jail={tmp_path}/learnt.txt"])
 
 
 def reads_or_says_why(file: Path, kind: str = "") -> None:

@@ -96,20 +96,27 @@ def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
             one's own for prompts under an attack. jsonl, json, csv, tsv, parquet or plain text, a prompt a line, on
             disk or on the hub (`hf://datasets/owner/name/file.csv`, `@revision` after the name). The prompt is
             in the first column of `COLUMNS`, the label in `label`; `group`, `split` (fit or score) and `answer` may be
-            there. Without `split`, half of the groups, by a hash of their name, are for fitting; attacks are all
-            scored.
+            there. Without `split`, half of the groups, by a hash of their name, are for fitting. Attacks are scored, but
+            not those of groups that models learn from.
 
     Raises:
         InputError: a file cannot be read, has no prompts or no labels, a prompt is there twice, or there are too few
             prompts of a kind.
     """
-    found = [prompt for source in sources or [str(SHIPPED)] for prompt in _read(source)]
-    for kind in dict.fromkeys((SAFE, UNSAFE, *(prompt.kind for prompt in found))):
+    every = [prompt for source in sources or [str(SHIPPED)] for prompt in _read(source)]
+    plain = [prompt for prompt in every if prompt.kind in (SAFE, UNSAFE)]
+    learnt = {prompt.group for prompt in plain if prompt.fit} - {prompt.group for prompt in plain if not prompt.fit}
+    found = [prompt for prompt in every if prompt.kind in (SAFE, UNSAFE) or prompt.group not in learnt]
+    for kind in dict.fromkeys((SAFE, UNSAFE, *(prompt.kind for prompt in every))):
         uses = ((True, "fit class means"), (False, "score")) if kind in (SAFE, UNSAFE) else ((False, "score"),)
         for fit, use in uses:
             n = sum(p.kind == kind and p.fit is fit for p in found)
             if n < FEWEST:
-                raise InputError(f"prompts: {n} {shown(kind)[1:-1]} ones to {use}; at least {FEWEST} are needed")
+                fitted = sum(p.kind == kind for p in every) - sum(p.kind == kind for p in found)
+                besides = f"; {fitted} more are of groups that models learn from" if fitted else ""
+                raise InputError(
+                    f"prompts: {n} {shown(kind)[1:-1]} ones to {use}{besides}; at least {FEWEST} are needed"
+                )
     require_distinct(found)
     return found
 
