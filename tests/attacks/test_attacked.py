@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from live import LiveWeights
 from tunescope.attacks.base import ATTACKS, Attacked, Target
 from tunescope.attacks.measure import Instruments, Intact, attack_scores, measure_attacks
 from tunescope.attacks.prefill import Prefill, prefilled
@@ -19,7 +20,6 @@ from tunescope.models.build import build_model
 from tunescope.models.inputs import IGNORED, Inputs
 from tunescope.models.pair import Pair
 from tunescope.models.sites import Site, weight
-from tunescope.models.weights import LiveWeights
 from tunescope.probes.collect import last_activations
 from tunescope.probes.view import View
 from tunescope.records.findings import Findings

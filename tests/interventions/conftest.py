@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from live import LiveWeights
 from tunescope.config import Built
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention
 from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
 from tunescope.models.pair import Pair
-from tunescope.models.weights import LiveWeights
 from tunescope.registry import import_all
 from tunescope.rng import Stream
 from tunescope.tasks.base import Batch, Kind

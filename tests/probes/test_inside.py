@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from live import LiveWeights
 from tunescope.config import Built, ProbeConfig
 from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
 from tunescope.models.pair import Pair
 from tunescope.models.sites import Site, weight, weight_names
-from tunescope.models.weights import LiveWeights
 from tunescope.probes.collect import last_activations, stored
 from tunescope.probes.view import INPUT, PROBES, Batches, View, look_inside
 from tunescope.records.findings import Findings

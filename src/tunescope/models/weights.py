@@ -82,46 +82,6 @@ class Weights(Protocol):
         """W of y = W a, in float32 or float64."""
 
 
-class LiveWeights:
-    """Of a model in memory: its own parameters, not copies of them, but as they are without what `replaced` changes.
-
-    Matrices are in float64.
-
-    Raises:
-        ValueError: a parameter is not finite.
-    """
-
-    def __init__(self, model: PreTrainedModel, label: str = "a model in memory") -> None:
-        self.label, self.config = label, model.config
-        self._parameters = dict(model.named_parameters())
-        self._kept: dict[str, Parameter] = {}
-        require_finite(model)
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._parameters)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._parameters[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._parameters[name].dtype
-
-    def stored(self, name: str) -> Parameter:
-        return (self._kept if name in self._kept else self._parameters)[name].detach()
-
-    def matrix(self, layer: int, name: str) -> Matrix:
-        return within_stored(self.config, name, self.stored(stored_name(self.config, layer, name))).double()
-
-    def keep(self, name: str, parameter: Parameter) -> None:
-        """Keep a copy of a parameter if it is this model's: it is about to be changed."""
-        if self._parameters[name].data_ptr() == parameter.data_ptr():
-            self._kept[name] = parameter.clone()
-
-    def release(self, name: str) -> None:
-        """Forget the copy: the parameter is itself again."""
-        self._kept.pop(name, None)
-
-
 class StoredWeights:
     """Of a model folder, of one safetensors file or several, read one tensor at a time.
 
@@ -376,8 +336,7 @@ def replaced(
     Args:
         new: whole parameters by name, in the shape of the parameter, or weight matrices by layer and name, out x in,
             whichever way the model keeps them. Each is rounded once, to the model's own type.
-        original: the weights that the model was made of, or `LiveWeights` of the model itself, of which a copy of each
-            changed parameter is kept.
+        original: the weights that the model was made of.
 
     Raises:
         ValueError: a name that the model lacks, or a tensor of another shape.
@@ -397,9 +356,6 @@ def replaced(
                     raise ValueError(f"{place}: {list(shape)} does not fit {list(there)}")
             if name not in touched:
                 touched.add(name)
-                if isinstance(original, LiveWeights):
-                    original.keep(name, whole)
-                    undo.callback(original.release, name)
                 undo.callback(_restore, whole, original, name)
             target.copy_(tensor)
         yield model

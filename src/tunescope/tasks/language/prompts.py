@@ -96,8 +96,8 @@ def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
             one's own for prompts under an attack. jsonl, json, csv, tsv, parquet or plain text, a prompt a line, on
             disk or on the hub (`hf://datasets/owner/name/file.csv`, `@revision` after the name). The prompt is
             in the first column of `COLUMNS`, the label in `label`; `group`, `split` (fit or score) and `answer` may be
-            there. Without `split`, half of the groups, by a hash of their name, are for fitting. Attacks are scored, but
-            not those of groups that models learn from.
+            there. Without `split`, half of the groups, by a hash of their name, are for fitting. Attacks are
+            scored, but not those of groups that models learn from.
 
     Raises:
         InputError: a file cannot be read, has no prompts or no labels, a prompt is there twice, or there are too few
