@@ -19,6 +19,7 @@ from tunescope.recipes import tiny as tiny_study
 from tunescope.records.tables import KEYS, ORDER, read_records
 from tunescope.rng import Stream
 from tunescope.settings import read_study
+from tunescope.study.graph import with_names
 from tunescope.study.pipeline import run
 from tunescope.tasks.world.describe import describe
 from tunescope.tasks.world.kinds import Kind
@@ -63,7 +64,7 @@ def test_a_run_folder_holds_all_that_it_should(tiny_run: Path) -> None:
 
 
 def test_a_run_folder_tells_what_was_run_and_on_what(tiny_run: Path) -> None:
-    assert read_study(tiny_run / "config.yaml") == tiny_study().changed(tunes=TUNED)
+    assert read_study(tiny_run / "config.yaml") == with_names(tiny_study().changed(tunes=TUNED))
     environment = json.loads((tiny_run / "environment.json").read_text())
     assert environment["libraries"]["torch"] == torch.__version__
     assert environment["seeds"] == {"study": 0}
