@@ -96,7 +96,7 @@ def test_an_unusable_device(small_study: list[str], refused: Callable, tmp_path:
         (["--set", "attack.settings.hard_prompt.tokens=[1]"], ["Unknown attack 'hard_prompt'", "soft_prompt"]),
         (["--set", "attack.attacks=[hard_prompt]"], ["Unknown attack 'hard_prompt'", "soft_prompt"]),
         (["--set", "tunes=[sftt-eta_m]"], ["Unknown protocol 'sftt'", "ssft"]),
-        (["--set", "tune.settings.dpo.gamma=1"], ["tune.settings.dpo", "unknown key 'gamma'", "beta"]),
+        (["--set", "tune.settings.dpo.gamma=1"], ["tune.settings.dpo", "gamma: unknown key", "beta"]),
         (["--set", "tunes=[rmu-eta_m]", "tune.settings.rmu.layer=9"], ["tune.settings.rmu.layer", "9", "0 to 1"]),
         (["--set", "probe.probes=[lens]"], ["Unknown probe 'lens'", "clusters"]),
         (["--set", "intervene.settings.scaled.alphas=[1e300]"], ["scaled.alphas", "less than or equal to 10"]),

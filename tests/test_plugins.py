@@ -231,6 +231,24 @@ def test_a_plugin_that_fails_is_one_message_with_its_line(
     assert "another device or dtype" not in message
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "says"),
+    [
+        ("yield Attacked(", "dial = (", ["attack nothing", "must yield Attacked", "got None"]),
+        ("yield Attacked(", "yield (", ["attack nothing", "must yield Attacked", "'nothing', 1.0"]),
+        ("return -10 *", "-10 *", ["protocol loud", "one loss per prompt", "got None"]),
+        ("chosen_logps.sum(1) / step.chosen_lengths", "chosen_logps.sum()", ["protocol loud", "got shape []"]),
+    ],
+)
+@pytest.mark.usefixtures("no_report")
+def test_a_plugin_that_gives_something_else_is_named(
+    good: str, bad: str, says: list[str], small_study: list[str], refused: Callable, tmp_path: Path
+) -> None:
+    plugin = write(tmp_path, "mine.py", PLUGIN.replace(good, bad))
+    asked = ["tunes=[loud-eta_m]" if "protocol loud" in says else "tunes=[]", "base.pretrain.steps=1"]
+    refused([*small_study, *asked, "--plugin", plugin, "--out", str(tmp_path / "run")], *says)
+
+
 def test_a_plugin_that_is_no_file(tmp_path: Path) -> None:
     for name in ("absent.py", "."):
         with pytest.raises(InputError, match="no Python file"):

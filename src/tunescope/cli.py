@@ -11,7 +11,7 @@ from tunescope import __version__
 from tunescope.config import GROUPS, Checkpoint, ComputeConfig, LanguageConfig, Study
 from tunescope.errors import InputError, shown
 from tunescope.recipes import RECIPES
-from tunescope.registry import load_plugins
+from tunescope.registry import load_plugins, plugins_blamed
 from tunescope.settings import override, read_study
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -22,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         load_plugins(getattr(options, "plugin", ()))
-        options.command(options)
+        with plugins_blamed("tunescope"):
+            options.command(options)
     except KeyboardInterrupt:
         print("\ntunescope: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

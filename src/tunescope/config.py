@@ -16,11 +16,13 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    ModelWrapValidatorHandler,
     SerializeAsAny,
     ValidationError,
     model_validator,
 )
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from tunescope.errors import InputError, shown
 
@@ -40,6 +42,7 @@ Names = Annotated[tuple[str, ...], Once]
 Settings = TypeVar("Settings", bound=BaseModel)
 GROUPS = ("behave", "probe", "attack", "intervene")  # groups of stages that a study can do without
 _TAGS = ("built", "checkpoint", "trained", "given")  # of unions, which pydantic puts into the path of a fault
+_UNKNOWN = "unknown_key"  # type of the fault of a key that is none
 _MOST_FAULTS = 5  # of one file or command that a message lists
 PLACE: JsonDict = {"place": True}  # json_schema_extra of a setting that says where to compute, and changes no result
 
@@ -49,17 +52,20 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _known(cls, data: Any) -> Any:
-        """The list of keys is what a misspelt one needs."""
-        unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, Mapping) else []
-        if unknown:
-            choices = (
-                f"Choose from: {', '.join(cls.model_fields)}" if cls.model_fields else "There are no settings here"
-            )
-            raise ValueError(f"unknown key {shown(unknown[0])}. {choices}.")
-        return data
+    def _choices(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """A misspelt key needs the list of keys."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            keys = f"Choose from: {', '.join(cls.model_fields)}" if cls.model_fields else "There are no settings here"
+            faults: list[Any] = []
+            for fault in error.errors(include_url=False):
+                mine = fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1
+                text = f"unknown key. {keys}." if mine else fault["msg"] if fault["type"] == _UNKNOWN else None
+                faults.append({**fault, "type": PydanticCustomError(_UNKNOWN, text)} if text else fault)
+            raise ValidationError.from_exception_data(cls.__name__, faults) from None
 
     def decides(self) -> dict[str, Any]:
         """All settings that decide results, as plain data: those marked `PLACE` are left out."""
@@ -337,7 +343,9 @@ class ComputeConfig(Config):
     """Where and how it runs."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1", json_schema_extra=PLACE)
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="autocast type of the training steps")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="autocast type of the training steps; auto: the faster one, timed when a run begins"
+    )
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile of the training step")
     rows: Positive = Field(128, description="sequences per forward and backward pass")
 
@@ -445,7 +453,7 @@ def _messages(error: ValidationError) -> list[str]:
             continue  # of a list whose entries are at fault, pydantic counts the others
         key = ".".join(str(part) for part in fault["loc"] if part not in _TAGS)
         reason = fault["msg"].removeprefix("Value error, ")
-        said = fault["type"] == "value_error"  # our own messages name the value themselves
+        said = fault["type"] in ("value_error", _UNKNOWN)  # our own messages name the value themselves
         value = "" if said or isinstance(fault["input"], dict) else f" (got {shown(fault['input'])})"
         wanted = f"; a list is wanted, as in {key}=[a, b]" if fault["type"] == "tuple_type" else ""
         lines.append(f"{shown(key)[1:-1]}: {reason}{value}{wanted}")

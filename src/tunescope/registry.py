@@ -92,9 +92,9 @@ class Registry(Generic[T]):
 
 
 def calling_module() -> str:
-    """The module that is being imported, of whatever calls a function that registers something."""
-    frame = sys._getframe(1)
-    while frame.f_code.co_name != "<module>" and frame.f_back:
+    """The module that calls the function that calls this one; type checkers that stand between are passed over."""
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("jaxtyping", "beartype"):
         frame = frame.f_back
     return str(frame.f_globals["__name__"])
 

@@ -327,7 +327,6 @@ def test_a_refuser_by_one_direction_answers_without_it(
     before, said = deepcopy(model.state_dict()), model(unsafe.prompts.sequence).logits
     assert task.outcomes(model, unsafe, 9).refusal.all()
     view = view_of(model, None, {"safe": safe, "unsafe": unsafe})
-    # Learnt from other prompts, which are known by their refusals alone.
     seen = replace(unsafe, answer=torch.full((6, 1), 19))
     made = attacks_of(model, view, ("direction_ablation",), unsafe, safe=safe, seen=seen)
     assert [attack.batch.kind.name for attack in made] == ["unsafe", "safe"]

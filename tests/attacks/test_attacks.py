@@ -139,7 +139,10 @@ def test_answers_of_other_lengths_are_attacked_each_as_if_alone(fresh: PreTraine
 
 
 def test_a_universal_soft_prompt_works_on_prompts_that_it_has_not_seen(weak: PreTrainedModel) -> None:
-    found = universal_soft_prompt(weak, Inputs(IDS[:3]), ANSWER[:3], 2, 40, 3.0, 4, ROOT("soft"))
+    found = universal_soft_prompt(weak, Inputs(IDS[:3]), ANSWER[:3], 2, 40, 3.0, 2, ROOT("soft"))
+    whole = universal_soft_prompt(weak, Inputs(IDS[:3]), ANSWER[:3], 2, 2, 3.0, 3, ROOT("soft"))
+    parts = universal_soft_prompt(weak, Inputs(IDS[:3]), ANSWER[:3], 2, 2, 3.0, 1, ROOT("soft"))
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
     assert follows(weak, inserted(Inputs(IDS[3:]), found.expand(3, -1, -1), weak), ANSWER[3:]).all()
 
 

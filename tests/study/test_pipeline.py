@@ -19,8 +19,9 @@ from tunescope.recipes import tiny as tiny_study
 from tunescope.records.tables import KEYS, ORDER, read_records
 from tunescope.rng import Stream
 from tunescope.settings import read_study
+from tunescope.study import pipeline
 from tunescope.study.graph import with_names
-from tunescope.study.pipeline import run
+from tunescope.study.pipeline import run, settled
 from tunescope.tasks.world.describe import describe
 from tunescope.tasks.world.kinds import Kind
 from tunescope.tasks.world.prompts import sample_prompts
@@ -64,7 +65,7 @@ def test_a_run_folder_holds_all_that_it_should(tiny_run: Path) -> None:
 
 
 def test_a_run_folder_tells_what_was_run_and_on_what(tiny_run: Path) -> None:
-    assert read_study(tiny_run / "config.yaml") == with_names(tiny_study().changed(tunes=TUNED))
+    assert read_study(tiny_run / "config.yaml") == settled(with_names(tiny_study().changed(tunes=TUNED)), tiny_run)
     environment = json.loads((tiny_run / "environment.json").read_text())
     assert environment["libraries"]["torch"] == torch.__version__
     assert environment["seeds"] == {"study": 0}
@@ -249,3 +250,17 @@ def test_the_labs_models_give_the_numbers_of_the_study(tiny_run: Path, tmp_path:
         assert len(mine) > (80 if name == "base" else 150)
         pd.testing.assert_series_equal(mine, theirs.loc[mine.index], rtol=1e-4, atol=1e-6)
     assert rate(found, "tuned", "unsafe", "refusal") > 0.9
+
+
+def test_a_run_keeps_the_type_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast another machine is in another one."""
+    study = tiny_study().changed(compute={"dtype": "auto", "device": "cpu"})
+    asked = []
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(pipeline, "fastest_dtype", lambda *of, width, dtype=dtype: asked.append(width) or dtype)
+        found = settled(study, tmp_path)
+        assert found.compute.dtype == "bfloat16"
+        (tmp_path / "config.yaml").write_text(found.to_yaml())
+    assert asked == [study.base.width]
+    assert settled(study, tmp_path / "new").compute.dtype == "float32"
+    assert settled(study.changed(compute={"dtype": "float32"}), tmp_path).compute.dtype == "float32"

@@ -3,11 +3,16 @@
 import pandas as pd
 from scipy import stats
 
-from tunescope.records.names import BASE, OUTCOMES
+from tunescope.records.names import BASE, OUTCOMES, REACHED
 from tunescope.records.tables import KEYS, ORDER
 
 CURVES = ("loss", "held_out_compliance")  # measured along training, at steps of their own
-SHARES = (*OUTCOMES, "intact", "refusal_by_odds")  # metrics that are shares of prompts, as are those of this ending:
+SHARES = (
+    *OUTCOMES,
+    "intact",
+    "refusal_by_odds",
+    REACHED,
+)  # metrics that are shares of prompts, as are those of this ending:
 AUC = "_auc"
 DRAWN = ("rotated", "shuffled")  # controls whose interval is the spread of random draws
 

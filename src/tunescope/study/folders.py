@@ -128,4 +128,7 @@ def _differences(found: Any, asked: Any, path: str = "") -> list[str]:
     if isinstance(found, dict) and isinstance(asked, dict):
         keys = dict.fromkeys([*asked, *found])
         return [d for key in keys for d in _differences(found.get(key), asked.get(key), f"{path}.{key}".strip("."))]
+    if isinstance(found, list) and isinstance(asked, list) and all(isinstance(each, str) for each in found + asked):
+        only = [[each for each in one if each not in other] for one, other in ((found, asked), (asked, found))]
+        found, asked = only if any(only) else (found, asked)  # so that the message has room for what differs
     return [] if found == asked else [f"{path}: {shown(found, 60)} there, {shown(asked, 60)} asked for"]

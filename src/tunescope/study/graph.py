@@ -114,9 +114,9 @@ def with_names(study: Study) -> Study:
     """
     attacks, probes, interventions = study.attack.attacks, study.probe.probes, study.intervene.interventions
     return study.changed(
-        attack={"attacks": [*ATTACKS] if attacks is None else attacks},
-        probe={"probes": [*PROBES] if probes is None else probes},
-        intervene={"interventions": [*INTERVENTIONS] if interventions is None else interventions},
+        attack={"attacks": sorted(ATTACKS) if attacks is None else attacks},
+        probe={"probes": sorted(PROBES) if probes is None else probes},
+        intervene={"interventions": sorted(INTERVENTIONS) if interventions is None else interventions},
     )
 
 
@@ -126,7 +126,7 @@ def base_of(study: Study) -> ModelRef:
     Raises:
         InputError: it is not there, or cannot read the task.
     """
-    return _Layout(study, Path(), GROUPS).base
+    return _Layout(study, Path(), (*GROUPS, "tune")).base
 
 
 class _Layout:

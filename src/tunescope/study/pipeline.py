@@ -4,12 +4,16 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from tunescope.config import Study
+import torch
+
+from tunescope.config import Built, Study
+from tunescope.errors import InputError
 from tunescope.files import write_text
-from tunescope.models.compute import deterministic, resolve
+from tunescope.models.compute import deterministic, fastest_dtype, resolve
 from tunescope.registry import plugins_blamed
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
+from tunescope.settings import read_study
 from tunescope.study.environment import environment
 from tunescope.study.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
 from tunescope.study.graph import graph_of, with_names
@@ -28,7 +32,7 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
         InputError: the settings do not fit together, a model does not, the folder holds something else, or a file in it
             is damaged.
     """
-    study = with_names(study)
+    study = settled(with_names(study), folder)
     check(folder, study, update)  # before models are looked at, which may have to be fetched
     graph = graph_of(study, folder, skip)
     compute = resolve(study.compute)
@@ -37,6 +41,7 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
         here = environment(study, compute)
         stages = graph.measured(skip)
         total = len(stages) + 1
+        say(f"[0/{total}] training is in {study.compute.dtype} (compute.dtype)")
 
         def do(number: int, stage: Stage) -> None:
             done = run_stage(stage, folder)
@@ -58,6 +63,21 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
             return render(folder)
 
 
+def settled(study: Study, folder: Path) -> Study:
+    """The same with the type that `auto` stands for: that of the run in this folder, or the faster one if none."""
+    if study.compute.dtype != "auto":
+        return study
+    try:
+        chosen = read_study(folder / CONFIG).compute.dtype
+    except InputError:  # no run yet, or none that can be read, which `check` says
+        chosen = "auto"
+    if chosen == "auto":
+        device = resolve(study.compute.model_copy(update={"dtype": "float32"})).device
+        width = study.base.width if isinstance(study.base, Built) else 1024
+        chosen = "bfloat16" if fastest_dtype(device, width=width) is torch.bfloat16 else "float32"
+    return study.changed(compute={"dtype": chosen})
+
+
 def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False, skip: Collection[str] = ()) -> Path:
     """Run a study of each seed N in a folder of its own, `folder`-seedN, and report on all of them in `folder`; returns
     the path of that report.
@@ -68,7 +88,7 @@ def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False, s
     check_joint(folder)
     folders = [folder.with_name(f"{folder.name}-seed{study.seed}") for study in studies]
     for study, place in zip(studies, folders, strict=True):
-        check(place, with_names(study), update)  # all of them, before the first one takes its time
+        check(place, settled(with_names(study), place), update)  # all of them, before the first one takes its time
     for study, place in zip(studies, folders, strict=True):
         say(f"seed {study.seed}: {place}")
         run(study, place, update=update, skip=skip)

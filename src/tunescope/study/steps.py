@@ -6,6 +6,7 @@ A function is given its inputs and the place where it runs; whatever decides its
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow.parquet as pq
 import torch
@@ -26,7 +27,7 @@ from tunescope.config import (
     TuneConfig,
     settings_of,
 )
-from tunescope.errors import InputError
+from tunescope.errors import InputError, shown
 from tunescope.files import atomic_path, remove, write_text
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
 from tunescope.models.build import build_model
@@ -56,6 +57,7 @@ from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
 from tunescope.training.tuning import tune
 
+T = TypeVar("T")
 STEP = "step-"  # begins the names of checkpoints
 COURSE = (SAFE, UNSAFE)  # kinds that models saved during fine-tuning are given
 
@@ -325,7 +327,8 @@ def attack_model(given: Attacking, at: Place) -> None:
             ):
                 say(f"{given.model.label}: no attack {name}: {why}")
                 continue
-            yield from entry.run(target, settings_of(entry.settings, config.settings, name, "attack"))
+            made = entry.run(target, settings_of(entry.settings, config.settings, name, "attack"))
+            yield from _each(made, Attacked, f"attack {name}")
 
     with explained(f"attacks on {given.model.label}"):
         intact = Intact(base, base_task, rows)
@@ -363,12 +366,25 @@ def intervene(given: Intervening, at: Place) -> None:
             if why := _unfit(False, entry.in_memory and not in_memory(model), entry.weights and not alike):
                 say(f"{given.model.label}: no intervention {name}: {why}")
                 continue
-            yield from entry.make(bench, settings_of(entry.settings, config.settings, name, "intervene"))
+            made = entry.make(bench, settings_of(entry.settings, config.settings, name, "intervene"))
+            yield from _each(made, Intervention, f"intervention {name}")
 
     found = Findings(given.model.subject(given.seed, _final_step(given, at)), {k: b.groups for k, b in prompts.items()})
     with explained(f"interventions on {given.model.label}"):
         measure_interventions(found, bench, changes(), prompts)
     write_part(found.records, found.scores, at.folder, f"intervene-{given.model.label}")
+
+
+def _each(made: Iterable[T] | None, kind: type[T], what: str) -> Iterator[T]:
+    """What an attack or intervention yields.
+
+    Raises:
+        InputError: it is something else, as of a function without `yield`.
+    """
+    for one in made if isinstance(made, Iterable) else [made]:
+        if not isinstance(one, kind):
+            raise InputError(f"{what}: it must yield {kind.__name__}, got {shown(one)}")
+        yield one
 
 
 def _unfit(no_answers: bool, spread: bool, unlike: bool = False) -> str:

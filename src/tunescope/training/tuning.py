@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import Config, Lora, TuneConfig
+from tunescope.errors import InputError, shown
 from tunescope.models.checkpoint import quiet
 from tunescope.models.compute import Compute
 from tunescope.models.families import FAMILIES
@@ -62,7 +63,13 @@ def tune(
         rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
         for part in _parts(batch, rows):
             view = Step(policy, reference, part, protocol, compute, stream)
-            yield protocol.loss(view, settings).sum() / config.batch
+            loss = protocol.loss(view, settings)
+            if not isinstance(loss, Tensor) or loss.shape != part.safe.shape:
+                got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
+                raise InputError(
+                    f"protocol {protocol.name}: one loss per prompt is wanted, [{len(part.safe)}]; got {got}"
+                )
+            yield loss.sum() / config.batch
 
     def measure(step: int) -> Row:
         if step in due and step < config.steps:

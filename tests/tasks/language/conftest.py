@@ -47,14 +47,14 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture
 def config(tmp_path: Path) -> LanguageConfig:
-    """Twenty prompts of each kind, half of them for fitting, and ten under attack, of the groups of unsafe ones."""
+    """Twenty prompts of each kind, half of them for fitting, and ten under attack."""
     lines = ["prompt\tlabel\tsplit\tgroup\tanswer"]
     for kind, word in (("safe", "w3"), ("unsafe", "w4")):
         for i in range(20):
             words = " ".join([word, *["w5"] * (i % 3), f"w{6 + i // 2}"])
             lines.append(f"{words}\t{kind}\t{'fit' if i % 2 else 'score'}\tpair {i // 4}\there {words}")
     (tmp_path / "prompts.tsv").write_text("\n".join(dict.fromkeys(lines)))
-    rows = ["prompt\tgroup", *(f"w4 w{i} w{i} w9 w9\tpair {i % 3}" for i in range(6, 16))]
+    rows = ["prompt\tgroup", *(f"w4 w{i} w{i} w9 w9\tjail {i % 3}" for i in range(6, 16))]
     (tmp_path / "attack.tsv").write_text("\n".join(rows))
     (tmp_path / "openings.json").write_text(OPENINGS)
     files = (f"{tmp_path}/prompts.tsv", f"jail={tmp_path}/attack.tsv")

@@ -136,7 +136,7 @@ def test_words_are_one_to_one_with_token_ids():
         ({"identity_share": float("nan")}, r"identity_share\n.*input_value=nan"),
         ({"stages": 0}, r"stages\n.*input_value=0"),
         ({"grammar": "english"}, r"grammar\n.*'tiny'.*input_value='english'"),
-        ({"operatorz": 3}, r"unknown key 'operatorz'. Choose from: .*operators"),
+        ({"operatorz": 3}, r"operatorz\n.*unknown key. Choose from: .*operators"),
     ],
 )
 def test_settings_that_make_no_world_are_named_with_their_value(settings, message):

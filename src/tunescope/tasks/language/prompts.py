@@ -104,9 +104,8 @@ def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
             prompts of a kind.
     """
     every = [prompt for source in sources or [str(SHIPPED)] for prompt in _read(source)]
-    plain = [prompt for prompt in every if prompt.kind in (SAFE, UNSAFE)]
-    learnt = {prompt.group for prompt in plain if prompt.fit} - {prompt.group for prompt in plain if not prompt.fit}
-    found = [prompt for prompt in every if prompt.kind in (SAFE, UNSAFE) or prompt.group not in learnt]
+    learnt = {name for prompt in every if prompt.fit for name in (prompt.group, prompt.prompt)}
+    found = [each for each in every if each.kind in (SAFE, UNSAFE) or not {each.group, each.prompt} & learnt]
     for kind in dict.fromkeys((SAFE, UNSAFE, *(prompt.kind for prompt in every))):
         uses = ((True, "fit class means"), (False, "score")) if kind in (SAFE, UNSAFE) else ((False, "score"),)
         for fit, use in uses:
