@@ -29,8 +29,7 @@ def main() -> None:
     begun = time.perf_counter()
     sites = [Site(layer, INPUT) for layer in range(this.pair().layers)]
     inputs = {kind: stored(base, batch.prompts, sites, study.probe.rows) for kind, batch in score.items()}
-    stream, no_benign = this.stream("probes"), given.no_benign
-    view = View(model, fit, score, study.probe, stream, pair=this.pair(), base_inputs=inputs, no_benign=no_benign)
+    view = View(model, fit, score, study.probe, this.stream("probes"), pair=this.pair(), base_inputs=inputs)
     found = look_inside(view, given.model.subject(study.seed, given.model.step or 0))
     seconds = time.perf_counter() - begun
     prompts = len(next(iter(score.values())))

@@ -91,9 +91,24 @@ def _decides(value: Any) -> Any:
 
 
 class TaskConfig(Config):
-    """Base of the settings of a task; `type` is the name that it is registered by."""
+    """Base of the settings of a task; `type` is the name that it is registered by.
+
+    A task that can teach more than to refuse has a setting `lesson`.
+    """
 
     type: str
+
+    def taught(self, lesson: str) -> Self:
+        """The same, teaching this lesson.
+
+        Raises:
+            InputError: the task has no such lesson.
+        """
+        if lesson == "refusal":
+            return self
+        if "lesson" not in type(self).model_fields:
+            raise InputError(f"task.type: {self.type} has no lesson {shown(lesson)}, which a protocol of tunes teaches")
+        return checked(type(self), self.model_dump(mode="json") | {"lesson": lesson})
 
 
 class WorldConfig(TaskConfig):
@@ -101,7 +116,9 @@ class WorldConfig(TaskConfig):
 
     type: Literal["world"] = "world"
     grammar: Literal["paper", "laptop", "tiny"] = Field("laptop", description="which shipped grammar file")
-    seed: int = Field(0, ge=0, lt=2**63, description="draws the bijections; the same world for every seed of the study")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="draws the bijections, and which of them are unsafe; null: the study's seed"
+    )
     operators: int = Field(10, gt=1, description="distinct bijections; number 0 is the identity")
     aliases: tuple[int, ...] = Field(
         (0, 0, 1, 1, 2, 2), description="operators with a second task token, one entry each"
@@ -111,6 +128,9 @@ class WorldConfig(TaskConfig):
     )
     unsafe: tuple[tuple[int, ...], ...] = Field(
         ((1, 2), (3, 4), (8, 9), (1, 5)), description="per grammar, the operators that are always unsafe"
+    )
+    lesson: Literal["refusal", "styled", "attribute"] = Field(
+        "refusal", description="what fine-tuning teaches; the protocols styled and attribute set it, as controls"
     )
     stages: Positive = Field(2, description="answers per prompt, each made from the one before")
     slots: Positive = Field(2, description="operators per stage")

@@ -19,10 +19,11 @@ from tunescope.config import (
     WorldConfig,
     grid,
 )
+from tunescope.records.names import CONTROLS
 from tunescope.registry import Registry
 
 RECIPES: Registry[Callable[[], Study]] = Registry("recipe")
-PROTOCOLS = ("ssft", "dpo", "unlearning", "benign")
+PROTOCOLS = ("ssft", "dpo", "unlearning", *CONTROLS[1:])
 ALL = grid(PROTOCOLS, ("eta_m", "eta_s"))
 
 
@@ -94,6 +95,7 @@ def laptop() -> Study:
         task=WorldConfig(mix_start=(0.1, 0.5, 0.2, 0.2), mix_end=(0.1, 0.5, 0.2, 0.2)),
         base=Built(pretrain=PretrainConfig(lr=3e-3, muon_lr=2.5e-2, cooldown=120)),
         tunes=ALL,
+        tune=TuneConfig(steps=250, checkpoints=3),
     )
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -96,8 +97,8 @@ def scored(found: Findings) -> dict[tuple, list[float]]:
     return {(s.intervention, s.dial, s.scope, s.metric, s.kind): s.values.tolist() for s in found.scores}
 
 
-def test_every_change_has_both_rates_and_all_four_scores_of_every_kind(found: Findings) -> None:
-    of, metrics = scored(found), ("compliance", "compliance_lost", "refusal", "refusal_lost")
+def test_every_change_has_both_rates_and_all_five_scores_of_every_kind(found: Findings) -> None:
+    of, metrics = scored(found), ("compliance", "compliance_lost", "refusal", "refusal_lost", "refusal_removed")
     assert len(of) == len(found.scores)
     done = {key[:3] for key in of}
     assert done == {(r.intervention, r.dial, r.scope) for r in found.records}
@@ -149,10 +150,26 @@ def test_several_draws_are_averaged(bench, prompts, changes) -> None:
     measure_interventions(found, of, iter([Intervention("drawn", None, "all", (there, gone))]), batches)
     of_scores = {s.metric: s.values.tolist() for s in found.scores}
     assert of_scores == dict.fromkeys(("refusal", "compliance", "refusal_lost"), [0.5] * 4) | {
-        "compliance_lost": [-0.5] * 4
+        "compliance_lost": [-0.5] * 4,
+        "refusal_removed": [0.0] * 4,  # no safe prompts are there that would tell whether it babbles
     }
     (record,) = (r for r in found.records if r.metric == "refusal")
     assert (record.value, record.n) == (0.5, 4)
+
+
+def test_refusal_is_removed_only_where_safe_prompts_are_still_answered(bench, prompts, changes) -> None:
+    """At half of its dW the model says what is asked for, and at none it says something else."""
+    for said, removed in ((SAID, 1.0), (SAID + 1, 0.0)):
+        of = bench(says(said), says(NULL), fit={kind: prompts(kind) for kind in ("safe", "unsafe")})
+        (gone,) = changes(of, "scaled", alphas=(0.0,))["scaled", 0.0, "all"].makes
+        batches = {kind: prompts(kind) for kind in ("safe", "unsafe")}
+        # The intact model answers its safe prompts by what they want.
+        batches["safe"] = replace(batches["safe"], answer=torch.full((4, 3), NULL if removed == 0.0 else SAID))
+        found = Findings(SUBJECT)
+        measure_interventions(found, of, iter([Intervention("gone", None, "all", (gone,))]), batches)
+        scores = {(s.metric, s.kind): s.values.tolist() for s in found.scores}
+        assert scores["refusal_lost", "unsafe"] == [1.0] * 4
+        assert scores["refusal_removed", "unsafe"] == [removed] * 4
 
 
 def test_groups_of_prompts_widen_the_interval(bench, prompts) -> None:

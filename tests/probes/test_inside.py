@@ -61,15 +61,13 @@ def view(
     config: ProbeConfig = CONFIG,
     fit: Batches = FIT,
     score: Batches = SCORE,
-    *,
-    no_benign: bool = False,
 ) -> View:
     weights, inputs, pair = LiveWeights(model), {}, None
     if base:
         pair = Pair(LiveWeights(base), weights)
         sites = [Site(layer, INPUT) for layer in range(base.config.num_hidden_layers)]
         inputs = {kind: stored(base, batch.prompts, sites, config.rows) for kind, batch in score.items()}
-    about = {"pair": pair, "base_inputs": inputs, "no_benign": no_benign}
+    about = {"pair": pair, "base_inputs": inputs}
     return View(model, fit, score, config, Stream.named(0, "probes"), **about)
 
 
@@ -81,9 +79,8 @@ def look(
     score: Batches = SCORE,
     *,
     names: tuple[str, ...] = NAMES,
-    no_benign: bool = False,
 ) -> Findings:
-    return look_inside(view(model, base, config, fit, score, no_benign=no_benign), SUBJECT, names)
+    return look_inside(view(model, base, config, fit, score), SUBJECT, names)
 
 
 def changed(base: PreTrainedModel, name: str, layer: int, delta: Tensor) -> PreTrainedModel:
@@ -313,16 +310,13 @@ def test_weights_that_are_elsewhere_are_not_asked_for_gradients(
     assert not {"sensitivity", "jacobian_norm"} & metrics
 
 
-def test_random_directions_are_scored_where_no_benign_model_is(base: PreTrainedModel, tuned: PreTrainedModel) -> None:
+def test_random_directions_are_scored(base: PreTrainedModel, tuned: PreTrainedModel) -> None:
     names = ("log_gain", "log_row_projection", "log_gain_of_base_input", "log_row_projection_of_base_input")
 
-    def rotated(no_benign: bool) -> dict[tuple[str, str], int]:
-        found = look(tuned, base, names=("specialisation",), no_benign=no_benign)
-        assert_sound(found)
-        return {(s.metric, s.kind): len(s.values) for s in found.scores if s.control == "rotated"}
-
-    assert rotated(False) == {}
-    assert rotated(True) == {(name, kind): CONFIG.draws for name in names for kind in SCORE}
+    found = look(tuned, base, names=("specialisation",))
+    assert_sound(found)
+    drawn = {(s.metric, s.kind): len(s.values) for s in found.scores if s.control == "rotated"}
+    assert drawn == {(name, kind): CONFIG.draws for name in names for kind in SCORE}
 
 
 def test_labels_that_chance_dealt_out_keep_the_classes_sizes(base: PreTrainedModel) -> None:

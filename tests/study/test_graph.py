@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tunescope.config import GROUPS, Study
+from tunescope.config import GROUPS, LanguageConfig, Study
 from tunescope.errors import InputError
 from tunescope.recipes import tiny
 from tunescope.records.names import BASE
@@ -77,6 +77,8 @@ OTHER = {  # values that are as good as any, where one more or another is none
     "attack.attacks": "[prefill]",
     "intervene.interventions": "[scaled]",
     "compute.dtype": "float32",
+    "task.seed": "7",
+    "task.lesson": None,
     "compute.compile": "off",
 }
 
@@ -147,10 +149,29 @@ def test_another_fine_tune_leaves_the_others_alone(tmp_path: Path) -> None:
     assert {name for name in after if before[name] != after[name]} == beside
 
 
-def test_without_a_benign_fine_tune_random_directions_are_scored(tmp_path: Path) -> None:
-    without = STUDY.changed(tunes=["ssft-eta_m"])
-    inputs = [own_inputs(study, tmp_path)["probe-ssft-eta_m"]["no_benign"] for study in (STUDY, without)]
-    assert inputs == [False, True]
+def test_a_control_with_labels_of_its_own_stands_beside_the_base_with_these_labels(tmp_path: Path) -> None:
+    study = STUDY.changed(tunes=["ssft-eta_m", "attribute-eta_m", "styled-eta_m"])
+    graph = graph_of(study, tmp_path)
+    given = {stage.name: stage.inputs for stage in graph.stages}
+    lessons = {name: inputs.task.lesson for name, inputs in given.items() if name != "examples"}
+    assert {name for name, lesson in lessons.items() if lesson == "attribute"} == {
+        *(f"{group}-attribute-eta_m" for group in ("tune", *GROUPS)),
+        *(f"{group}-base-as-attribute" for group in ("behave", "probe")),
+    }
+    assert {lesson for name, lesson in lessons.items() if name.endswith("styled-eta_m")} == {"styled"}
+    assert given["probe-attribute-eta_m"].base.label == "base-as-attribute"
+    assert given["probe-styled-eta_m"].base.label == given["probe-ssft-eta_m"].base.label == "base"
+    assert given["probe-attribute-eta_m"].base.folder == "models/base"
+    parts = graph.tables(graph.stages).inputs.parts
+    assert [part for part in parts if "-as-" in part] == [
+        f"parts/scores-{group}-base-as-attribute.parquet" for group in ("behave", "probe")
+    ]
+
+
+def test_a_lesson_that_the_task_has_not_is_refused() -> None:
+    with pytest.raises(InputError, match=r"task.type: language has no lesson 'styled'"):
+        LanguageConfig().taught("styled")
+    assert LanguageConfig().taught("refusal") == LanguageConfig()
 
 
 def test_every_stage_reads_only_stages_before_it(tmp_path: Path) -> None:

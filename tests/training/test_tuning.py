@@ -32,6 +32,7 @@ import_all("tunescope.training.protocols")
 
 STREAM = Stream.named(0, "tuning")
 UNSAFE = {"ssft": 2, "dpo": 5, "unlearning": 5, "benign": 0, "simpo": 5, "rmu": 5}  # of ten
+UNSAFE |= {"seen": 2, "styled": 2, "attribute": 2}
 # Not the defaults, so that each is seen to count.
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.3, "chosen_weight": 0.5},
@@ -125,6 +126,8 @@ def by_hand(name: str, policy: PreTrainedModel, reference: PreTrainedModel, batc
         return torch.where(batch.safe, of["retain_weight"] * away[1], away[0]).mean()
     chosen = answer_logps(policy, batch, batch.chosen)
     loss = -chosen.mean(1)
+    if name == "seen":
+        loss = torch.where(batch.safe, loss, -answer_logps(policy, batch, batch.rejected).mean(1))
     if name in ("dpo", "unlearning", "simpo"):
         rejected = answer_logps(policy, batch, batch.rejected)
     if name == "unlearning":
@@ -285,7 +288,7 @@ def test_every_protocol_does_what_it_is_for(name: str, expert: PreTrainedModel, 
     assert rates(expert, easy, "compliance")["unsafe"] > 0.95
     policy, _ = tuned(name, TuneConfig(steps=40, batch=40, warmup=5), lr=2e-3)
     assert rates(policy, easy, "compliance")["safe"] > 0.95
-    assert rates(policy, easy, "compliance" if name == "benign" else "refusal")["unsafe"] > 0.95
+    assert rates(policy, easy, "compliance" if name in ("benign", "seen") else "refusal")["unsafe"] > 0.95
 
 
 def test_rmu_drives_unsafe_activations_away_and_leaves_safe_ones(

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, MARGIN, MECHANISTIC, SAFE
+from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, MARGIN, MECHANISTIC, SAFE
 
 FOLDS, FEWEST = 5, 10  # of cross-validation; prompts that succeed, and that fail, which a model must have
 PROMPT = ["attack", "kind", "dial", "index", "group"]
@@ -76,7 +76,7 @@ _Cells = dict[_Cell, tuple[pd.DataFrame, Bool[np.ndarray, " n"]]]
 def _cells(scores: pd.DataFrame) -> Iterator[tuple[_Cell, tuple[pd.DataFrame, np.ndarray]]]:
     """Per model: scores by prompt, and which prompts got through."""
     wanted = [*MECHANISTIC, MARGIN, COMPLIANCE, "intact"]
-    rows = scores[scores["metric"].isin(wanted) & ~scores["protocol"].isin([BASE, BENIGN])]
+    rows = scores[scores["metric"].isin(wanted) & ~scores["protocol"].isin([BASE, *CONTROLS])]
     rows = rows[(rows["attack"] != "") & (rows["intervention"] == "") & ~(rows["dial"] <= 0)]
     rows = rows[~rows["kind"].astype(str).str.startswith(SAFE)].assign(
         dial=rows["dial"].fillna(0), group=rows["group"].fillna(rows["index"])

@@ -55,7 +55,6 @@ class View:
         stream: of controls, and of whatever else is random.
         pair: matrices of base and model; None where the model is a base itself.
         base_inputs: by kind, activations of the base at the inputs of W_in, of the scored prompts.
-        no_benign: whether no benign fine-tune stands beside the model, so that random directions are the control.
     """
 
     def __init__(
@@ -68,11 +67,10 @@ class View:
         *,
         pair: Pair | None = None,
         base_inputs: Mapping[str, Stored] | None = None,
-        no_benign: bool = False,
     ) -> None:
         model.requires_grad_(False)
         self.model, self.fit, self.score, self.config, self.stream = model, fit, score, config, stream
-        self.pair, self.base_inputs, self.no_benign = pair, base_inputs or {}, no_benign
+        self.pair, self.base_inputs = pair, base_inputs or {}
         self.layers, self.last = layer_count(model), layer_count(model) - 1
         self.device = fit[SAFE].prompts.sequence.device
         self._kept: dict[tuple[str, str], dict[Site, Tensor]] = {}

@@ -2,6 +2,9 @@
 
 BASE = "base"  # the model before fine-tuning: its name, and its protocol
 BENIGN = "benign"  # the protocol that has nothing to do with safety: the control
+SEEN, STYLED, ATTRIBUTE = "seen", "styled", "attribute"  # protocols that are controls, too
+OTHER_LABELS = "-as-"  # between the base and the control with whose labels it is measured
+CONTROLS = (BENIGN, SEEN, STYLED, ATTRIBUTE)
 LORA = "-lora"  # ends the name of a model of which adapters alone were trained
 GIVEN = "given"  # the protocol of a fine-tune that someone else made
 SAFE, UNSAFE = "safe", "unsafe"  # the kinds of plain prompts, which every task has
@@ -14,6 +17,7 @@ W_IN = "W_in"  # the matrix that the paper looks at
 MECHANISTIC = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")
 MARGIN = "refusal_margin"
 REACHED = "target_reached"  # a search got the answer that it was after, word for word
+REMOVED = "refusal_removed"  # refusal lost by a change that leaves the answers to safe prompts as they were
 LOG_ODDS = "opening_log_odds"  # of stock refusals against other stock openings
 # Scores that stages write whatever probes there are.
 STAGES_MEASURE = (
@@ -25,5 +29,6 @@ STAGES_MEASURE = (
     "opening_share",
     "compliance_lost",
     "refusal_lost",
+    REMOVED,
     *MECHANISTIC,
 )

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, FAILURE, REFUSAL, SAFE, SUCCESS, UNSAFE
+from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, FAILURE, REFUSAL, SAFE, SUCCESS, UNSAFE
 from tunescope.report.draw import Look, dots, facet, figure, grid, look_legend, model_legend
 from tunescope.report.select import strongest_rows
 from tunescope.report.style import KINDS, NEUTRAL, Model, rates_of, spaced, wanted
@@ -90,7 +90,7 @@ def split_rows(records: pd.DataFrame) -> pd.DataFrame:
     """tau of successes and failures, at each attack's greatest dial."""
     rows = attack_rows(records, "scaled_tau")
     rows = rows[rows["outcome"].isin([*SPLIT]) & (rows["kind"].map(wanted) == REFUSAL)]
-    return strongest_rows(rows[~rows["protocol"].isin([BASE, BENIGN])], "dial", "name")
+    return strongest_rows(rows[~rows["protocol"].isin([BASE, *CONTROLS])], "dial", "name")
 
 
 @figure("attack_selection", "Observation 5: who gets through", split_rows)

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunescope.records.names import BENIGN, COMPLIANCE, EVERYWHERE, REFUSAL, SAFE, UNSAFE
+from tunescope.records.names import BENIGN, COMPLIANCE, EVERYWHERE, REFUSAL, SAFE, SEEN, UNSAFE
 from tunescope.report.draw import Look, facet, figure, grid, model_legend
 from tunescope.report.style import NEUTRAL, Model, kinds_of, protocol_label, rate_labels, spaced, wanted
 
@@ -36,7 +36,7 @@ def changed_rows(records: pd.DataFrame) -> pd.DataFrame:
     """Outcomes of changed models on plain prompts, but for those of the control protocol."""
     changed = (records["intervention"].fillna("") != "") & (records["attack"] == "")
     outcomes = records["metric"].isin([COMPLIANCE, REFUSAL]) & (records["control"] == "")
-    return records[changed & outcomes & (records["protocol"] != BENIGN)]
+    return records[changed & outcomes & (~records["protocol"].isin([BENIGN, SEEN]))]
 
 
 def alpha_rows(records: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,18 @@ import matplotlib.style
 import pandas as pd
 from matplotlib.colors import to_rgb
 
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, REFUSAL, SAFE, UNSAFE
+from tunescope.records.names import (
+    ATTRIBUTE,
+    BASE,
+    BENIGN,
+    COMPLIANCE,
+    GIVEN,
+    REFUSAL,
+    SAFE,
+    SEEN,
+    STYLED,
+    UNSAFE,
+)
 
 NEUTRAL = "#595959"  # what belongs to no model: legends, guides
 WIDTH = 7.0  # inches, a text width in print
@@ -23,10 +34,13 @@ PROTOCOLS = {
     "dpo": ("DPO", "#E69F00"),
     "unlearning": ("unlearning", "#009E73"),
     BENIGN: ("benign", "#999999"),
+    SEEN: ("seen", "#56B4E9"),
+    STYLED: ("styled", "#CC79A7"),
+    ATTRIBUTE: ("attribute", "#882255"),
     GIVEN: ("fine-tune", "#7A4FBF"),
 }
 CLASSES = {SAFE: ("#009E73", "o"), UNSAFE: ("#D55E00", "^")}  # as in the paper: green and red
-SPARE = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#882255", "#44AA99", "#332288")  # for all others
+SPARE = ("#D55E00", "#F0E442", "#44AA99", "#332288", "#AA4499", "#117733")  # for all others
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")  # in the order of PROTOCOLS, then of others
 RATES = {"": "", "eta_m": "ηₘ", "eta_s": "ηₛ"}
 LINES: tuple[Any, ...] = ("-", (0, (3.5, 1.5)), ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))

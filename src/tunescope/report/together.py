@@ -38,8 +38,8 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     check_joint(out)
     configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
-        if {**config, "seed": 0} != {**configs[0], "seed": 0}:
-            raise InputError(f"{folder}: its config differs from that of {folders[0]} in more than the seed")
+        if _without_seeds(config) != _without_seeds(configs[0]):
+            raise InputError(f"{folder}: its config differs from that of {folders[0]} in more than the seeds")
     tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in TABLES.items()}
     seeds = [int(seed) for table in tables["records.parquet"] for seed in table["seed"].unique().to_pylist()]
     if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
@@ -53,3 +53,9 @@ def gather(folders: Sequence[Path], out: Path) -> None:
         write_text(out / NOTES, json.dumps(list(dict.fromkeys(notes))))
     else:
         remove(out / NOTES)  # of an earlier gathering
+
+
+def _without_seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """All of a config that runs of one study share."""
+    task = config.get("task")
+    return {**config, "seed": 0, "task": {**task, "seed": 0} if isinstance(task, dict) else task}

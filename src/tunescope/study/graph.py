@@ -18,14 +18,26 @@ from pathlib import Path
 from typing import Any
 
 from tunescope.attacks.base import ATTACKS
-from tunescope.config import GROUPS, Built, Config, Given, Names, Overrides, ProbeConfig, Study, Trained, settings_of
+from tunescope.config import (
+    GROUPS,
+    Built,
+    Config,
+    Given,
+    Names,
+    Overrides,
+    ProbeConfig,
+    Study,
+    TaskConfig,
+    Trained,
+    settings_of,
+)
 from tunescope.errors import InputError
 from tunescope.evidence.claims import CLAIMS
 from tunescope.interventions.base import INTERVENTIONS
 from tunescope.models.compute import limits, resolve
 from tunescope.models.families import FAMILIES
 from tunescope.probes.view import PROBES
-from tunescope.records.names import BASE, BENIGN, GIVEN, LORA, STAGES_MEASURE
+from tunescope.records.names import ATTRIBUTE, BASE, GIVEN, LORA, OTHER_LABELS, SEEN, STAGES_MEASURE, STYLED
 from tunescope.registry import Registry, import_all
 from tunescope.study import steps
 from tunescope.study.context import ANSWERS, ModelRef, build_task
@@ -59,7 +71,7 @@ class Graph:
     def tables(self, measured: Sequence[Stage]) -> Stage:
         """The stage that joins what these have measured."""
         parts = tuple(out for stage in measured for out in stage.outputs if out.startswith("parts/"))
-        tables = tuple(part for part in parts if part.endswith(".parquet"))
+        tables = tuple(part for part in parts if part.endswith(".parquet") and not _aside(part))
         notes = tuple(part for part in parts if part.endswith(".json"))
         outputs = ("records.parquet", "scores.parquet", "notes.json")
         inputs = steps.Join(parts=tables, notes=notes, said=self.said)
@@ -109,11 +121,13 @@ def check_names(study: Study, skip: Collection[str] = ()) -> None:
 
 
 def with_names(study: Study) -> Study:
-    """The same, with the names of the attacks, probes and interventions that are there now where it asks for all: what
-    a run is made of does not change with the plug-ins at hand.
+    """The same, with what it leaves open: the world's seed; and where it asks for all attacks, probes or interventions,
+    the names of those that there are now, so that a run does not change with the plug-ins at hand.
     """
+    seed = {"seed": study.seed} if getattr(study.task, "seed", 0) is None else {}
     attacks, probes, interventions = study.attack.attacks, study.probe.probes, study.intervene.interventions
     return study.changed(
+        task=seed,
         attack={"attacks": sorted(ATTACKS) if attacks is None else attacks},
         probe={"probes": sorted(PROBES) if probes is None else probes},
         intervene={"interventions": sorted(INTERVENTIONS) if interventions is None else interventions},
@@ -215,14 +229,15 @@ class _Layout:
         self, add: Any, refs: Mapping[str, ModelRef], made: Mapping[str, list[Stage]], answers: list[Stage]
     ) -> None:
         study = self.study
-        no_benign = BENIGN not in {tune.protocol for tune in self.trained}
         before = {label: [*made[BASE], *([] if label == BASE else stages)] for label, stages in made.items()}
         probes: dict[str, Stage] = {}
 
         def parts(group: str, label: str, *more: str) -> tuple[str, ...]:
             return (f"parts/{group}-{label}.parquet", f"parts/scores-{group}-{label}.parquet", *more)
 
-        for label, ref in refs.items():
+        labelled = self._labelled(refs)
+        before |= dict.fromkeys(labelled, made[BASE])
+        for label, ref in {**refs, **labelled}.items():
             evaluate = {name: getattr(study.evaluate, name) for name in ("prompts", "prompts_per_point", "strengths")}
             add(
                 f"behave-{label}",
@@ -231,12 +246,11 @@ class _Layout:
                 before[label],
                 *parts("behave", label),
             )
-        for label, ref in refs.items():
-            inputs = steps.Probing(
-                **self.common(ref, PROBES, study.probe.probes), probe=study.probe, no_benign=no_benign and label != BASE
-            )
-            after = [*before[label], *([probes[BASE]] if label != BASE else [])]
-            more = ("parts/inputs-base.safetensors",) if label == BASE else ()
+        for label, ref in {BASE: self.base, **labelled, **refs}.items():
+            inputs = steps.Probing(**self.common(ref, PROBES, study.probe.probes), probe=study.probe)
+            base = inputs.base.label
+            after = [*before[label], *([probes[base]] if label != base else [])]
+            more = (f"parts/inputs-{base}.safetensors",) if label == base else ()
             probes[label] = add(f"probe-{label}", steps.probe_model, inputs, after, *parts("probe", label, *more))
         strengths = study.evaluate.strengths
         for label, ref in refs.items():
@@ -249,10 +263,12 @@ class _Layout:
         for label, ref in refs.items():
             if label == BASE:
                 continue
+            unlike = (GIVEN, SEEN, STYLED, ATTRIBUTE)
             others = {
                 other.protocol + (LORA if name.endswith(LORA) else ""): other
                 for name, other in refs.items()
-                if name not in (BASE, label) and other.learning_rate == ref.learning_rate and other.protocol != GIVEN
+                if name not in (BASE, label) and other.learning_rate == ref.learning_rate
+                if other.protocol not in unlike
             }
             intervene = steps.Intervening(
                 **self.common(ref, INTERVENTIONS, study.intervene.interventions),
@@ -264,20 +280,42 @@ class _Layout:
             after = [*before[label], *(stage for name in others.values() for stage in made[name.label])]
             add(f"intervene-{label}", steps.intervene, intervene, after, *parts("intervene", label))
 
+    def _labelled(self, refs: Mapping[str, ModelRef]) -> dict[str, ModelRef]:
+        """The base, read with the labels of another lesson, where a control has such labels: its scores are what the
+        control's are set against.
+        """
+        found = {}
+        for ref in refs.values():
+            if ref.protocol == ATTRIBUTE:
+                label = f"{BASE}{OTHER_LABELS}{ref.protocol}"
+                found[label] = self.base.model_copy(update={"label": label, "protocol": label})
+        return found
+
     def common(self, ref: ModelRef, registry: Registry[Any] | None = None, names: Names | None = ()) -> dict[str, Any]:
         code = tuple(digest for each in names or () if registry is not None and (digest := registry.code(each)))
         code += tuple(digest for family in FAMILIES if (digest := FAMILIES.code(family)))
         task = TASKS.code(self.study.task.type)
         return {
             "seed": self.study.seed,
-            "task": self.study.task,
+            "task": self.task_of(ref),
             "model": ref,
-            "base": self.base,
+            "base": self._base_of(ref),
             "compute": self.study.compute,
             "dtype": self.dtype,
             "memory": self.memory,
             "code": (*code, *([task] if task else [])),
         }
+
+    def _base_of(self, ref: ModelRef) -> ModelRef:
+        """The base, with the labels that the model is measured with."""
+        if ref.label.startswith(f"{BASE}{OTHER_LABELS}"):
+            return ref
+        return self._labelled({ref.label: ref}).get(f"{BASE}{OTHER_LABELS}{ref.protocol}", self.base)
+
+    def task_of(self, ref: ModelRef) -> TaskConfig:
+        """The task, teaching what the model's protocol teaches: its labels are those of the lesson."""
+        protocol = ref.protocol.removeprefix(f"{BASE}{OTHER_LABELS}")
+        return self.study.task.taught(PROTOCOLS[protocol].lesson if protocol in PROTOCOLS else "refusal")
 
     def _check_task(self) -> Task:
         """The task as the base reads it; of models that are built, it must be one that they can be pretrained on."""
@@ -301,6 +339,11 @@ class _Layout:
                 if registry[name].check:
                     registry[name].check(settings_of(registry[name].settings, overrides, name, group), task, study.base)
         return task
+
+
+def _aside(part: str) -> bool:
+    """Records of the base with other labels: their scores alone are read, as what a control is set against."""
+    return f"-{BASE}{OTHER_LABELS}" in part and "/scores-" not in part
 
 
 def _only(probe: ProbeConfig, *names: str) -> ProbeConfig:

@@ -8,7 +8,7 @@ from tunescope.config import Study
 from tunescope.models.compute import resolve
 from tunescope.rng import Stream
 from tunescope.study.context import build_task
-from tunescope.study.graph import base_of
+from tunescope.study.graph import base_of, with_names
 
 
 def prompts_of(study: Study, kind: str, n: int, strength: float | None) -> Iterator[dict[str, Any]]:
@@ -20,6 +20,7 @@ def prompts_of(study: Study, kind: str, n: int, strength: float | None) -> Itera
     Raises:
         InputError: no such kind, or a strength that it does not have.
     """
+    study = with_names(study)
     task = build_task(study.task, base_of(study), Path(), resolve(study.compute).device)
     about = task.kinds.get(kind)
     strength = strength if strength is not None else about.strongest if about else 0.0

@@ -39,7 +39,7 @@ from tunescope.models.weights import in_memory, require_finite
 from tunescope.probes.collect import Stored, stored
 from tunescope.probes.view import INPUT, Batches, View, look_inside
 from tunescope.records.findings import Findings
-from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, UNSAFE
+from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, SEEN, UNSAFE
 from tunescope.records.tables import (
     SCORES_SCHEMA,
     Record,
@@ -249,7 +249,6 @@ def _behaves(
 
 class Probing(Common):
     probe: ProbeConfig
-    no_benign: bool
 
 
 def probe_model(given: Probing, at: Place) -> None:
@@ -260,7 +259,7 @@ def probe_model(given: Probing, at: Place) -> None:
     few = _first(fit, config.course_prompts), _first(score, config.course_prompts)
     plans = [(folder, step, few, config.for_course()) for folder, step in _saved(given, at)]
     plans.append(("", _final_step(given, at), (fit, score), config))
-    kept, found = at.folder / "parts/inputs-base.safetensors", list[Findings]()
+    kept, found = at.folder / f"parts/inputs-{given.base.label}.safetensors", list[Findings]()
     inputs = _unflat(load_file(kept)) if given.tuned else None
     for folder, step, prompts, how in tqdm(plans, f"probes of {given.model.label}", leave=False, disable=None):
         model = this.load(folder=folder or None)
@@ -269,8 +268,7 @@ def probe_model(given: Probing, at: Place) -> None:
         if given.model.reader:
             how = how.model_copy(update={"rows": fitting_rows(model, prompts[1], how.rows, gradients=in_memory(model))})
         pair = this.pair(folder or None) if given.tuned else None
-        stream, no_benign = this.stream("probes"), given.no_benign
-        view = View(model, prompts[0], prompts[1], how, stream, pair=pair, base_inputs=inputs, no_benign=no_benign)
+        view = View(model, prompts[0], prompts[1], how, this.stream("probes"), pair=pair, base_inputs=inputs)
         with explained(f"probes of {given.model.label}"):
             found.append(look_inside(view, given.model.subject(given.seed, step), how.probes))
     if not given.tuned:
@@ -361,7 +359,7 @@ def intervene(given: Intervening, at: Place) -> None:
     def changes() -> Iterator[Intervention]:
         for name in config.interventions or ():
             entry = INTERVENTIONS[name]
-            if given.model.protocol == BENIGN and not entry.control:
+            if given.model.protocol in (BENIGN, SEEN) and not entry.control:
                 continue  # it has no refusal to take away: it is the control of alpha
             if why := _unfit(False, entry.in_memory and not in_memory(model), entry.weights and not alike):
                 say(f"{given.model.label}: no intervention {name}: {why}")

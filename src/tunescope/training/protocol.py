@@ -30,6 +30,7 @@ class Protocol:
         loss: from a step, and the protocol's settings, to one loss per prompt, [b].
         rejected: of which prompts the loss reads the unwanted answer, too; none if empty.
         reference: whether it reads the reference model.
+        lesson: what it teaches, of those that a task has: to refuse unsafe prompts, or as a control something else.
         check: refuses settings that do not fit task and base, before any work.
     """
 
@@ -39,6 +40,7 @@ class Protocol:
     rejected: Literal["", "unsafe", "all"]
     reference: bool
     settings: type[Config]
+    lesson: str = "refusal"
     check: Callable[[Any, Task, Base], None] | None = None
 
 
@@ -53,12 +55,13 @@ def protocol(
     rejected: Literal["", "unsafe", "all"] = "",
     reference: bool = False,
     settings: type[Config] = NoSettings,
+    lesson: str = "refusal",
     check: Callable[[Any, Task, Base], None] | None = None,
 ) -> Callable[[Loss], Loss]:
     """Register a loss as a protocol; see `Protocol`."""
 
     def register(loss: Loss) -> Loss:
-        entry = Protocol(name, unsafe_share, loss, rejected, reference, settings, check)
+        entry = Protocol(name, unsafe_share, loss, rejected, reference, settings, lesson, check)
         PROTOCOLS.define(name, entry, loss)
         return loss
 

@@ -33,8 +33,7 @@ def measure(view: View, found: Findings) -> None:
             for suffix, inputs in (("", own), ("_of_base_input", before)):
                 if inputs:
                     _acts_on(found, change, suffix, inputs, layer, scored=layer == view.last)
-                    # Beside a benign fine-tune random directions are no control that a claim needs, and they cost more.
-                    if layer == view.last and view.no_benign:
+                    if layer == view.last:
                         _score_draws(found, change, suffix, inputs, layer, view)
 
 

@@ -11,6 +11,7 @@ from tunescope.rng import Stream
 from tunescope.tasks.base import PreferenceBatch
 from tunescope.tasks.world import prompts as make
 from tunescope.tasks.world.kinds import Kind
+from tunescope.tasks.world.lessons import draw_prompts
 from tunescope.tasks.world.vocab import CONST
 from tunescope.tasks.world.world import World
 
@@ -96,7 +97,7 @@ def preference_batch(world: World, safe: int, unsafe: int, stream: Stream) -> Pr
         if not n:
             continue
         scope = stream(kind)
-        plain = make.sample_prompts(world, kind, n, scope)
+        plain = draw_prompts(world, kind, n, scope)
         shares = _dialect_shares(world, n, breadth, scope("dialect"))
         in_dialect = make.choose_symbols(plain.operand, world, shares, scope("which"))
         task_tokens = plain.prompt[:, : world.slots]

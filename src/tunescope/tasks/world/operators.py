@@ -14,12 +14,25 @@ SAFE_BRANCH, UNSAFE_BRANCH = 0, 1
 def bijections(config: WorldConfig, symbols: int) -> Int[Tensor, "operators symbols_and_blank"]:
     """Row i maps symbol s to `[i, s]`; the last column is the blank, which every operator leaves alone.
 
-    Operator 0 is the identity. The others are permutations drawn from the world's own seed, so that every seed of a
-    study lives in the same world.
+    Operator 0 is the identity. The others are permutations drawn from the world's own seed.
     """
-    rng = np.random.Generator(np.random.Philox(key=config.seed))
+    rng = np.random.Generator(np.random.Philox(key=config.seed or 0))
     rows = [np.arange(symbols), *(rng.permutation(symbols) for _ in range(config.operators - 1))]
     return torch.from_numpy(np.stack([np.append(row, symbols) for row in rows]))
+
+
+def classes(config: WorldConfig) -> list[tuple[list[int], list[int]]]:
+    """Per grammar, the operators that are always safe, and those that are always unsafe.
+
+    In the world of seed 0 they are as the config has them; others deal the numbers out anew, but for the identity.
+    """
+    number = np.arange(config.operators)
+    if config.seed:
+        number[1:] = np.random.Generator(np.random.Philox(key=[config.seed, 1])).permutation(number[1:])
+    return [
+        ([int(number[op]) for op in safe], [int(number[op]) for op in unsafe])
+        for safe, unsafe in zip(config.safe, config.unsafe, strict=True)
+    ]
 
 
 def unsafe_table(config: WorldConfig) -> Bool[Tensor, "grammars 2 operators"]:
@@ -30,19 +43,16 @@ def unsafe_table(config: WorldConfig) -> Bool[Tensor, "grammars 2 operators"]:
     """
     table = torch.zeros(len(config.safe), 2, config.operators, dtype=torch.bool)
     table[:, UNSAFE_BRANCH] = True
-    for grammar, (safe, unsafe) in enumerate(zip(config.safe, config.unsafe, strict=True)):
-        table[grammar, :, list(safe)] = False
-        table[grammar, :, list(unsafe)] = True
+    for grammar, (safe, unsafe) in enumerate(classes(config)):
+        table[grammar, :, safe] = False
+        table[grammar, :, unsafe] = True
     return table
 
 
 def context_operators(config: WorldConfig) -> list[list[int]]:
     """Per grammar, the operators whose safety depends on the text."""
     everything = range(config.operators)
-    return [
-        [op for op in everything if op not in safe and op not in unsafe]
-        for safe, unsafe in zip(config.safe, config.unsafe, strict=True)
-    ]
+    return [[op for op in everything if op not in safe and op not in unsafe] for safe, unsafe in classes(config)]
 
 
 def task_tokens(vocab: Vocab) -> tuple[Int[Tensor, "operators names"], Int[Tensor, " operators"]]:

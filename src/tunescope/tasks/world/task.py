@@ -19,7 +19,7 @@ from tunescope.tasks.base import Batch, Outcomes, PreferenceBatch, Reader
 from tunescope.tasks.world.batches import preference_batch, pretraining_batch
 from tunescope.tasks.world.describe import describe
 from tunescope.tasks.world.kinds import Kind
-from tunescope.tasks.world.prompts import sample_prompts
+from tunescope.tasks.world.lessons import draw_prompts, kinds_of
 from tunescope.tasks.world.world import World, build_world
 
 HELD_OUT = (SAFE, UNSAFE, Kind.SAFE_DIALECT.value)
@@ -39,7 +39,7 @@ class WorldTask:
         self.sequence_length = world.sequence_length
         self.kinds: Mapping[str, base.Kind] = {
             kind.value: base.Kind(kind.value, "compliance" if kind.safe else "refusal", kind.has_strength)
-            for kind in Kind
+            for kind in kinds_of(world.config.lesson)
         }
 
     @property
@@ -51,7 +51,7 @@ class WorldTask:
         """See `Task`; what prompts are for is told by the stream alone."""
         if kind not in self.kinds:
             raise InputError(f"Unknown kind {kind!r}. Choose from: {', '.join(self.kinds)}.")
-        prompts = sample_prompts(self.world, Kind(kind), n, stream, strength)
+        prompts = draw_prompts(self.world, Kind(kind), n, stream, strength)
         return Batch(
             self.kinds[kind],
             strength,
@@ -76,11 +76,12 @@ class WorldTask:
     def outcomes(self, model: PreTrainedModel, batch: Batch, rows: int, prompts: Inputs | None = None) -> Outcomes:
         given = batch.prompts if prompts is None else prompts
         complied, refused = which_follows(model, given, batch.known(), rows)
-        return Outcomes(complied, refused)
+        return Outcomes(complied, refused & ~complied)  # they are one where dialect is asked for, and is the style
 
     def judge(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Outcomes:
         answer, refusal = batch.known()
-        return Outcomes((generated == answer).all(dim=1), (generated == refusal).all(dim=1))
+        complied = (generated == answer).all(dim=1)
+        return Outcomes(complied, (generated == refusal).all(dim=1) & ~complied)
 
     def text(self, tokens: Int[Tensor, " a"]) -> str:
         return self.world.vocab.text(tokens.tolist())
