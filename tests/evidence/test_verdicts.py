@@ -1,10 +1,8 @@
-"""Verdicts: planted effects are found, small ones refuted, noise called neither, and all of it the same every time."""
+"""Verdicts: planted effects are found on the rung up to which they were planted, and nothing where there is none."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +13,26 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 from tunescope.errors import InputError
-from tunescope.evidence import contrasts
-from tunescope.evidence.claims import CLAIMS, TENTH, Claim, claim, claims_for
-from tunescope.evidence.verdicts import NotJudged, Outcome, Verdict, as_data, by_claim, decide, displayed, judge
+from tunescope.evidence.claims import CLAIMS, RUNGS, TENTH, Claim, claim, claims_for
+from tunescope.evidence.verdicts import (
+    NotJudged,
+    Outcome,
+    Verdict,
+    as_data,
+    by_claim,
+    decide,
+    displayed,
+    judge,
+    standing,
+)
+from tunescope.records.names import CONTROLS
 from tunescope.records.tables import SCORES_SCHEMA, Scores, Subject, read_scores, write_scores
 
-REPEATS = 100
 CLAIM = {entry.name.split()[0]: entry for entry in CLAIMS.values()}
 TEXTS = [field.name for field in SCORES_SCHEMA if str(field.type) == "string"]
-Block = tuple[str, str, str, str, int]  # protocol, metric, kind (`kind@strength` under attack), control, seed
-S, R, I = Outcome.SUPPORTED, Outcome.REFUTED, Outcome.INCONCLUSIVE  # noqa: E741
-
-
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrasts, "RESAMPLES", 199)
+Block = tuple[str, str, str, str, int]  # protocol, metric, kind (`kind@dial` under attack), control, seed
+S, M, A, R, O = Outcome  # noqa: E741
+AS = "base-as-attribute"  # the base, with the labels of the attribute
 
 
 def frame(blocks: Mapping[Block, np.ndarray], rate: str = "eta_m", **about: object) -> pd.DataFrame:
@@ -37,7 +40,7 @@ def frame(blocks: Mapping[Block, np.ndarray], rate: str = "eta_m", **about: obje
     keys = [(*block, i) for block, values in blocks.items() for i in range(len(values))]
     protocol, metric, at, control, seed, index = map(np.array, zip(*keys, strict=True))
     split = [str(kind).partition("@") for kind in at]
-    eta = np.where(np.isin(protocol, ["base", "given"]), "", rate)
+    eta = np.where(np.isin(protocol, ["base", "given", AS]), "", rate)
     columns = dict.fromkeys(TEXTS, "") | {"protocol": protocol, "learning_rate": eta, "seed": seed, "step": 9}
     columns |= {"model": np.where(eta == "", protocol, np.char.add(np.char.add(protocol, "-"), eta))}
     columns |= {"kind": [kind for kind, *_ in split], "attack": [kind if dial else "" for kind, _, dial in split]}
@@ -47,153 +50,172 @@ def frame(blocks: Mapping[Block, np.ndarray], rate: str = "eta_m", **about: obje
     return pd.DataFrame(columns)[SCORES_SCHEMA.names].astype(dict.fromkeys(TEXTS, "category"))
 
 
-def prompts(claim: Claim, effect: float, sd: float, seeds: int, scope: int = 0, n: int = 20) -> pd.DataFrame:
-    """Scores of a claim on prompts: prompts differ by more than models do, and the effect is of the unsafe alone, or
-    grows with the strength of attacks.
-    """
-    rng, blocks = np.random.default_rng(scope), {}
-    attacked = [kind for kind in claim.weights if "@" in kind]
-    for seed, kind in product(range(seeds), attacked or ("safe", "unsafe")):
-        base, sign = rng.normal(size=n), claim.weights.get("unsafe", 0) * (kind == "unsafe")
-        if attacked:
-            sign = float(kind.split("@")[1]) * np.sign(claim.weights[attacked[-1]])
-        for protocol, by in {"base": 0.0, "benign": 0.0, "ssft": effect}.items():
-            if protocol == "base" and not claim.before:
-                continue
-            blocks[protocol, claim.metric, kind, "", seed] = base + sd * rng.normal(size=n) + by * sign
-    return frame(blocks)
+def only(scores: pd.DataFrame, claim: Claim) -> Verdict:
+    """Beyond chance."""
+    return rungs(scores, claim)["chance"]
 
 
-def draws(
-    observed: Callable[[np.random.Generator], float], seeds: int, scope: int = 0, sd: float = 0.01
-) -> pd.DataFrame:
-    """Scores of claim 2a: one share in the null space for each seed, and those of 60 rotated draws."""
+def planted(claim: Claim, effects: Mapping[str, float], seeds: int, sd: float = 0.1, scope: int = 0) -> pd.DataFrame:
+    """Scores of models in which a claim's effect is of these sizes, by protocol: prompts differ, and so do runs."""
     rng, blocks = np.random.default_rng(scope), {}
     for seed in range(seeds):
-        blocks["ssft", "null_share", "", "", seed] = np.array([observed(rng)])
-        blocks["ssft", "null_share", "", "rotated", seed] = rng.normal(0.7, sd, size=60)
+        for labels in (False, True):  # prompts of the attribute are others
+            level = {kind: rng.normal(size=30) for kind in claim.weights}
+            for protocol, effect in effects.items():
+                if (protocol in ("attribute", AS)) == labels:
+                    size = effect + sd * rng.normal() * (effect != 0)
+                    for kind, weight in claim.weights.items():
+                        share = size * weight / sum(w**2 for w in claim.weights.values())
+                        noise = 0.02 * rng.normal(size=30)
+                        blocks[protocol, claim.metric, kind, "", seed] = level[kind] + share + noise
     return frame(blocks)
 
 
-def only(scores: pd.DataFrame, claim: Claim) -> Verdict:
-    (verdict,) = judge(scores, (claim,)).verdicts
-    return verdict
+NOTHING = dict.fromkeys(("base", AS, "ssft", *CONTROLS), 0.0)
+PLAIN = tuple(CLAIM[name] for name in ("1", "4a", "4b", "4c", "5a", "5c"))
 
 
-def supported(claim: Claim, scores: Callable[[int], pd.DataFrame]) -> int:
-    """How often, of 100 draws without an effect, the claim of any effect at all is supported: with a smallest effect
-    of interest above zero it is at most as often.
-    """
-    any_at_all = replace(claim, smallest=0.0)
-    return sum(only(scores(i), any_at_all).outcome == S for i in range(REPEATS))
+def rungs(scores: pd.DataFrame, claim: Claim) -> dict[str, Verdict]:
+    return {verdict.rung: verdict for verdict in judge(scores, (claim,)).verdicts}
 
 
-@pytest.mark.usefixtures("few")
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_noise_on_prompts_is_rarely_called_an_effect(seeds: int) -> None:
-    for name in ("1", "5a"):
-        assert supported(CLAIM[name], lambda i, c=CLAIM[name]: prompts(c, 0.0, 0.5, seeds, i)) <= 0.05 * REPEATS, name
+@pytest.mark.parametrize("entry", PLAIN, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("height", range(5))
+def test_an_effect_stands_as_high_as_it_was_planted(entry: Claim, height: int) -> None:
+    """The controls that it is not beyond have all of it, too."""
+    sizes = dict(zip(("base", "seen", "styled", "attribute"), (10.0 * (i >= height) for i in range(4)), strict=True))
+    effects = NOTHING | {name: size * entry.smallest for name, size in sizes.items()} | {"ssft": 10 * entry.smallest}
+    found = rungs(planted(entry, effects, 5, sd=0.3 * entry.smallest), entry)
+    assert list(found) == list(RUNGS)
+    assert standing([*found.values()], entry) == (RUNGS[height - 1] if height else "")
+    assert [v.outcome for v in found.values()][:height] == [S] * height
+    assert S not in [v.outcome for v in found.values()][height:]
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_noise_in_rotated_draws_is_rarely_called_an_effect(seeds: int) -> None:
-    scores = partial(draws, lambda rng: rng.normal(0.7, 0.01), seeds)
-    assert supported(CLAIM["2a"], scores) <= 0.05 * REPEATS
+def test_the_base_is_never_a_fine_tune_that_does_something() -> None:
+    """Not in a hundred worlds, on no claim: an untouched base in the place of a safety-tuned model."""
+    for scope in range(100):
+        for entry in (CLAIM["1"], CLAIM["4b"], CLAIM["5a"]):
+            control = {"seen": -3 * entry.smallest, "styled": 3 * entry.smallest}  # which have moved, either way
+            found = rungs(planted(entry, NOTHING | control, 3, scope=scope), entry)
+            assert found["chance"].outcome in (A, O), (scope, entry.name)
+            assert standing(list(found.values()), entry) == ""
 
 
-@pytest.mark.usefixtures("few")
-@pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize(("times", "sd", "outcome"), [(5, 0.3, S), (0, 0.1, R), (5, 60.0, I)])
-def test_planted_effects_on_prompts(times: float, sd: float, outcome: Outcome, seeds: int) -> None:
-    for name in ("1", "3a", "4a", "4c", "5a", "5b"):
-        claim = CLAIM[name]
-        scores = prompts(claim, times * claim.smallest, sd * claim.smallest, seeds)
-        assert only(scores, claim).outcome == outcome, name
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_one_benign_fine_tune_against_another_is_hardly_ever_supported(seeds: int) -> None:
+    """Two models of one kind, whose runs differ by as much as the smallest effect of interest."""
+    supported, entry = 0, replace(CLAIM["4a"], smallest=0.01)
+    for scope in range(200):
+        rng = np.random.default_rng(scope)
+        scores = pd.concat(
+            planted(
+                entry, NOTHING | {"ssft": rng.normal(), "seen": rng.normal()}, 1, sd=0, scope=1000 * scope + seed
+            ).assign(seed=seed)
+            for seed in range(seeds)
+        ).astype(dict.fromkeys(TEXTS, "category"))
+        supported += rungs(scores, entry)["tuning"].outcome == S
+    assert supported <= 0.05 * 200
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize(("share", "sd", "outcome"), [(0.85, 0.01, S), (0.7, 0.002, R), (0.72, 0.01, I)])
-def test_planted_null_shares_against_rotated_draws(share: float, sd: float, outcome: Outcome, seeds: int) -> None:
-    scores = draws(lambda rng: rng.normal(share, sd), seeds, sd=sd)
-    assert only(scores, CLAIM["2a"]).outcome == outcome
+def test_from_fewer_than_three_runs_there_are_estimates_alone() -> None:
+    entry = CLAIM["1"]
+    for seeds in (1, 2):
+        found = rungs(planted(entry, NOTHING | {"ssft": 9.0}, seeds), entry)
+        assert {v.outcome for v in found.values()} == {None}
+        assert standing(list(found.values()), entry) == ""
+        assert {(v.over, v.runs) for v in found.values()} == {("prompts" if seeds == 1 else "runs", seeds)}
+        assert all(v.low < v.estimate < v.high for v in found.values())
 
 
-def single(values: list[float], benign: list[float]) -> Verdict:
-    blocks = {("dpo", "null_share", "", "", seed): np.array([v]) for seed, v in enumerate(values)}
-    blocks |= {("benign", "null_share", "", "", seed): np.array([v]) for seed, v in enumerate(benign)}
-    return only(frame(blocks), CLAIM["2b"])
-
-
-def test_one_seed_of_single_numbers_decides_nothing() -> None:
-    found = single([0.9], [0.5])
-    assert (found.outcome, found.low, found.high, found.p, found.q) == (I, None, None, None, None)
-    assert (found.uncontrolled, found.control, found.estimate) == pytest.approx((0.9, 0.5, 0.4))
-    assert (found.over, found.n, found.seeds) == ("seeds", 1, 1)
-
-
-def test_single_numbers_of_several_seeds() -> None:
-    six = [0.9, 0.91, 0.89, 0.9, 0.92, 0.88]
-    found = single(six, [0.5] * 6)
-    assert (found.outcome, found.n, found.p) == (S, 6, pytest.approx(1 / 64))
-    assert single(six[:3], [0.5] * 3).outcome == I  # of the eight ways to flip three seeds one is as large
-    assert single([0.9, 0.1, 0.5, 0.6], [0.1, 0.9, 0.6, 0.5]).outcome == I
-    assert single([0.5, 0.501, 0.502], [0.501, 0.5, 0.502]).outcome == R
-
-
-def test_numbers_by_hand_for_a_claim_on_the_change_from_the_base() -> None:
-    """Sensitivities: base 2, benign 3, ssft 1. It fell by one, that of the control rose by one."""
-    level = {"base": 2.0, "benign": 3.0, "ssft": 1.0}
-    scores = frame({(p, "log_sensitivity", "unsafe", "", 0): np.full(20, v) for p, v in level.items()})
-    found = only(scores, CLAIM["4a"])
-    assert (found.uncontrolled, found.control, found.estimate, found.low, found.high) == (1.0, -1.0, 2.0, 2.0, 2.0)
-    assert (found.outcome, found.over, found.n, found.seeds) == (S, "prompts", 20, 1)
+def test_numbers_by_hand() -> None:
+    """Sensitivities: base 2, seen 3, ssft 1; of the attribute's own prompts the base's is 5, the control's 4.5."""
+    level = {"base": 2.0, "seen": 3.0, "ssft": 1.0, AS: 5.0, "attribute": 4.5}
+    found = rungs(
+        frame({(p, "log_sensitivity", "unsafe", "", 0): np.full(20, v) for p, v in level.items()}), CLAIM["4a"]
+    )
+    assert {rung: (v.own, v.estimate, v.control) for rung, v in found.items()} == {
+        "chance": (-1.0, 1.0, "base"),
+        "tuning": (-1.0, 2.0, "seen-eta_m"),
+        "refusing": (-1.0, 0.5, "attribute-eta_m"),
+    }
 
 
 def test_prompts_are_paired_by_their_index() -> None:
-    claim = CLAIM["3a"]
-    scores = prompts(claim, 1.0, 0.01, 1)
-    assert judge(scores.sample(frac=1, random_state=0), (claim,)) == judge(scores, (claim,))
-    assert only(scores, claim).estimate == pytest.approx(1.0, abs=0.02)
-    assert only(scores, claim).high - only(scores, claim).low < 0.02  # though prompts differ by a hundred times more
+    entry = CLAIM["1"]
+    scores = planted(entry, NOTHING | {"ssft": 1.0}, 1)
+    assert judge(scores.sample(frac=1, random_state=0), (entry,)) == judge(scores, (entry,))
+    found = rungs(scores, entry)
+    assert found["tuning"].high - found["tuning"].low < 0.05  # though prompts differ by fifty times more
+    short = scores[(scores["model"] != "seen-eta_m") | (scores["index"] < 20)]
+    with pytest.raises(ValueError, match="20 safe prompts, but 30 in the control"):
+        judge(short, (entry,))
 
 
-def test_the_control_has_the_same_learning_rate_and_seed() -> None:
-    def at(rate: str, ssft: float, benign: float) -> pd.DataFrame:
-        level = {("ssft", "safe"): 0.0, ("ssft", "unsafe"): ssft, ("benign", "safe"): 0.0, ("benign", "unsafe"): benign}
-        return frame({(p, "log_gain", kind, "", 0): np.full(9, v) for (p, kind), v in level.items()}, rate)
+def test_random_directions_are_chance() -> None:
+    rng, entry = np.random.default_rng(0), CLAIM["2"]
 
-    scores = pd.concat([at("eta_m", 1.0, 0.5), at("eta_s", 5.0, 4.0)])
-    found = judge(scores, (CLAIM["3a"],)).verdicts
-    assert [(v.learning_rate, v.uncontrolled, v.control) for v in found] == [("eta_m", 1.0, 0.5), ("eta_s", 5.0, 4.0)]
-    without = scores[~((scores["protocol"] == "benign") & (scores["learning_rate"] == "eta_s"))]
-    judged = judge(without, (CLAIM["3a"],))
-    assert [v.learning_rate for v in judged.verdicts] == ["eta_m"]
-    reason = "No control: no model of protocol 'benign' of learning rate 'eta_s' was measured."
-    assert judged.not_judged == [NotJudged(CLAIM["3a"].name, reason, ("ssft-eta_s",))]
+    def scores(share: float, sd: float = 0.01) -> pd.DataFrame:
+        blocks = {}
+        for seed in range(4):
+            for protocol, own in (("ssft", share), ("seen", 0.7)):
+                blocks[protocol, "null_share", "", "", seed] = np.array([own + 0.002 * rng.normal()])
+                blocks[protocol, "null_share", "", "rotated", seed] = rng.normal(0.7, sd, size=60)
+        return frame(blocks)
 
-
-@pytest.fixture(scope="module")
-def several() -> pd.DataFrame:
-    """Scores for all claims on plain prompts but 2b and 6, with effects from none to large."""
-    names = ["1", "3a", "3b", "3c", "4c"]
-    parts = [prompts(CLAIM[n], effect, 0.5, 1, i) for i, (n, effect) in enumerate(zip(names, range(5), strict=True))]
-    return pd.concat([*parts, draws(lambda _: 0.75, 1)]).astype(dict.fromkeys(TEXTS, "category"))
+    for share, sd, outcome in ((0.85, 0.01, S), (0.705, 0.002, M), (0.7, 0.002, A), (0.6, 0.01, R), (0.72, 0.01, O)):
+        found = rungs(scores(share, sd), entry)
+        assert (found["chance"].outcome, found["chance"].control) == (outcome, "rotated"), share
+        assert found["tuning"].estimate == pytest.approx(share - 0.7, abs=0.02)
 
 
-def test_q_is_p_corrected_over_all_verdicts(several: pd.DataFrame) -> None:
-    found = judge(pd.concat([several, frame({("benign", "null_share", "", "", 0): np.ones(1)})])).verdicts
+def test_the_control_has_the_same_learning_rate_and_run() -> None:
+    def at(rate: str, ssft: float, seen: float) -> pd.DataFrame:
+        level = {("ssft", "safe"): 0.0, ("ssft", "unsafe"): ssft, ("seen", "safe"): 0.0, ("seen", "unsafe"): seen}
+        level |= {("base", kind): 0.0 for kind in ("safe", "unsafe")}
+        blocks = {(p, "scaled_tau", kind, "", 0): -np.full(9, v) for (p, kind), v in level.items()}
+        return frame(blocks, rate)
+
+    scores = pd.concat([at("eta_m", 1.0, 0.5), at("eta_s", 5.0, 4.0)]).drop_duplicates()
+    found = [v for v in judge(scores, (CLAIM["1"],)).verdicts if v.rung == "tuning"]
+    assert [(v.learning_rate, v.own, v.estimate) for v in found] == [("eta_m", 1.0, 0.5), ("eta_s", 5.0, 1.0)]
+    without = scores[~((scores["protocol"] == "seen") & (scores["learning_rate"] == "eta_s"))]
+    judged = judge(without, (CLAIM["1"],))
+    assert [v.learning_rate for v in judged.verdicts if v.rung == "tuning"] == ["eta_m"]
+    reason = "No control: no model of protocol 'seen' or 'benign' of learning rate 'eta_s' was measured."
+    assert NotJudged(CLAIM["1"].name, "tuning", reason, ("ssft-eta_s",)) in judged.not_judged
+
+
+def test_a_control_that_is_missing_in_some_runs_is_named() -> None:
+    entry = CLAIM["1"]
+    scores = planted(entry, NOTHING | {"ssft": 9.0}, 4)
+    some = scores[(scores["protocol"] != "styled") | (scores["seed"] < 2)]
+    judged = judge(some, (entry,))
+    assert {v.rung for v in judged.verdicts} == {"chance", "tuning", "refusing"}
+    (missing,) = judged.not_judged
+    assert (missing.rung, missing.reason) == (
+        "behaviour",
+        "In 2 of 4 runs (seed 2): No control: no model of protocol 'styled' of learning rate 'eta_m' was measured.",
+    )
+    assert standing(judged.verdicts, entry) == "tuning"
+
+
+def test_benign_stands_in_for_seen() -> None:
+    scores = planted(CLAIM["1"], {"base": 0.0, "benign": 0.0, "ssft": 9.0}, 3)
+    assert rungs(scores, CLAIM["1"])["tuning"].control == "benign-eta_m"
+
+
+def test_controls_are_not_judged() -> None:
+    judged = judge(planted(CLAIM["1"], NOTHING, 3), (CLAIM["1"],))
+    assert {v.model for v in judged.verdicts} == {"ssft-eta_m"}
+
+
+def test_q_is_p_corrected_over_all_that_is_judged() -> None:
+    scores = pd.concat(planted(entry, NOTHING | {"ssft": 0.3}, 3, scope=i) for i, entry in enumerate(PLAIN[:3]))
+    found = judge(scores.astype(dict.fromkeys(TEXTS, "category"))).verdicts
     p = [v.p for v in found if v.p is not None]
-    assert len(p) >= 6
+    assert len(p) > 8
     assert [v.q for v in found if v.p is not None] == pytest.approx(false_discovery_control(p).tolist())
-    ranked = sorted(p)
-    by_hand = [min(p_ * len(p) / (j + 1) for j, p_ in enumerate(ranked) if p_ >= own) for own in p]
-    assert [v.q for v in found if v.p is not None] == pytest.approx(by_hand)
-    assert [(v.claim, v.q, v.outcome) for v in found if v.p is None] == [(CLAIM["2b"].name, None, I)]
-
-
-def test_judging_twice_in_any_order_gives_the_same_numbers(several: pd.DataFrame) -> None:
-    assert judge(several) == judge(several)
-    assert judge(several.sample(frac=1, random_state=0)) == judge(several)
 
 
 def test_scores_from_a_file_are_judged_alike(tmp_path: Path) -> None:
@@ -210,23 +232,23 @@ def test_scores_from_a_file_are_judged_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
-    scores = prompts(CLAIM["3a"], 1.0, 0.1, 1)
-    scores.loc[scores["index"] == 7, "value"] = bad
-    with pytest.raises(ValueError, match=r"log_gain of benign-eta_m, safe prompt 7 is not finite"):
+    scores = planted(CLAIM["1"], NOTHING, 1)
+    scores.loc[(scores["index"] == 7) & (scores["protocol"] == "seen"), "value"] = bad
+    with pytest.raises(ValueError, match=r"scaled_tau of seen-eta_m, safe prompt 7 is not finite"):
         judge(scores)
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    scores = prompts(CLAIM["4a"], 1.0, 0.1, 1)
+    scores = planted(CLAIM["4a"], NOTHING, 1)
     judged = judge(scores)
-    assert {v.claim[:2] for v in judged.verdicts} == {"4a", "4b", "4c"}
-    assert {entry.claim for entry in judged.not_judged} == {*CLAIMS} - {v.claim for v in judged.verdicts}
+    assert {v.claim[:2] for v in judged.verdicts} == {"4a"}
     reasons = {entry.claim[:2]: entry.reason for entry in judged.not_judged}
-    assert reasons["2a"] == "Nobody measured metric 'null_share'."
-    assert reasons["7a"] == "Nobody measured metric 'refusal_lost' with intervention 'scaled'."
+    assert set(reasons) == {name[:2] for name in CLAIMS} - {"4a"}
+    assert reasons["2 "] == "Nobody measured metric 'null_share'."
+    assert reasons["7a"] == "Nobody measured metric 'refusal_removed' with intervention 'scaled'."
     assert reasons["5c"] == "Metric 'log_sensitivity' was not measured of 'jb_co_task@0' prompts."
-    for protocol in ("base", "ssft"):
-        assert judge(scores[scores["protocol"] != protocol]).verdicts == []
+    assert judge(scores[scores["protocol"] != "ssft"]).verdicts == []
+    assert {v.rung for v in judge(scores[scores["protocol"] != "base"]).verdicts} == set()
     assert judge(scores[:0]).verdicts == []
 
 
@@ -234,30 +256,37 @@ def test_what_was_not_measured_is_not_judged() -> None:
     ("low", "high", "q", "outcome"),
     [
         (0.1, 0.3, 0.05, S),  # at the edge of both
-        (0.1, 0.3, 0.0501, I),
-        (0.1, 0.1, None, I),
-        (0.0999, 0.3, 0.001, I),
-        (0.05, 0.0999, 0.001, R),  # surely there, surely too small
-        (0.05, 0.1, 0.001, I),
-        (-3.0, -2.0, 1.0, R),
+        (0.1, 0.3, 0.0501, O),
+        (0.1, 0.1, None, O),
+        (0.0999, 0.3, 0.001, O),
+        (0.05, 0.0999, 0.001, M),  # surely there, surely too small
+        (0.05, 0.1, 0.001, O),
+        (-0.05, 0.05, 0.5, A),
+        (0.0, 0.05, 0.5, A),
+        (-0.09, -0.01, 1.0, A),
+        (-0.1, 0.05, 0.5, O),
+        (-0.3, -0.1, 1.0, R),
+        (-0.3, -0.09, 1.0, O),
         (-3.0, -2.0, None, R),
-        (-3.0, 2.0, 0.9, I),
-        (None, 2.0, 0.01, I),
-        (0.5, None, 0.01, I),
+        (-3.0, 2.0, 0.9, O),
+        (None, 2.0, 0.01, O),
+        (0.5, None, 0.01, O),
     ],
 )
 def test_decide_by_hand(low: float | None, high: float | None, q: float | None, outcome: Outcome) -> None:
     assert decide(low, high, q, 0.1) == outcome
 
 
-@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))
-def test_no_interval_that_holds_the_smallest_effect_inside_decides(low: float, w: float, q: float, to: float) -> None:
-    assert decide(low, low + w, q, low + to * w + 1e-9) == (I if low + w >= low + to * w + 1e-9 else R)
+@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0.01, 1))
+def test_an_effect_and_its_opposite_have_opposite_outcomes(low: float, width: float, smallest: float) -> None:
+    one, other = (decide(*ends, 0.0, smallest) for ends in ((low, low + width), (-low - width, -low)))
+    turned = {S: R, R: S, M: A, A: other if other in (M, A) else A, O: O}
+    assert other == turned[one]
 
 
 def test_claims_of_ones_own_are_judged() -> None:
-    own = replace(CLAIM["3a"], name="own", metric="log_of_ones_own")
-    assert only(prompts(own, 1.0, 0.1, 1), own).outcome == S
+    own = replace(CLAIM["1"], name="own", metric="log_of_ones_own")
+    assert rungs(planted(own, NOTHING | {"ssft": 9.0}, 3), own)["chance"].outcome == S
 
 
 def test_numbers_are_shown_in_the_units_of_a_reader() -> None:
@@ -265,18 +294,19 @@ def test_numbers_are_shown_in_the_units_of_a_reader() -> None:
     assert displayed(CLAIM["1"], 0.5) == 0.5
 
 
-def test_verdicts_as_data_and_by_claim(several: pd.DataFrame) -> None:
-    found = judge(several)
+def test_verdicts_as_data_and_by_claim() -> None:
+    found = judge(planted(CLAIM["1"], NOTHING, 3))
     data = as_data(found)
     assert data["verdicts"] == [asdict(v) for v in found.verdicts]
     assert [c["name"] for c in data["claims"]] == [*CLAIMS]
     assert data["not_judged"][0] == {
         "claim": CLAIM["0"].name,
+        "rung": "chance",
         "reason": "Nobody measured metric 'refusal'.",
         "models": ("ssft-eta_m",),
     }
     turned = found._replace(verdicts=found.verdicts[::-1])
-    assert [v for _, verdicts in by_claim(turned) for v in verdicts] == found.verdicts
+    assert [v for _, verdicts in by_claim(turned) for v in verdicts] == found.verdicts[::-1]
 
 
 def changed(values: Mapping[tuple[str, float, str], float], metric: str = "refusal", **about: object) -> pd.DataFrame:
@@ -292,12 +322,12 @@ def test_an_intervention_is_judged_against_another_at_its_dial() -> None:
     values = {("on_unsafe_inputs", 1.0, ""): 0.0, ("on_unsafe_inputs", 8.0, ""): 0.9}
     values |= {("on_safe_inputs", 1.0, ""): 0.2, ("on_safe_inputs", 8.0, ""): 0.4, ("on_safe_inputs", 16.0, ""): 0.8}
     found = only(changed(values), entry)  # the greatest dial, and the same of the control
-    assert (found.uncontrolled, found.control, found.estimate) == pytest.approx((0.9, 0.4, 0.5))
+    assert (found.own, found.estimate, found.control) == (pytest.approx(0.9), pytest.approx(0.5), "on_safe_inputs")
     assert only(changed(values), replace(entry, dial=1.0)).estimate == pytest.approx(-0.2)
     assert only(changed(values), replace(entry, against_dial=16.0)).estimate == pytest.approx(0.1)
     del values["on_safe_inputs", 8.0, ""]
     assert only(changed(values), entry).estimate == pytest.approx(0.1)  # the greatest, where the same was not measured
-    (missing,) = judge(changed(values), (replace(entry, dial=3.0),)).not_judged
+    missing = judge(changed(values), (replace(entry, dial=3.0),)).not_judged[0]
     assert (
         missing.reason == "Metric 'refusal' with intervention 'on_unsafe_inputs' at scope '', dial 3 was not measured."
     )
@@ -305,12 +335,13 @@ def test_an_intervention_is_judged_against_another_at_its_dial() -> None:
 
 def test_an_intervention_on_everything_is_not_taken_for_one_on_a_part() -> None:
     values = {("scaled", 0.5, "all"): 0.8, ("scaled", 0.5, "mlp"): 0.3}
-    own, benign = changed(values, "refusal_lost"), changed(values, "refusal_lost")
-    benign = benign.assign(protocol="benign", model="benign-eta_m", value=0.1)
-    assert only(pd.concat([own, benign]), CLAIM["7a"]).estimate == pytest.approx(0.7)
-    assert only(pd.concat([own, benign]), replace(CLAIM["7a"], scope="mlp")).estimate == pytest.approx(0.2)
+    own = changed(values, "refusal_removed")
+    seen = own.assign(protocol="seen", model="seen-eta_m", value=0.1)
+    both = pd.concat([own, seen])
+    assert [v.estimate for v in rungs(both, CLAIM["7a"]).values()] == pytest.approx([0.8, 0.7])
+    assert [v.estimate for v in rungs(both, replace(CLAIM["7a"], scope="mlp")).values()] == pytest.approx([0.3, 0.2])
     values = {("scaled", 0.5, "W_in"): 0.8, ("scaled", 0.5, "mlp"): 0.3}
-    (missing,) = judge(changed(values, "refusal_lost"), (replace(CLAIM["7a"], scope=""),)).not_judged
+    missing = judge(changed(values, "refusal_removed"), (replace(CLAIM["7a"], scope=""),)).not_judged[0]
     assert "several scopes; the claim must name one" in missing.reason
 
 
@@ -322,15 +353,12 @@ def levels(values: Mapping[str, float], rate: str = "eta_m") -> pd.DataFrame:
     )
 
 
-def test_a_given_fine_tune_is_beside_a_benign_one_or_else_the_base() -> None:
+def test_a_given_fine_tune_is_beside_a_benign_one_whatever_its_rate() -> None:
     alone = judge(levels({"base": 1.0, "given": 3.0}), (CLAIM["1"],))
-    assert [v.estimate for v in alone.verdicts] == [2.0]
-    assert (alone.claims[0].control, alone.claims[0].found) == ("base", "the gap between the clusters, beyond the base")
-    both = judge(levels({"base": 1.0, "benign": 2.5, "given": 3.0}, "of_its_own"), (CLAIM["1"],))
-    assert [(v.model, v.estimate) for v in both.verdicts] == [("given", 0.5)]
-    assert both.claims == (CLAIM["1"],)
-    (missing,) = judge(levels({"base": 1.0, "given": 3.0}), (replace(CLAIM["1"], alone=None),)).not_judged
-    assert missing.reason == "No control: no model of protocol 'benign' was measured."
+    assert [(v.rung, v.estimate) for v in alone.verdicts] == [("chance", 2.0)]
+    assert alone.not_judged[0].reason == "No control: no model of protocol 'seen' or 'benign' was measured."
+    both = rungs(levels({"base": 1.0, "benign": 2.5, "given": 3.0}, "of_its_own"), CLAIM["1"])
+    assert {rung: v.estimate for rung, v in both.items()} == {"chance": 2.0, "tuning": 0.5}
 
 
 def test_two_given_fine_tunes_are_two_models() -> None:
@@ -347,17 +375,22 @@ def test_kinds_of_their_own_have_claims_and_ladders_have_not() -> None:
     assert names == [*CLAIMS, "5a mixed", "5b mixed", "5c mixed"]
 
 
-def test_refusal_is_judged_for_every_fine_tune_but_the_control() -> None:
+def test_refusal_is_beyond_the_base_and_any_fine_tuning() -> None:
     def at(rate: float) -> np.ndarray:
         return (np.arange(40) < 40 * rate).astype(float)
 
-    blocks = {(p, "refusal", "unsafe", "", 0): at(r) for p, r in (("base", 0.0), ("ssft", 0.9), ("benign", 0.5))}
-    blocks |= {(p, "refusal", "safe", "", 0): at(0.1) for p in ("base", "ssft", "benign")}
-    found = only(frame(blocks), CLAIM["0"])
-    assert (found.protocol, found.outcome, found.estimate) == ("ssft", S, pytest.approx(0.9))
+    blocks = {}
+    for seed in range(3):
+        for protocol, rate in (("base", 0.0), ("ssft", 0.9), ("seen", 0.5), ("styled", 0.9)):
+            blocks[protocol, "refusal", "unsafe", "", seed] = at(rate)
+            blocks[protocol, "refusal", "safe", "", seed] = at(0.1)
+    found = rungs(frame(blocks), CLAIM["0"])
+    assert {rung: (v.outcome, v.estimate) for rung, v in found.items()} == {
+        "chance": (S, pytest.approx(0.9)),
+        "tuning": (S, pytest.approx(0.4)),
+    }
 
 
-@pytest.mark.usefixtures("few")
 def test_groups_of_prompts_are_what_varies() -> None:
     rng = np.random.default_rng(0)
     common = np.repeat(rng.normal(size=8), 5)
@@ -365,7 +398,7 @@ def test_groups_of_prompts_are_what_varies() -> None:
         ("ssft", "log_sensitivity", "unsafe", "", 0): -1.5 + common,
         ("base", "log_sensitivity", "unsafe", "", 0): np.zeros(40),
     }
-    apart = frame(blocks | {("benign", "log_sensitivity", "unsafe", "", 0): np.zeros(40)})
+    apart = frame(blocks)
     grouped = apart.assign(group=apart["index"] // 5)
     one, eight = only(apart, CLAIM["4a"]), only(grouped, CLAIM["4a"])
     assert (one.over, one.n, eight.over, eight.n) == ("prompts", 40, "groups", 8)

@@ -16,12 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tunescope.errors import InputError
-from tunescope.evidence.verdicts import NotJudged
+from tunescope.evidence.claims import LADDER
+from tunescope.evidence.verdicts import NotJudged, judge
 from tunescope.records.pool import pool
 from tunescope.records.tables import Record, Scores, Subject, read_records, read_scores, write_records, write_scores
 from tunescope.report import html
 from tunescope.report.figures import FIGURES, Drawing, figure, figures, in_order, save_figures
 from tunescope.report.html import load_records, render
+from tunescope.report.ladder import ladder_rows
 from tunescope.report.select import vector_rows
 from tunescope.report.style import models_of
 from tunescope.report.tables import DASH, cautions, duration, headline, summary, verdict
@@ -149,6 +151,18 @@ def null_lengths(shifts: dict[int, float]) -> Iterator[Scores]:
         yield Scores(Subject(f"{protocol}-{rate}", protocol, rate, seed, 100), "null_length", values, layer=layer)
 
 
+def ladder_scores(seeds: int) -> list[Scores]:
+    """Of a fine-tune whose clusters are apart, as are those of one that has seen unsafe prompts."""
+    rng, scores = np.random.default_rng(0), []
+    for seed in range(seeds):
+        for model, protocol, shift in (("base", "base", 0.0), ("seen-eta_m", "seen", 3.0), ("ssft-eta_m", "ssft", 3.0)):
+            subject = Subject(model, protocol, "" if model == "base" else "eta_m", seed, 100)
+            for kind, sign in (("safe", 1), ("unsafe", 0)):
+                values = sign * shift + 0.1 * rng.normal(size=30)
+                scores.append(Scores(subject, "scaled_tau", values, kind=kind))
+    return scores
+
+
 def vectors(shifts: dict[int, float], folder: Path) -> pd.DataFrame:
     write_scores(null_lengths(shifts), folder / "scores.parquet")
     return vector_rows(read_scores(folder / "scores.parquet"))
@@ -188,7 +202,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
     """Every figure there is: those of a study, and that of a pair of models of which there is nothing but weights."""
-    study = figures(pd.concat([records, vectors({7: 0.0}, tmp_path_factory.mktemp("vectors"))]))
+    folder = tmp_path_factory.mktemp("vectors")
+    write_scores(ladder_scores(3), folder / "scores.parquet")
+    standings = ladder_rows(judge(read_scores(folder / "scores.parquet")))
+    study = figures(pd.concat([records, vectors({7: 0.0}, folder), standings]))
     pair = figures(frame(weights_of_a_pair(), tmp_path_factory.mktemp("pair")))
     assert set(pair) == {"matrices"}
     assert not {*study} & {*pair}
@@ -410,6 +427,12 @@ def test_every_figure_is_complete_and_fits_its_page(entry: Drawing, drawn: dict[
         spec = panel.get_subplotspec()
         assert panel.get_xlabel() or figure.get_supxlabel() or not spec.is_last_row()
         assert panel.get_ylabel() or panel.get_yticklabels() or not spec.is_first_col()
+
+
+def test_the_ladder_has_a_mark_for_every_rung(drawn: dict[str, Figure]) -> None:
+    (panel,) = drawn["ladder"].axes
+    assert [text.get_text() for text in panel.texts] == [f"● ○ {DASH} {DASH}"]
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["1 clusters"]
 
 
 def test_a_protocol_has_one_colour_and_unknown_ones_get_their_own(tmp_path: Path) -> None:
@@ -689,8 +712,8 @@ def test_a_file_that_cannot_be_read_is_named(name: str, text: str, run: Path) ->
 def test_seeds_are_drawn_as_their_mean(records: pd.DataFrame, drawn: dict[str, Figure]) -> None:
     other = records.assign(seed=8, value=records["value"] + 0.02)
     together = figures(pool(pd.concat([records, other])))
-    # Scores are not pooled with records, and a pair is no study.
-    assert {*together, "null_lengths", "matrices"} == {*drawn}
+    # Scores and verdicts are not pooled with records, and a pair is no study.
+    assert {*together, "null_lengths", "ladder", "matrices"} == {*drawn}
     before, after = (line(panels(figure)["ηₘ"], "SSFT ηₘ") for figure in (drawn["null_space"], together["null_space"]))
     np.testing.assert_allclose(after - before, [[0, 0.01]] * 2)
 
@@ -703,25 +726,32 @@ def test_claims_that_could_not_be_judged_are_told(run: Path) -> None:
     page = render(run).read_text()
     written = json.loads((run / "verdicts.json").read_text())
     assert written["verdicts"] == []
-    found = [NotJudged(entry["claim"], entry["reason"], tuple(entry["models"])) for entry in written["not_judged"]]
-    reason = "Nobody measured metric 'refusal_lost' with intervention 'scaled'."
-    assert NotJudged("7a refusal follows dW", reason, ("ssft-eta_m",)) in found
+    found = [NotJudged(**entry | {"models": tuple(entry["models"])}) for entry in written["not_judged"]]
+    reason = "Nobody measured metric 'refusal_removed' with intervention 'scaled'."
+    assert NotJudged("7a refusal follows dW", "chance", reason, ("ssft-eta_m",)) in found
     assert re.search(r"<summary>Not judged <small>\d+ claims</small></summary>", page)
-    assert "7a refusal follows dW</th><td>Nobody measured metric &#39;refusal_lost&#39;" in page
+    assert "7a refusal follows dW</th><td>chance</td><td>Nobody measured metric &#39;refusal_removed&#39;" in page
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_verdicts_are_on_the_page_with_their_controls(run: Path) -> None:
-    rng, scores = np.random.default_rng(0), []
-    for model, protocol, shift in (("base", "base", 0.0), ("chat", "given", 3.0)):
-        subject = Subject(model, protocol, "", 7, 100)
-        for kind, sign in (("safe", 1), ("unsafe", 0)):
-            scores.append(Scores(subject, "scaled_tau", sign * shift + 0.1 * rng.normal(size=30), kind=kind))
-    write_scores(scores, run / "scores.parquet")
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_verdicts_are_on_the_page_with_their_controls(run: Path, seeds: int) -> None:
+    write_scores(ladder_scores(seeds), run / "scores.parquet")
     page = render(run).read_text()
     assert "1 clusters</a><small>" in page
-    assert "control: base</small>" in page
-    assert re.search(r"Holds\. \+[23]\.\d\d: the gap between the clusters, beyond the base\.", page)
+    assert re.search(r"\+3\.\d\d: the gap between the clusters, beyond the base\.", page)
+    marks = re.findall(r'<span class="step (\w+)" role="img" title="beyond ([^(:]*)', page)
+    outcomes = [outcome for outcome, _ in marks[:4]]
+    assert [beyond.strip() for _, beyond in marks[:4]] == [rung.beyond for rung in LADDER]
+    if seeds == 1:
+        assert outcomes == ["estimate", "estimate", "none", "none"]
+        assert "These are estimates of 1 run; verdicts need three" in page
+        assert "What was estimated" in page
+    else:
+        assert outcomes == ["supported", "absent", "none", "none"]
+        assert "Beyond chance. +3" in page
+        assert "of each run +3" in page
+        assert "Which claims held" in page
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -1,17 +1,19 @@
-"""Contrasts: how much larger an effect is in a safety-tuned model than in its control, with interval and p-value.
+"""Contrasts: how large an effect is beyond its control, within a run and over runs.
 
-Three designs, one for each thing that varies: prompts (one seed), seeds (several), draws of a random control.
+Within a run prompts vary, or random draws. Between runs everything does: weights, data, and the world. What is said of
+runs to come is said from runs.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-RESAMPLES = 1999
 CONFIDENCE = 0.95
+FEWEST_RUNS = 3  # from which on there are verdicts
 
 ByKind = Mapping[str, Float[np.ndarray, " n"]]
 Weights = Mapping[str, float]
@@ -20,20 +22,26 @@ GroupsByKind = Mapping[str, Int[np.ndarray, " n"]]
 
 @dataclass(frozen=True)
 class Contrast:
-    """An effect beyond its control.
+    """An effect beyond its control, in one run.
 
     Attributes:
-        low, high: 95 % interval; None where nothing that varies was seen more than once.
-        p: one-sided, of no effect or one in the other direction; None likewise.
-        over: what the interval speaks of: `prompts`, `groups` of them, `seeds` or `draws`. n: how many of them.
+        error: standard error over what varies within the run; None where it was seen once.
+        over: what that is: `prompts`, `groups` of them, or random `draws`. n: how many of them.
     """
+
+    estimate: float
+    error: float | None
+    over: str
+    n: int
+
+
+class Interval(NamedTuple):
+    """A mean over runs with its 95 % interval, and the one-sided p of no effect; None where there is none."""
 
     estimate: float
     low: float | None
     high: float | None
     p: float | None
-    over: str
-    n: int
 
 
 def weighted(values: ByKind, weights: Weights) -> float:
@@ -42,52 +50,71 @@ def weighted(values: ByKind, weights: Weights) -> float:
 
 
 def over_prompts(
-    differences: ByKind,
-    weights: Weights,
-    rng: np.random.Generator,
-    *,
-    shares: bool = False,
-    groups: GroupsByKind | None = None,
+    values: ByKind, weights: Weights, *, shares: bool = False, groups: GroupsByKind | None = None
 ) -> Contrast:
-    """From each prompt's score less its score in the control: bootstrap within each kind, and a permutation test.
+    """The weighted sum of the kinds' means, with its standard error over prompts.
 
-    Prompts that were scored at several strengths, as `kind@strength`, are the same at each: what is resampled is a
-    prompt's weighted sum over strengths. Two kinds without strengths: the differences are dealt out anew to the kinds,
-    which without an effect have the same. Otherwise signs are flipped, which exchanges the model and its control.
+    Prompts that were scored at several strengths, as `kind@strength`, are the same at each: what varies is a prompt's
+    weighted sum over strengths.
 
     Args:
-        shares: each difference is one of two answers of no and yes, in [-1, 1]. Two prompts more, one with either
-            extreme, are resampled with them, so that an interval has width where all prompts agree (the adjustment of
-            Bonett & Price 2012, Adjusted Wald confidence interval for a difference of binomial proportions, sec. 2).
+        shares: each value is a difference of two answers of no and yes, in [-1, 1]. Two prompts more, one with either
+            extreme, count for the error, so that there is one where all prompts agree (the adjustment of Bonett & Price
+            2012, Adjusted Wald confidence interval for a difference of binomial proportions, sec. 2).
         groups: of each prompt, where prompts of a group vary together; the same number is the same group in all kinds.
-            Whole groups are then resampled, dealt out and flipped, and of groups there are two more with `shares`.
+            The error is over groups (Liang & Zeger 1986, cluster-robust).
 
     Raises:
         ValueError: a kind with more prompts at one strength than at another.
     """
-    estimate, sums = weighted(differences, weights), _sums(differences, weights)
-    totals = _Totals.of(sums, groups) if groups is not None else None
-    units, over = (totals.groups, "groups") if totals else (list(map(len, sums.values())), "prompts")
-    n = totals.totals.shape[1] if totals else sum(units)
-    if min(units) < 2:
-        return Contrast(estimate, None, None, None, over, n)
-    low = high = estimate
-    varied = _sums({at: np.append(v, (-1.0, 1.0)) for at, v in differences.items()}, weights) if shares else sums
-    if any(np.ptp(values) for values in varied.values()):
-        if totals:
-            resampled = (totals.with_extremes(weights) if shares else totals).resampled(rng)
-        else:
-            resampled = _resampled(varied, rng)
-        low, high = _middle(resampled)
-    if len(weights) == len(sums) == 2:
-        plain, both = {kind: differences[kind] for kind in weights}, list(weights.values())
-        if groups is None:
-            p = _dealt_out(list(plain.values()), both, rng)
-        else:
-            p = _Totals.of(plain, groups).dealt_out(both, rng)
+    estimate = weighted(values, weights)
+    varied = {at: np.append(v, (-1.0, 1.0)) for at, v in values.items()} if shares else values
+    sums = _sums(varied, weights)
+    if min(map(len, sums.values())) - 2 * shares < 2:
+        return Contrast(estimate, None, "prompts", 1)
+    if groups is None:
+        error = sum(v.var(ddof=1) / len(v) for v in sums.values()) ** 0.5
+        return Contrast(estimate, float(error), "prompts", sum(len(v) for v in sums.values()) - 2 * shares * len(sums))
+    beyond: dict[object, float] = {}
+    for kind, v in sums.items():
+        extreme = [(kind, "least"), (kind, "most")] if shares else []  # each a group of its own
+        for group, one in zip([*groups[_first(kind, groups)].tolist(), *extreme], v - v.mean(), strict=True):
+            beyond[group] = beyond.get(group, 0.0) + one / len(v)
+    n = len(beyond)
+    error = (n / (n - 1) * sum(each**2 for each in beyond.values())) ** 0.5
+    return Contrast(estimate, float(error), "groups", n - 2 * shares * len(sums))
+
+
+def over_runs(runs: Sequence[Contrast], bound: float | None = None) -> Interval:
+    """From the contrast of each run: Student's interval of their mean, and p of Student's test, one-sided.
+
+    A bootstrap of a handful of runs would be too narrow. Where runs happen to agree better than their own errors allow,
+    the mean's error is made of these. Of one run, the normal interval from its own error: it speaks of this run alone.
+
+    Args:
+        bound: largest size that an effect can have; the interval is cut there.
+    """
+    estimates, n = np.array([run.estimate for run in runs]), len(runs)
+    mean = float(estimates.mean())
+    known = [run.error for run in runs if run.error is not None]
+    within = sum(error**2 for error in known) ** 0.5 / n
+    if n == 1:
+        error, quantile, p = within, float(stats.norm.ppf((1 + CONFIDENCE) / 2)), None
+        if not known:
+            return Interval(mean, None, None, None)
     else:
-        p = _sign_flip(totals.of_groups() if totals else np.concatenate([x / len(x) for x in sums.values()]), rng)
-    return Contrast(estimate, min(low, estimate), max(high, estimate), p, over, n)
+        error = max(within, float(estimates.std(ddof=1)) / n**0.5)
+        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+        p = float(stats.t.sf(mean / error, n - 1)) if error else float(mean <= 0)
+    low, high = mean - quantile * error, mean + quantile * error
+    if bound is not None:
+        low, high = max(low, min(-bound, mean)), min(high, max(bound, mean))
+    return Interval(mean, low, high, p)
+
+
+def _first(kind: str, groups: GroupsByKind) -> str:
+    """Where the groups of a kind stand, which are the same at every strength."""
+    return next(at for at in groups if at.partition("@")[0] == kind)
 
 
 def _sums(differences: ByKind, weights: Weights) -> dict[str, Float[np.ndarray, " _"]]:
@@ -99,170 +126,3 @@ def _sums(differences: ByKind, weights: Weights) -> dict[str, Float[np.ndarray, 
             raise ValueError(f"{at}: {len(values)} prompts, {len(sums[kind])} at other strengths")
         sums[kind] = sums[kind] + values if kind in sums else values
     return sums
-
-
-@dataclass(frozen=True)
-class _Totals:
-    """By kind and group: the sum of its prompts' weighted values, and how many prompts it has."""
-
-    totals: Float[np.ndarray, "kinds groups"]
-    sizes: Float[np.ndarray, "kinds groups"]
-
-    @classmethod
-    def of(cls, sums: ByKind, groups: GroupsByKind) -> "_Totals":
-        of_kind = {at.partition("@")[0]: numbers for at, numbers in groups.items()}
-        names, number = np.unique(np.concatenate([of_kind[kind] for kind in sums]), return_inverse=True)
-        ends = np.cumsum([len(values) for values in sums.values()])[:-1]
-        places, n = np.split(number, ends), len(names)
-        totals = [np.bincount(at, values, n) for at, values in zip(places, sums.values(), strict=True)]
-        return cls(np.array(totals), np.array([np.bincount(at, minlength=n) for at in places], float))
-
-    @property
-    def groups(self) -> list[int]:
-        """How many groups each kind has."""
-        return [int(n) for n in (self.sizes > 0).sum(axis=1)]
-
-    def with_extremes(self, weights: Weights) -> "_Totals":
-        """With two groups more of each kind, of the usual size, in which all prompts are at one extreme."""
-        reach: dict[str, float] = {}
-        for at, weight in weights.items():
-            reach[at.partition("@")[0]] = reach.get(at.partition("@")[0], 0.0) + weight
-        usual = self.sizes.sum(axis=1) / self.groups
-        both = np.kron(np.diag(usual), [[1.0, 1.0]])
-        totals = np.kron(np.diag(usual * list(reach.values())), [[-1.0, 1.0]])
-        return _Totals(np.hstack([self.totals, totals]), np.hstack([self.sizes, both]))
-
-    def resampled(self, rng: np.random.Generator) -> Float[np.ndarray, " resamples"]:
-        """The sum over kinds of means, in bootstrap samples of groups that have prompts of all kinds."""
-        n = self.totals.shape[1]
-        times = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
-        of_kind, sizes = times @ self.totals.T, times @ self.sizes.T
-        whole = (sizes > 0).all(axis=1)
-        return np.asarray((of_kind[whole] / sizes[whole]).sum(axis=1))
-
-    def of_groups(self) -> Float[np.ndarray, " groups"]:
-        """What each group adds to the sum over kinds of means."""
-        return np.asarray((self.totals / self.sizes.sum(axis=1, keepdims=True)).sum(axis=0))
-
-    def dealt_out(self, weights: Sequence[float], rng: np.random.Generator) -> float:
-        """p of the weighted sum of two kinds' means: groups of one kind are dealt out anew to the kinds.
-
-        In groups that have prompts of both kinds, the two exchange theirs.
-        """
-        mixed = (self.sizes > 0).all(axis=0)
-        second = np.tile(self.sizes[1, ~mixed] > 0, (RESAMPLES, 1))
-        turned = rng.random((RESAMPLES, int(mixed.sum()))) < 0.5
-
-        def anew(values: Float[np.ndarray, "2 groups"]) -> list[Float[np.ndarray, " resamples"]]:
-            alone = values[:, ~mixed].sum(axis=0)
-            into = dealt @ alone + np.where(turned, values[0, mixed], values[1, mixed]).sum(axis=1)
-            return [values.sum() - into, into]
-
-        dealt = rng.permuted(second, axis=1)
-        of_kinds = zip(weights, anew(self.totals), anew(self.sizes), strict=True)
-        found = sum(weight * total / size for weight, total, size in of_kinds)
-        own = sum(weights * self.totals.sum(axis=1) / self.sizes.sum(axis=1))
-        return (1 + int((found >= own - 1e-12 * np.abs(self.totals).sum()).sum())) / (1 + RESAMPLES)
-
-
-def over_seeds(per_seed: Sequence[Contrast], rng: np.random.Generator) -> Contrast:
-    """From the contrast of each seed: Student's interval of their mean, and p by sign flips of whole seeds or prompts.
-
-    A bootstrap of a handful of seeds would be too narrow. Where seeds happen to agree better than their own intervals
-    allow, it is these that the mean's is made of. Where each seed has a p-value of its own they are combined (Fisher),
-    else seeds are flipped.
-    """
-    estimates = np.array([c.estimate for c in per_seed])
-    n, mean = len(estimates), float(estimates.mean())
-    if n == 1:
-        return per_seed[0]
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * estimates.std(ddof=1) / n**0.5)
-    known = [c.p for c in per_seed if c.p is not None]
-    p = float(stats.combine_pvalues(known).pvalue) if len(known) == n else _sign_flip(estimates / n, rng)
-    below = _norm(c.estimate - c.low for c in per_seed if c.low is not None) / n
-    above = _norm(c.high - c.estimate for c in per_seed if c.high is not None) / n
-    return Contrast(mean, mean - max(half, below), mean + max(half, above), p, "seeds", n)
-
-
-def over_draws(observed: float, draws: Float[np.ndarray, " n"]) -> Contrast:
-    """From random draws of a control: how far the observed value is from them, and how many reach it."""
-    beyond = observed - draws
-    low, high = _middle(beyond)
-    p = (1 + int((draws >= observed).sum())) / (1 + len(draws))
-    return Contrast(float(beyond.mean()), low, high, p, "draws", len(draws))
-
-
-def over_prompts_and_draws(
-    observed: ByKind,
-    draws: Mapping[str, Float[np.ndarray, " draws"]],
-    weights: Weights,
-    rng: np.random.Generator,
-    groups: GroupsByKind | None = None,
-) -> Contrast:
-    """How far prompts' scores are from those under random draws of a control, of which both vary.
-
-    Args:
-        draws: by kind, the mean score of its prompts under each draw; draws are the same for all kinds.
-        groups: as in `over_prompts`.
-    """
-    drawn = np.asarray(sum(weight * draws[kind] for kind, weight in weights.items()))
-    estimate = weighted(observed, weights)
-    sums = _sums(observed, weights)
-    resampled = _Totals.of(sums, groups).resampled(rng) if groups is not None else _resampled(sums, rng)
-    beyond = resampled - rng.choice(drawn, len(resampled))
-    low, high = _middle(beyond)
-    p = (1 + int((drawn >= estimate).sum())) / (1 + len(drawn))
-    return Contrast(estimate - float(drawn.mean()), low, high, p, "draws", len(drawn))
-
-
-def once(difference: float) -> Contrast:
-    """A difference of two numbers of which there is one each: no interval can be had."""
-    return Contrast(difference, None, None, None, "seeds", 1)
-
-
-def _norm(values: Iterable[float]) -> float:
-    return sum(value**2 for value in values) ** 0.5
-
-
-def _middle(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """The ends of the middle 95 %."""
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
-def _resampled(sums: ByKind, rng: np.random.Generator) -> Float[np.ndarray, " resamples"]:
-    """The sum over kinds of means, in bootstrap samples of the prompts of each."""
-    found = np.zeros(())
-    for values in sums.values():
-        result = stats.bootstrap(
-            (values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=100, rng=rng, vectorized=True
-        )
-        found = found + np.asarray(result.bootstrap_distribution)
-    return found
-
-
-def _sign_flip(values: Float[np.ndarray, " n"], rng: np.random.Generator) -> float:
-    return _permuted((values,), np.sum, "samples", rng) if values.any() else 1.0
-
-
-def _dealt_out(kinds: Sequence[Float[np.ndarray, " _"]], weights: Sequence[float], rng: np.random.Generator) -> float:
-    def statistic(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
-        return np.asarray(weights[0] * a.mean(axis=axis) + weights[1] * b.mean(axis=axis))
-
-    return _permuted(tuple(kinds), statistic, "independent", rng) if np.ptp(np.concatenate(kinds)) else 1.0
-
-
-def _permuted(
-    data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], kind: str, rng: np.random.Generator
-) -> float:
-    test = stats.permutation_test(
-        data,
-        statistic,
-        permutation_type=kind,
-        n_resamples=RESAMPLES,
-        batch=100,
-        alternative="greater",
-        rng=rng,
-        vectorized=True,
-    )
-    return float(test.pvalue)

@@ -1,4 +1,4 @@
-"""Verdicts: every claim judged for every fine-tuned model, from the scores alone."""
+"""Verdicts: every claim, for every safety-tuned model, on every rung of the ladder of controls; decided over runs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,47 +12,47 @@ from jaxtyping import Float
 from scipy.stats import false_discovery_control
 
 from tunescope.errors import shown
-from tunescope.evidence.claims import ROTATED, SHARE, Claim, claims_for, resolved
-from tunescope.evidence.contrasts import (
-    Contrast,
-    once,
-    over_draws,
-    over_prompts,
-    over_prompts_and_draws,
-    over_seeds,
-    weighted,
-)
+from tunescope.evidence.claims import LADDER, ROTATED, SHARE, Claim, Rung, claims_for
+from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, Interval, over_prompts, over_runs, weighted
 from tunescope.records.intervals import Groups
-from tunescope.records.names import BASE, BENIGN, EVERYWHERE, GIVEN, LORA
+from tunescope.records.names import ATTRIBUTE, BASE, CONTROLS, EVERYWHERE, GIVEN, LORA, OTHER_LABELS
 
-LEVEL = 0.05  # false discovery rate over the family of claims and models
+LEVEL = 0.05  # false discovery rate over all that is judged
 
 
 class Outcome(StrEnum):
-    SUPPORTED = "SUPPORTED"
-    REFUTED = "REFUTED"
-    INCONCLUSIVE = "INCONCLUSIVE"
+    """What the interval over runs says of an effect, beside the smallest one of interest, s."""
+
+    SUPPORTED = "SUPPORTED"  # all of it at s or above, and q at most 0.05
+    SMALLER = "SMALLER"  # above zero, and below s
+    ABSENT = "ABSENT"  # within -s and s, zero included
+    REVERSED = "REVERSED"  # at -s or below
+    OPEN = "OPEN"  # none of these
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim, judged for one model.
+    """One claim, judged for one model on one rung.
 
     Attributes:
-        outcome: SUPPORTED if the whole interval is at or above the smallest effect of interest and q is at most 0.05;
-            REFUTED if the whole interval is below it; else INCONCLUSIVE.
-        uncontrolled: the number that a paper without controls would report. control: the same of the control.
-        estimate, low, high, p, over, n: see `Contrast`. q: p, corrected over all verdicts (Benjamini & Hochberg 1995).
-        seeds: how many.
+        rung: what the effect is to be beyond, of `LADDER`. control: what stands for it: a model, `rotated`, another
+            intervention, or `zero`.
+        outcome: None of fewer than three runs, from which there are estimates alone.
+        own: the model's own number, which a paper without controls would report.
+        estimate, low, high: mean over runs of the effect beyond the control; its 95 % interval, of one run over what
+            varies within it. p: one-sided, of no effect. q: p, corrected over all verdicts (Benjamini & Hochberg 1995).
+        over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them or `draws`. n: how many.
+        runs: how many. per_run: the estimate of each.
     """
 
     claim: str
     model: str
     protocol: str
     learning_rate: str
-    outcome: Outcome
-    uncontrolled: float
-    control: float
+    rung: str
+    control: str
+    outcome: Outcome | None
+    own: float
     estimate: float
     low: float | None
     high: float | None
@@ -60,20 +60,22 @@ class Verdict:
     q: float | None
     over: str
     n: int
-    seeds: int
+    runs: int
+    per_run: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class NotJudged:
-    """A claim that could not be judged for these models, and the reason."""
+    """A claim that could not be judged on a rung for these models, and the reason."""
 
     claim: str
+    rung: str
     reason: str
     models: tuple[str, ...]
 
 
 class Judgement(NamedTuple):
-    """The claims as they were judged, and one verdict, or one reason for none, per claim and model."""
+    """The claims as they were judged, and one verdict, or one reason for none, per claim, model and rung."""
 
     claims: tuple[Claim, ...] = ()
     verdicts: Sequence[Verdict] = ()
@@ -81,10 +83,10 @@ class Judgement(NamedTuple):
 
 
 def judge(scores: pd.DataFrame, claims: Sequence[Claim] | None = None) -> Judgement:
-    """Judge claims, one after the other, for every model that was fine-tuned for anything but the control.
+    """Judge claims, one after the other, for every model that is no control, rung by rung.
 
     Args:
-        scores: as `read_scores` gives them, of one seed or of several.
+        scores: as `read_scores` gives them, of one run or of several, which their seeds tell apart.
         claims: those of `claims_for` if None.
 
     Raises:
@@ -95,31 +97,53 @@ def judge(scores: pd.DataFrame, claims: Sequence[Claim] | None = None) -> Judgem
         raise ValueError(
             f"scores: {bad['metric']} of {bad['model']}, {bad['kind']} prompt {bad['index']} is not finite"
         )
-    asked = claims_for(scores) if claims is None else resolved(tuple(claims), scores)
+    asked = claims_for(scores) if claims is None else tuple(claims)
     table = _Table(scores, asked)
     drafts: list[Verdict] = []
-    reasons: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str, str], list[str]] = {}
     for claim in asked:
-        for model in [m for m in table.models if m.protocol not in (BASE, BENIGN)]:
-            try:
-                drafts.append(_verdict(table, claim, model))
-            except _NotMeasuredError as reason:
-                reasons.setdefault((claim.name, str(reason)), []).append(model.name)
+        for model in [m for m in table.models if not _aside(m)]:
+            for rung in (rung for rung in LADDER if rung.name in claim.rungs):
+                try:
+                    drafts.append(_verdict(table, claim, model, rung))
+                except _NotMeasuredError as reason:
+                    reasons.setdefault((claim.name, rung.name, str(reason)), []).append(model.name)
     tested = [draft.p for draft in drafts if draft.p is not None]
     corrected = iter(false_discovery_control(tested) if tested else ())
     judged = [draft if draft.p is None else replace(draft, q=float(next(corrected))) for draft in drafts]
     smallest = {claim.name: claim.smallest for claim in asked}
-    verdicts = [replace(v, outcome=decide(v.low, v.high, v.q, smallest[v.claim])) for v in judged]
+    verdicts = [
+        v if v.runs < FEWEST_RUNS else replace(v, outcome=decide(v.low, v.high, v.q, smallest[v.claim])) for v in judged
+    ]
     return Judgement(asked, verdicts, [NotJudged(*key, tuple(names)) for key, names in reasons.items()])
 
 
 def decide(low: float | None, high: float | None, q: float | None, smallest: float) -> Outcome:
-    """See `Verdict.outcome`."""
+    """See `Outcome`."""
     if low is None or high is None:
-        return Outcome.INCONCLUSIVE
+        return Outcome.OPEN
     if low >= smallest and q is not None and q <= LEVEL:
         return Outcome.SUPPORTED
-    return Outcome.REFUTED if high < smallest else Outcome.INCONCLUSIVE
+    if high <= -smallest:
+        return Outcome.REVERSED
+    if -smallest < low and high < smallest:
+        return Outcome.SMALLER if low > 0 else Outcome.ABSENT
+    return Outcome.OPEN
+
+
+def standing(verdicts: Sequence[Verdict], claim: Claim) -> str:
+    """The highest rung up to which a claim is supported for one model; empty where it is on none.
+
+    Args:
+        verdicts: those of this claim and model.
+    """
+    found = {v.rung: v.outcome for v in verdicts}
+    highest = ""
+    for rung in claim.rungs:
+        if found.get(rung) is not Outcome.SUPPORTED:
+            break
+        highest = rung
+    return highest
 
 
 def as_data(judgement: Judgement) -> dict[str, list[dict[str, object]]]:
@@ -211,7 +235,7 @@ class _Table:
             raise _NotMeasuredError("The base was not measured.")
         if not (found := self._blocks.get((seed, model.name, claim.metric, control, change))):
             draws = " under random draws of its control" if control else ""
-            beside = f" of {model.name}" if model.protocol in (BASE, BENIGN) else ""
+            beside = f" of {model.name}" if _aside(model) else ""
             raise _NotMeasuredError(f"Metric {metric}{under} was not measured{beside}{draws}.")
         dial, scope = at
         scopes = {of_scope for _, of_scope in found}
@@ -230,8 +254,21 @@ class _Table:
         seen = {key[1] for key in self._blocks if key[0] == seed}
         models = [model for model in self.models if model.protocol == protocol and model.name in seen]
         models.sort(key=lambda model: model.name.endswith(LORA) != like.name.endswith(LORA))  # adapters beside adapters
-        same = [model for model in models if model.rate == like.rate or protocol == BASE]
+        same = [model for model in models if model.rate == like.rate or protocol.startswith(BASE)]
         return next(iter(same or (models if like.protocol == GIVEN else [])), None)
+
+    def base(self, seed: int, model: _Model) -> _Model | None:
+        """The base, measured with the labels of this model."""
+        return self.of(BASE + (f"{OTHER_LABELS}{ATTRIBUTE}" if _labels(model) else ""), seed, model)
+
+
+def _aside(model: _Model) -> bool:
+    return model.protocol in CONTROLS or model.protocol.partition(OTHER_LABELS)[0] == BASE
+
+
+def _labels(model: _Model) -> bool:
+    """Whether its prompts are labelled by another thing than their safety: they are not those of other models then."""
+    return model.protocol == ATTRIBUTE
 
 
 def _attacked(attack: str, kind: str, dial: float) -> str:
@@ -251,79 +288,144 @@ def _sample(block: Mapping[str, np.ndarray], about: str) -> _Sample:
     return _Sample(values.astype(float), None if np.isnan(groups.astype(float)).any() else groups.astype(int))
 
 
-def _verdict(table: _Table, claim: Claim, model: _Model) -> Verdict:
-    per_seed, reason = [], _NotMeasuredError(f"Nobody measured metric {shown(claim.metric)}.")
+class _Effect(NamedTuple):
+    """What a claim says of one model in one run, beyond chance.
+
+    Attributes:
+        own: the weighted mean of the model's own scores.
+        values: by kind, what each prompt adds: its score, less the same of base or of the other intervention.
+        drawn: mean of the random draws that are chance; spread: their standard deviation, draws: how many.
+    """
+
+    own: float
+    values: _ByKind
+    drawn: float = 0.0
+    spread: float = 0.0
+    draws: int = 0
+
+
+def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
+    rows: list[tuple[Contrast, float, str]] = []
+    missing: dict[int, _NotMeasuredError] = {}
     for seed in table.seeds:
         try:
-            per_seed.append(_of_seed(table, claim, seed, model))
-        except _NotMeasuredError as missing:
-            reason = missing
-    if not per_seed:
-        raise reason
-    uncontrolled, control = (float(np.mean([row[i] for row in per_seed])) for i in (1, 2))
-    contrast = over_seeds([row[0] for row in per_seed], _rng(claim, model))
-    about, numbers = (claim.name, *model, Outcome.INCONCLUSIVE, uncontrolled, control), asdict(contrast)
-    return Verdict(*about, **numbers, q=None, seeds=len(per_seed))
+            rows.append(_of_run(table, claim, seed, model, rung))
+        except _NotMeasuredError as error:
+            missing[seed] = error
+    if missing:
+        first_missing, reason = next(iter(missing.items()))
+        if not rows:
+            raise reason
+        raise _NotMeasuredError(f"In {len(missing)} of {len(table.seeds)} runs (seed {first_missing}): {reason}")
+    contrasts = [contrast for contrast, _, _ in rows]
+    found: Interval = over_runs(contrasts, 1.0 if claim.unit == SHARE else None)
+    n, first = len(rows), contrasts[0]
+    return Verdict(
+        claim.name,
+        *model,
+        rung.name,
+        rows[0][2],
+        None,
+        float(np.mean([own for _, own, _ in rows])),
+        found.estimate,
+        found.low,
+        found.high,
+        found.p,
+        q=None,
+        over="runs" if n > 1 else first.over,
+        n=n if n > 1 else first.n,
+        runs=n,
+        per_run=tuple(contrast.estimate for contrast in contrasts),
+    )
 
 
-def _of_seed(table: _Table, claim: Claim, seed: int, model: _Model) -> tuple[Contrast, float, float]:
-    """The contrast within one seed, the uncontrolled number, and the control's."""
-    at, own = table.find(claim, seed, model, claim.intervention, (claim.dial, claim.scope))
-    control = _control(table, claim, seed, model, at)
-    base = table.find(claim, seed, table.of(BASE, seed, model), "")[1] if claim.before else None
-    if not claim.weights:
-        if "" not in own or "" not in control:
-            raise _NotMeasuredError(f"Metric {shown(claim.metric)} was measured of kinds of prompts alone.")
-        value, others = float(own[""].values[0]), control[""].values
-        contrast = over_draws(value, others) if claim.control == ROTATED else once(value - float(others[0]))
-        return contrast, value, float(others.mean())
-    mine, theirs, start = (_values(claim, by_kind) if by_kind else {} for by_kind in (own, control, base))
-    rng = _rng(claim, model, seed)
-    groups = {kind: own[kind].groups for kind in claim.weights}
-    known = {k: np.arange(len(mine[k])) if of is None else of for k, of in groups.items()}
-    clusters = known if any(of is not None for of in groups.values()) else None
-    if claim.control == ROTATED and not claim.against:
-        contrast = over_prompts_and_draws(mine, theirs, claim.weights, rng, clusters)
-        return contrast, weighted(mine, claim.weights), weighted(theirs, claim.weights)
-    for kind in claim.weights:
-        if len(mine[kind]) != len(theirs[kind]):
+def _of_run(table: _Table, claim: Claim, seed: int, model: _Model, rung: Rung) -> tuple[Contrast, float, str]:
+    """The contrast within one run, the model's own number, and the name of the control."""
+    mine = _effect(table, claim, seed, model)
+    if not rung.protocols:
+        return _contrast(claim, mine), mine.own, claim.against or claim.chance or "zero"
+    control = next((m for p in rung.protocols if (m := table.of(p, seed, model))), None)
+    if control is None:
+        rate = f" of learning rate {shown(model.rate)}" if model.rate else ""
+        names = " or ".join(map(repr, rung.protocols))
+        raise _NotMeasuredError(f"No control: no model of protocol {names}{rate} was measured.")
+    theirs = _effect(table, claim, seed, control)
+    if _labels(control) != _labels(model):
+        one, other = _contrast(claim, mine), _contrast(claim, theirs)
+        error = None if one.error is None or other.error is None else math.hypot(one.error, other.error)
+        return replace(one, estimate=one.estimate - other.estimate, error=error), mine.own, control.name
+    for kind, sample in mine.values.items():
+        if len(sample.values) != len(theirs.values[kind].values):
             raise ValueError(
-                f"scores: {claim.metric} of {model.name}, seed {seed}: {len(mine[kind])} {kind} prompts, "
-                f"but {len(theirs[kind])} in its control"
+                f"scores: {claim.metric} of {model.name}, seed {seed}: {len(sample.values)} {kind} prompts, "
+                f"but {len(theirs.values[kind].values)} in its control"
             )
-    differences = {kind: mine[kind] - theirs[kind] for kind in claim.weights}
-    contrast = over_prompts(differences, claim.weights, rng, shares=claim.unit == SHARE, groups=clusters)
-    start = start or (theirs if claim.control == BASE and not claim.against else {})
-    before = weighted(start, claim.weights) if start else 0.0
-    return contrast, weighted(mine, claim.weights) - before, weighted(theirs, claim.weights) - before
+    beyond = _Effect(
+        mine.own,
+        {k: _Sample(of.values - theirs.values[k].values, of.groups) for k, of in mine.values.items()},
+        mine.drawn - theirs.drawn,
+        math.hypot(mine.spread, theirs.spread) / math.sqrt(max(1, mine.draws)),  # of the mean of the draws
+    )
+    return _contrast(claim, beyond), mine.own, control.name
 
 
-def _control(table: _Table, claim: Claim, seed: int, model: _Model, at: _Change) -> _ByKind:
-    """The same of the control, where the model itself was measured at this dial and scope."""
+def _effect(table: _Table, claim: Claim, seed: int, model: _Model) -> _Effect:
+    at, by_kind = table.find(claim, seed, model, claim.intervention, (claim.dial, claim.scope))
+    if not claim.weights and "" not in by_kind:
+        raise _NotMeasuredError(f"Metric {shown(claim.metric)} was measured of kinds of prompts alone.")
+    weights = claim.weights or {"": 1.0}
+    own = _of_kinds(claim, weights, by_kind)
+    value = weighted({kind: sample.values for kind, sample in own.items()}, weights)
     if claim.against:
-        if claim.against_dial is None:
-            try:
-                return table.find(claim, seed, model, claim.against, (at[0], claim.scope))[1]
-            except _NotMeasuredError:
-                pass
-        return table.find(claim, seed, model, claim.against, (claim.against_dial, claim.scope))[1]
-    if claim.control == ROTATED:
-        return table.find(claim, seed, model, claim.intervention, at, ROTATED)[1]
-    beside = table.of(claim.control, seed, model)
-    if beside is None:
-        rate = f" of learning rate {shown(model.rate)}" if model.rate and claim.control == BENIGN else ""
-        raise _NotMeasuredError(f"No control: no model of protocol {shown(claim.control)}{rate} was measured.")
-    return table.find(claim, seed, beside, claim.intervention, at)[1]
+        return _Effect(value, _less(own, _of_kinds(claim, weights, _against(table, claim, seed, model, at))))
+    if claim.chance == BASE:
+        before = table.find(claim, seed, table.base(seed, model), "")[1]
+        return _Effect(value, _less(own, _of_kinds(claim, weights, before)))
+    if claim.chance == ROTATED:
+        drawn = _of_kinds(claim, weights, table.find(claim, seed, model, claim.intervention, at, ROTATED)[1])
+        draws = np.asarray(sum(weight * drawn[kind].values for kind, weight in weights.items()))
+        return _Effect(value, own, float(draws.mean()), float(draws.std(ddof=1)), len(draws))
+    return _Effect(value, own)
 
 
-def _values(claim: Claim, by_kind: _ByKind) -> dict[str, Float[np.ndarray, " n"]]:
-    """The values of the kinds that a claim weighs."""
-    if missing := [kind for kind in claim.weights if kind not in by_kind]:
+def _against(table: _Table, claim: Claim, seed: int, model: _Model, at: _Change) -> _ByKind:
+    """The same under the other intervention: at the same dial, or the greatest where that was not measured."""
+    if claim.against_dial is None:
+        try:
+            return table.find(claim, seed, model, claim.against, (at[0], claim.scope))[1]
+        except _NotMeasuredError:
+            pass
+    return table.find(claim, seed, model, claim.against, (claim.against_dial, claim.scope))[1]
+
+
+def _less(own: _ByKind, other: _ByKind) -> _ByKind:
+    for kind, sample in own.items():
+        if len(sample.values) != len(other[kind].values):
+            raise ValueError(
+                f"scores: {len(sample.values)} {kind} prompts, but {len(other[kind].values)} in the control"
+            )
+    return {kind: _Sample(of.values - other[kind].values, of.groups) for kind, of in own.items()}
+
+
+def _contrast(claim: Claim, effect: _Effect) -> Contrast:
+    """Of an effect, over prompts and, where there are any, random draws."""
+    weights = claim.weights or {"": 1.0}
+    values = {kind: sample.values for kind, sample in effect.values.items()}
+    known = {kind: sample.groups for kind, sample in effect.values.items() if sample.groups is not None}
+    groups = {k: known.get(k, np.arange(len(v)) - len(v)) for k, v in values.items()} if known else None
+    found = over_prompts(values, weights, shares=claim.unit == SHARE, groups=groups)
+    errors = [error for error in (found.error, effect.spread or None) if error is not None]
+    return replace(
+        found,
+        estimate=found.estimate - effect.drawn,
+        error=math.hypot(*errors) if errors else None,
+        over=found.over if found.error is not None or not effect.draws else "draws",
+        n=found.n if found.error is not None or not effect.draws else effect.draws,
+    )
+
+
+def _of_kinds(claim: Claim, weights: Mapping[str, float], by_kind: _ByKind) -> _ByKind:
+    """The samples of the kinds that a claim weighs."""
+    if missing := [kind for kind in weights if kind not in by_kind]:
         raise _NotMeasuredError(f"Metric {shown(claim.metric)} was not measured of {shown(missing[0])} prompts.")
-    return {kind: by_kind[kind].values for kind in claim.weights}
-
-
-def _rng(claim: Claim, model: _Model, *seed: int) -> np.random.Generator:
-    """The same resamples every time that a claim is judged."""
-    words = "/".join(map(str, (claim.name, model.protocol, model.rate, *seed))).encode()
-    return np.random.default_rng(np.random.SeedSequence(list(words)))
+    return {kind: by_kind[kind] for kind in weights}

@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tunescope.files import atomic_path, remove
-from tunescope.report import attacks, behaviour, interventions, mechanism, training
+from tunescope.report import attacks, behaviour, interventions, ladder, mechanism, training
 from tunescope.report.draw import FIGURES, Drawing, facet, figure
 from tunescope.report.style import models_of, style
 
 __all__ = ["FIGURES", "Drawing", "facet", "figure", "figures", "in_order", "save_figures"]
 
-_MODULES = [part.__name__ for part in (behaviour, mechanism, attacks, interventions, training)]
+_MODULES = [part.__name__ for part in (ladder, behaviour, mechanism, attacks, interventions, training)]
 FORMATS: Mapping[str, Mapping[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # with metadata
 
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tunescope.errors import InputError, shown
+from tunescope.evidence.claims import LADDER
 from tunescope.evidence.predictors import Predictor, predictors
 from tunescope.evidence.verdicts import Judgement, as_data, judge
 from tunescope.files import remove, write_text
@@ -18,6 +19,7 @@ from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
 from tunescope.report import tables
 from tunescope.report.figures import figures, in_order, save_figures
+from tunescope.report.ladder import ladder_rows
 from tunescope.report.reading import Entry, Stage, read_file
 from tunescope.report.select import vector_rows
 from tunescope.report.style import KINDS, models_of, spaced
@@ -42,7 +44,7 @@ def render(folder: Path) -> Path:
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
-    drawn = pd.concat([pooled, vectors])
+    drawn = pd.concat([pooled, vectors, ladder_rows(judgement)])
     made = figures(drawn)
     save_figures(made, folder / "figures")
     page["figures"] = [
@@ -115,7 +117,8 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: 
         "summary": tables.summary(records, config),
         "cautions": [*notes, *tables.cautions(records, config)],
         "verdicts": tables.verdict_table(judgement, models),
-        "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items()},
+        "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
+        "ladder": LADDER,
         "headline": tables.headline(pooled),
         "exact": task.get("type") == "world" if isinstance(task, dict) else "other" in set(records["metric"]),
         "pooled": records["seed"].nunique() > 1,

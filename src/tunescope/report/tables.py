@@ -6,28 +6,53 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from tunescope.evidence.claims import Claim
-from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed
+from tunescope.evidence.claims import LADDER, Claim, Rung
+from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed, standing
 from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, REFUSAL, W_IN
 from tunescope.report.reading import Entry
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, wanted
 
-GLYPHS = {Outcome.SUPPORTED: "✔", Outcome.REFUTED: "✘", Outcome.INCONCLUSIVE: "?"}
-VERBS = {Outcome.SUPPORTED: "holds", Outcome.REFUTED: "does not hold", Outcome.INCONCLUSIVE: "is open"}
+# Told apart without colours, too; None: judged over too few runs, an estimate alone.
+GLYPHS = {
+    Outcome.SUPPORTED: "●",
+    Outcome.SMALLER: "◐",
+    Outcome.ABSENT: "○",
+    Outcome.REVERSED: "▼",
+    Outcome.OPEN: "?",
+    None: "·",
+}
+# Where a claim stands that is supported on no rung, by the outcome of the first.
+LOWEST = {
+    Outcome.SUPPORTED: "",
+    Outcome.SMALLER: "smaller than is of interest",
+    Outcome.ABSENT: "not beyond chance",
+    Outcome.REVERSED: "reversed",
+    Outcome.OPEN: "open",
+    None: "",
+}
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 SURE, RARE = 0.9, 0.1  # from which rate of the wanted outcome on a cell reads "as wanted", below which "not as wanted"
 LITTLE = 0.05  # share of answers below which the odds of their openings say little
 
 
-class Judged(NamedTuple):
-    """One cell: the outcome with its glyph, the estimate with its interval, and all the numbers in a sentence."""
+class Step(NamedTuple):
+    """One rung of one cell: the outcome with its glyph, the estimate with its interval, and all of it in a sentence."""
 
+    rung: str
     outcome: str
     glyph: str
     estimate: str
     interval: str
     detail: str
+
+
+class Judged(NamedTuple):
+    """One cell: what the claim is beyond, for this model, and its rungs."""
+
+    standing: str
+    height: int
+    steps: Sequence[Step]
 
 
 class Rate(NamedTuple):
@@ -56,40 +81,69 @@ class Example(NamedTuple):
 
 
 def verdict_table(judgement: Judgement, models: Sequence[Model]) -> dict[str, Any]:
-    """Models that have a verdict; by claim its cells, None where it was not judged, and a sentence; what is missing."""
+    """Models that were judged; by claim its cells, None where it was not judged, and a sentence; what is missing."""
     judged, labels = {v.model for v in judgement.verdicts}, {model.name: model.label for model in models}
     columns, rows = [model for model in models if model.name in judged], []
     for claim, verdicts in by_claim(judgement):
-        found = {v.model: _judged(claim, v) for v in verdicts}
-        cells = [found.get(model.name) for model in columns]
-        rows.append({"claim": claim, "cells": cells, "sentence": sentence(claim, verdicts, labels)})
-    seeds = max((v.seeds for v in judgement.verdicts), default=1)
+        cells = [_judged(claim, [v for v in verdicts if v.model == model.name], labels) for model in columns]
+        found = {model.label: cell for model, cell in zip(columns, cells, strict=True) if cell}
+        rows.append({"claim": claim, "cells": cells, "sentence": sentence(claim, verdicts, found)})
+    runs = max((v.runs for v in judgement.verdicts), default=1)
     what = "groups of prompts" if any(v.over == "groups" for v in judgement.verdicts) else "prompts"
-    over = f"over {seeds} seeds" if seeds > 1 else f"over the {what} of one seed"
+    over = f"over {runs} runs" if runs > 1 else f"over the {what} of this run"
     missing = [replace(entry, models=tuple(labels.get(m, m) for m in entry.models)) for entry in judgement.not_judged]
-    return {"models": columns, "rows": rows, "over": over, "not_judged": missing}
+    decided = any(v.outcome for v in judgement.verdicts)
+    return {"models": columns, "rows": rows, "over": over, "not_judged": missing, "runs": runs, "decided": decided}
 
 
-def sentence(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]) -> str:
-    """What was found, in words: which models support the claim and which do not, and the range of the estimates."""
-    parts = []
-    for outcome, verb in VERBS.items():
-        if names := [labels.get(v.model, v.model) for v in verdicts if v.outcome is outcome]:
-            whom = "all" if len(names) == len(verdicts) else ", ".join(names)
-            parts.append(f"{verb} for {whom}" if len(verdicts) > 1 else verb)
-    text, values = "; ".join(parts), [displayed(claim, v.estimate) for v in verdicts]
-    ends = dict.fromkeys(_number(claim, value) for value in (min(values), max(values)))
-    return f"{text[0].upper()}{text[1:]}. {' to '.join(ends)}: {claim.found}."
+def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judged]) -> str:
+    """What was found, in words: beyond what the claim stands for which models, and the range of the estimates."""
+    by_standing: dict[str, list[str]] = {}
+    for label, cell in cells.items():
+        by_standing.setdefault(cell.standing, []).append(label)
+    parts = [
+        f"{standing}{'' if len(by_standing) == 1 else ': ' + ', '.join(names)}"
+        for standing, names in by_standing.items()
+        if standing
+    ]
+    values = [displayed(claim, v.estimate) for v in verdicts if v.rung == claim.rungs[0]]
+    ends = dict.fromkeys(_number(claim, value) for value in (min(values), max(values))) if values else {}
+    said = "; ".join(parts)
+    range_ = f"{' to '.join(ends)}: {claim.found}." if ends else ""
+    return f"{said[:1].upper()}{said[1:]}{'. ' if said else ''}{range_}"
 
 
-def _judged(claim: Claim, v: Verdict) -> Judged:
-    values = (v.estimate, v.uncontrolled, v.control, v.low, v.high)
-    estimate, free, control, low, high = ("" if x is None else _number(claim, displayed(claim, x)) for x in values)
+def _judged(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]) -> Judged | None:
+    if not verdicts:
+        return None
+    by_rung = {v.rung: v for v in verdicts}
+    steps = [_step(claim, rung, by_rung.get(rung.name), labels) for rung in LADDER if rung.name in claim.rungs]
+    highest = standing(verdicts, claim)
+    beyond = {rung.name: f"beyond {rung.beyond}" for rung in LADDER}
+    first = by_rung[claim.rungs[0]].outcome if claim.rungs[0] in by_rung else None
+    stands = beyond[highest] if highest else LOWEST[first]
+    return Judged(stands, height(claim, verdicts), steps)
+
+
+def height(claim: Claim, verdicts: Sequence[Verdict]) -> int:
+    """On how many rungs a claim is supported for one model, from the first on."""
+    highest = standing(verdicts, claim)
+    return 1 + claim.rungs.index(highest) if highest else 0
+
+
+def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]) -> Step:
+    if v is None:
+        return Step(rung.name, "none", DASH, "", "", f"beyond {rung.beyond}: not judged")
+    low, high, own = ("" if x is None else _number(claim, displayed(claim, x)) for x in (v.low, v.high, v.own))
+    estimate, interval = _number(claim, displayed(claim, v.estimate)), f"{low} to {high}" if low else ""
     units = {"groups": "groups of prompts", "draws": "random draws"}.get(v.over, v.over)
     tested = f"p {v.p:.2g}, corrected {v.q:.2g}" if v.p is not None and v.q is not None else "no p-value"
-    over = f"interval over {v.n:,} {units}" if low else "no interval"
-    detail = f"uncontrolled {free}; control {control}; {tested}; {over}"
-    return Judged(v.outcome.lower(), GLYPHS[v.outcome], estimate, f"{low} to {high}" if low else "", detail)
+    runs = "; of each run " + ", ".join(_number(claim, displayed(claim, x)) for x in v.per_run) if v.runs > 1 else ""
+    over = f"interval {interval} over {v.n:,} {units}" if low else "no interval"
+    outcome = v.outcome.lower() if v.outcome else "estimate"
+    control = labels.get(v.control, v.control.replace("_", " "))
+    detail = f"beyond {rung.beyond} ({control}): {outcome}; {estimate}; {over}; {tested}; own number {own}{runs}"
+    return Step(rung.name, outcome, GLYPHS[v.outcome], estimate, interval, detail)
 
 
 def _number(claim: Claim, value: float) -> str:

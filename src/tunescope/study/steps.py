@@ -39,7 +39,7 @@ from tunescope.models.weights import in_memory, require_finite
 from tunescope.probes.collect import Stored, stored
 from tunescope.probes.view import INPUT, Batches, View, look_inside
 from tunescope.records.findings import Findings
-from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, SEEN, UNSAFE
+from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, UNSAFE
 from tunescope.records.tables import (
     SCORES_SCHEMA,
     Record,
@@ -359,7 +359,7 @@ def intervene(given: Intervening, at: Place) -> None:
     def changes() -> Iterator[Intervention]:
         for name in config.interventions or ():
             entry = INTERVENTIONS[name]
-            if given.model.protocol in (BENIGN, SEEN) and not entry.control:
+            if given.model.protocol == BENIGN and not entry.control:
                 continue  # it has no refusal to take away: it is the control of alpha
             if why := _unfit(False, entry.in_memory and not in_memory(model), entry.weights and not alike):
                 say(f"{given.model.label}: no intervention {name}: {why}")

@@ -1,0 +1,71 @@
+"""The first figure: how high on the ladder of controls each claim stands, for each model."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from tunescope.evidence.claims import LADDER
+from tunescope.evidence.verdicts import Judgement, by_claim
+from tunescope.report.draw import facet, figure
+from tunescope.report.style import Model
+from tunescope.report.tables import DASH, GLYPHS, height
+
+STANDING = "standing"  # metric of the rows
+COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome"]
+SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
+
+
+def ladder_rows(judgement: Judgement) -> pd.DataFrame:
+    """By claim and model that were decided, on how many rungs the claim is supported, and the marks of all of them."""
+    rows = []
+    for claim, verdicts in by_claim(judgement):
+        for model in dict.fromkeys(v.model for v in verdicts):
+            its = [v for v in verdicts if v.model == model]
+            if not any(v.outcome for v in its):
+                continue
+            found = {v.rung: GLYPHS[v.outcome] for v in its}
+            glyphs = "".join(found.get(rung.name, DASH) for rung in LADDER if rung.name in claim.rungs)
+            about = {"model": model, "protocol": its[0].protocol, "learning_rate": its[0].learning_rate, "control": ""}
+            rows.append(
+                {**about, "metric": STANDING, "kind": claim.name, "value": height(claim, its), "outcome": glyphs}
+            )
+    return pd.DataFrame(
+        rows, columns=["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome"]
+    )
+
+
+@figure("ladder", "What each claim is beyond", lambda records: records[records["metric"] == STANDING], point="cell")
+def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """How many controls each claim is beyond, by model, over runs. The darker, the more: chance, any fine-tuning, any
+    conditional behaviour, refusing anything at all. The marks are these four, in this order: ● supported, ◐ there but
+    smaller than the smallest effect of interest, ○ absent, ▼ reversed, ? open, – not judged.
+    """
+    claims, names = list(dict.fromkeys(rows["kind"])), [model.name for model in models]
+    cells = {(row["kind"], row["model"]): row for row in rows.to_dict("records")}
+
+    def draw(panel: Axes, _: str) -> None:
+        for line, claim in enumerate(claims):
+            for column, name in enumerate(names):
+                if cell := cells.get((claim, name)):
+                    _cell(panel, line, column, int(cell["value"]), cell["outcome"])
+        panel.set_xlim(-0.5, len(names) - 0.5)
+        panel.set_ylim(len(claims) - 0.5, -0.5)
+        panel.set_xticks(range(len(names)), [model.label.replace(" ", "\n") for model in models])
+        panel.set_yticks(range(len(claims)), _short(claims))
+        panel.tick_params(length=0)
+        panel.grid(False)
+
+    return facet(draw, {"": ""}, height=0.6 + 0.24 * len(claims), xlabel="fine-tune")
+
+
+def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None:
+    panel.add_patch(Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=SHADES[height], edgecolor="none"))
+    ink = "white" if height > 2 else "black"
+    panel.text(column, line, " ".join(glyphs), ha="center", va="center", color=ink, fontfamily="DejaVu Sans")
+
+
+def _short(claims: Iterable[str]) -> list[str]:
+    return [claim if len(claim) <= 44 else f"{claim[:43]}…" for claim in claims]
