@@ -6,10 +6,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+SEEDS ?= 0 1 2  # a run each: weights, data and world; verdicts need three
+
 .PHONY: study test english bench clean
 
 study: .venv/ready
-	$(BIN)/tunescope study laptop $(ARGS)
+	$(BIN)/tunescope study laptop --seed $(SEEDS) $(ARGS)
 
 test: .venv/ready
 	$(BIN)/ruff format --check .

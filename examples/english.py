@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tunescope import config
 from tunescope.models.inputs import IGNORED, Inputs, padded
-from tunescope.recipes import PROTOCOLS, recipe
+from tunescope.recipes import METHODS, recipe
 from tunescope.rng import Stream
 from tunescope.tasks.base import Batch, Reader, task
 from tunescope.tasks.language.prompts import SHIPPED, Instruction, read_prompts
@@ -142,7 +142,7 @@ def english() -> config.Study:
         name="english",
         task=EnglishConfig(),
         base=config.Built(architecture="llama", width=128, pretrain=pretrain),
-        tunes=config.grid(PROTOCOLS, ("eta",)),
+        tunes=config.grid((*METHODS, "benign"), ("eta",)),
         tune=config.TuneConfig(steps=200, batch=64, learning_rates={"eta": 1e-3}, weight_decay=0.0, checkpoints=1),
         probe=config.ProbeConfig(prompts=200, fit_prompts=200, few_prompts=50, jacobian_prompts=8, jacobian_steps=5),
         attack=config.AttackConfig(prompts=20, searched=6),

@@ -19,12 +19,12 @@ from tunescope.config import (
     WorldConfig,
     grid,
 )
-from tunescope.records.names import CONTROLS
+from tunescope.records.names import ATTRIBUTE, SEEN, STYLED
 from tunescope.registry import Registry
 
 RECIPES: Registry[Callable[[], Study]] = Registry("recipe")
-PROTOCOLS = ("ssft", "dpo", "unlearning", *CONTROLS[1:])
-ALL = grid(PROTOCOLS, ("eta_m", "eta_s"))
+METHODS = ("ssft", "dpo", "unlearning")
+ALL = grid((*METHODS, SEEN, STYLED, ATTRIBUTE), ("eta_m", "eta_s"))
 
 
 def recipe(function: Callable[[], Study]) -> Callable[[], Study]:

@@ -145,16 +145,18 @@ def test_every_number_is_finite_and_every_probe_has_its_control(records: pd.Data
 
 def test_every_claim_is_judged_for_every_safety_tuned_model(tiny_run: Path) -> None:
     told = json.loads((tiny_run / "verdicts.json").read_text())
-    judged = {(v["claim"], v["protocol"], v["learning_rate"]) for v in told["verdicts"]}
-    assert told["not_judged"] == []
-    names = [claim["name"] for claim in told["claims"]]
-    assert judged == {(n, *tune.split("-")) for n in names for tune in TUNED if not tune.startswith("benign")}
-    assert len(told["verdicts"]) == len(judged)
-    outcomes = {v["outcome"] for v in told["verdicts"]}
-    assert {"SUPPORTED", "REFUTED"} <= outcomes <= {"SUPPORTED", "REFUTED", "INCONCLUSIVE"}
+    names, methods = [claim["name"] for claim in told["claims"]], [t for t in TUNED if not t.startswith("benign")]
+    for rung in ("chance", "tuning"):
+        judged = [(v["claim"], v["model"]) for v in told["verdicts"] if v["rung"] == rung]
+        missing = [(e["claim"], model) for e in told["not_judged"] if e["rung"] == rung for model in e["models"]]
+        # What takes refusal away is not tried on benign fine-tunes, which have none.
+        assert {claim[0] for claim, _ in missing} <= ({"6", "7"} if rung == "tuning" else set())
+        assert sorted([*judged, *missing]) == sorted((name, tune) for name in names for tune in methods)
+    assert {v["rung"] for v in told["verdicts"]} == {"chance", "tuning"}
+    assert {v["outcome"] for v in told["verdicts"]} == {None}  # of one run
     page = (tiny_run / "report.html").read_text()
     assert all(f'id="figure-{claim["figure"]}"' in page for claim in told["claims"])
-    assert page.index("Which claims held") < page.index("<h2>Behaviour</h2>")
+    assert page.index("What was estimated") < page.index("<h2>Behaviour</h2>")
 
 
 # What its models do

@@ -91,6 +91,6 @@ def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False, s
         check(place, settled(with_names(study), place), update)  # all of them, before the first one takes its time
     for study, place in zip(studies, folders, strict=True):
         say(f"seed {study.seed}: {place}")
-        run(study, place, update=update, skip=skip)
+        say(f"{run(study, place, update=update, skip=skip)}: estimates of this run")
     gather(folders, folder)
     return render(folder)
