@@ -1,7 +1,7 @@
-# make study   the laptop study, from nothing to runs/laptop-seed0/report.html
+# make study   the laptop study: three runs, runs/laptop-seed0 to 2, and one report on all: runs/laptop/report.html
 # make test    lint, types and tests
 # make english the study of a small Llama that reads English: runs/english/report.html
-# Each makes a virtual environment in .venv first. ARGS is passed on: make study ARGS="--seed 1"
+# Each makes a virtual environment in .venv first. ARGS is passed on: make study SEEDS=0
 
 PYTHON ?= python3
 BIN := .venv/bin

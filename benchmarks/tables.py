@@ -1,6 +1,6 @@
 """The tables of a run as Markdown: what each model does, which claims held, what predicts that an attack succeeds.
 
-    python benchmarks/tables.py runs/laptop-seed0       # or the folder of a report on several seeds
+    python benchmarks/tables.py runs/laptop-seed0       # or the folder of a report on several runs
 
 Reads records.parquet and verdicts.json of the folder; the numbers in the README and in docs/results.md come from here.
 """
@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
+from tunescope.evidence.claims import LADDER
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records
 from tunescope.report.attacks import attack_rows
 from tunescope.report.interventions import CHANGES, JAILBREAKS, alpha_rows, change_rows
 from tunescope.report.select import final_rows, headline_rows, strongest_rows
-from tunescope.report.tables import GLYPHS, TIMES
+from tunescope.report.tables import DASH, GLYPHS, TIMES
 
 WANTED = (("safe", "compliance"), ("unsafe", "refusal"), (JAILBREAKS, "compliance"))
 SAID = {"compliance": "answered", "refusal": "refused"}
@@ -46,21 +47,40 @@ def rates(rows: pd.DataFrame, corner: str, column: str = "kind") -> str:
     return table(corner, names, {m: [cells.get((m, name), "") for name in names] for m in models})
 
 
-def verdicts(told: dict[str, Any]) -> str:
-    columns = list(dict.fromkeys((v["protocol"], v["learning_rate"]) for v in told["verdicts"]))
-    found = {(v["claim"], v["protocol"], v["learning_rate"]): v for v in told["verdicts"]}
+def ladders(told: dict[str, Any]) -> str:
+    """By claim and model, the marks of all rungs, and the effect beyond chance."""
+    models = list(dict.fromkeys(v["model"] for v in told["verdicts"]))
+    found = {(v["claim"], v["model"], v["rung"]): v for v in told["verdicts"]}
     rows = {}
     for claim in told["claims"]:
-        ratio = claim["unit"] == "ratio"
-        form = "{:.2f}" if ratio else "{:+.2f}"
         cells = []
-        for column in columns:
-            v = found.get((claim["name"], *column))
-            numbers = [v[k] if v else None for k in ("estimate", "low", "high")]
-            shown = [math.exp(x) if ratio and x is not None else x for x in numbers]
-            cells.append(f"{GLYPHS[v['outcome']]} {f'{TIMES} ' * ratio}{interval(*shown, form)}" if v else "")
+        for model in models:
+            steps = [found.get((claim["name"], model, rung)) for rung in claim["rungs"]]
+            marks = "".join(GLYPHS[v["outcome"]] if v else DASH for v in steps)
+            cells.append(f"{marks} {_effect(claim, steps[0])}" if any(steps) else "")
         rows[claim["name"].replace("|", "\\|")] = cells
-    return table("claim", [" ".join(column) for column in columns], rows)
+    return table("claim", models, rows)
+
+
+def rungs(told: dict[str, Any]) -> str:
+    """By claim, model and rung, the effect beyond its control."""
+    found = {(v["claim"], v["model"], v["rung"]): v for v in told["verdicts"]}
+    rows = {}
+    for claim in told["claims"]:
+        for model in dict.fromkeys(v["model"] for v in told["verdicts"]):
+            steps = [found.get((claim["name"], model, rung.name)) for rung in LADDER]
+            if any(steps):
+                cells = [f"{GLYPHS[v['outcome']]} {_effect(claim, v)}" if v else DASH for v in steps]
+                rows[f"{claim['name']}, {model}".replace("|", "\\|")] = cells
+    return table("claim, model", [rung.name for rung in LADDER], rows)
+
+
+def _effect(claim: dict[str, Any], v: dict[str, Any] | None) -> str:
+    if v is None:
+        return ""
+    ratio = claim["unit"] == "ratio"
+    numbers = [math.exp(v[k]) if ratio and v[k] is not None else v[k] for k in ("estimate", "low", "high")]
+    return f"{f'{TIMES} ' * ratio}{interval(*numbers, '{:.2f}' if ratio else '{:+.2f}')}"
 
 
 def predictors(told: dict[str, Any]) -> str:
@@ -114,7 +134,8 @@ def main() -> None:
     for text in (
         *(rates(behaviour[behaviour["metric"] == outcome], outcome) for outcome in SAID),
         rates(attacked, "attack success", "name"),
-        verdicts(told),
+        ladders(told),
+        rungs(told),
         predictors(told),
         alphas(records),
         changes(records),

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunescope.records.names import BASE, BENIGN, EVERYWHERE, REFUSAL, UNSAFE, W_IN
+from tunescope.records.names import BASE, BENIGN, EVERYWHERE, REFUSAL, SEEN, UNSAFE, W_IN
 from tunescope.report.draw import (
     CHANCE,
     Look,
@@ -22,7 +22,7 @@ from tunescope.report.draw import (
     series_legend,
 )
 from tunescope.report.select import behaviour_rows, final_rows, inside_rows, of_course
-from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, rate_labels
+from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, protocol_label, rate_labels
 
 FAINT = "#aaaaaa"
 SPECIALISATION = {
@@ -57,14 +57,14 @@ def cluster_rows(records: pd.DataFrame) -> pd.DataFrame:
 def clusters(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """τ of the activations after the MLP's non-linearity, at the last token of the prompt: positive nearer the mean of
     the safe prompts, negative nearer that of the unsafe ones. Mean and standard deviation over prompts. In grey, on the
-    same axes: benign fine-tuning at the same rate or, where there is none, the base.
+    same axes: seen, or benign fine-tuning, at the same rate or, where there is neither, the base.
     """
-    behind = BENIGN if BENIGN in {model.protocol for model in models} else BASE
-    tested = {m.series: m.title for m in models if m.protocol not in (BASE, BENIGN)}
+    behind = next((p for p in (SEEN, BENIGN) if p in {model.protocol for model in models}), BASE)
+    tested = {m.series: m.title for m in models if m.protocol not in (BASE, behind)}
     titles = tested or {m.series: m.title for m in models}
     faint = rows[rows["protocol"] == behind].assign(series="", model="behind " + rows["kind"])
     own = rows.assign(series=rows["model"].map({m.name: m.series for m in models}), model=rows["kind"])
-    name = f"the same, {'benign fine-tuning' if behind == BENIGN else 'the base'}"
+    name = f"the same, {'the base' if behind == BASE else protocol_label(behind)}"
     lines = [drawn_as(f"behind {kind}", FAINT, marker, name) for kind, (_, marker) in CLASSES.items()]
     lines += [drawn_as(kind, *look, f"{kind} prompts") for kind, look in CLASSES.items()]
     look: Look = {
@@ -207,8 +207,10 @@ def _dots_by_model(rows: pd.DataFrame, by: str, models: list[Model], ylabel: str
     """One column per model, one point with its interval per value of the column `by`."""
 
     def draw(panel: Axes, _: str) -> None:
-        dots(panel, rows, "model", {model.name: model.label.replace(" ", "\n") for model in models}, by, looks)
+        many = len(models) > 10
+        labels = {model.name: model.label if many else model.label.replace(" ", "\n") for model in models}
+        dots(panel, rows, "model", labels, by, looks)
         panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
-        panel.tick_params(axis="x", rotation=60 if len(models) > 14 else 0)
+        panel.tick_params(axis="x", rotation=60 if many else 0)
 
     return facet(draw, {"": ""}, height=2.6, margin=0, xlabel="model", ylabel=ylabel, legend=look_legend(looks))

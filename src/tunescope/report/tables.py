@@ -8,7 +8,7 @@ import pandas as pd
 
 from tunescope.evidence.claims import LADDER, Claim, Rung
 from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed, standing
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, REFUSAL, W_IN
+from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, REFUSAL, SEEN, W_IN
 from tunescope.report.reading import Entry
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, wanted
@@ -217,7 +217,7 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
         yield "The tiny study is for a first look and for tests: its models and samples are too small for results."
     protocols, metrics = set(records["protocol"]), set(records["metric"])
     if GIVEN in protocols and BASE in protocols:
-        if BENIGN not in protocols:
+        if not protocols & {BENIGN, SEEN}:
             yield (
                 "No benign fine-tune stands beside the given one: whatever any fine-tuning would have done counts for "
                 "the claims."
@@ -225,7 +225,7 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
         of_given = records[(records["protocol"] == GIVEN) & (records["metric"] == "relative_norm")]
         sizes = of_given.loc[of_given["site"] == W_IN, "value"]
         if len(sizes) and not sizes.any():
-            yield "W_in has not changed in any layer: there are no verdicts on claims 2, 3 and 5b."
+            yield "W_in has not changed in any layer: nothing is said of claims 2, 3 and 5b."
         if "tau" in metrics and "sensitivity" not in metrics:
             yield "A part of a model was not on its device: sensitivity and ablation (claims 4, 5c, 6) were left out."
     shares = records[records["metric"] == "opening_share"].groupby("model")["value"].mean()
