@@ -336,13 +336,39 @@ def test_an_intervention_is_judged_against_another_at_its_dial() -> None:
 def test_an_intervention_on_everything_is_not_taken_for_one_on_a_part() -> None:
     values = {("scaled", 0.5, "all"): 0.8, ("scaled", 0.5, "mlp"): 0.3}
     own = changed(values, "refusal_removed")
-    seen = own.assign(protocol="seen", model="seen-eta_m", value=0.1)
+    seen = own.assign(protocol="seen", model="seen-eta_m", value=0.1, metric="refusal_lost")
     both = pd.concat([own, seen])
     assert [v.estimate for v in rungs(both, CLAIM["7a"]).values()] == pytest.approx([0.8, 0.7])
     assert [v.estimate for v in rungs(both, replace(CLAIM["7a"], scope="mlp")).values()] == pytest.approx([0.3, 0.2])
     values = {("scaled", 0.5, "W_in"): 0.8, ("scaled", 0.5, "mlp"): 0.3}
     missing = judge(changed(values, "refusal_removed"), (replace(CLAIM["7a"], scope=""),)).not_judged[0]
     assert "several scopes; the claim must name one" in missing.reason
+
+
+def test_controls_and_random_directions_are_not_spared_for_babbling() -> None:
+    """What they take of refusal counts in whole; what the model's own change takes counts where it does not babble."""
+    take, chance = ("direction_ablated", math.nan, "resid_post"), ("random_direction_ablated", math.nan, "resid_post")
+    lost = changed({take: 0.9, chance: 0.3}, "refusal_lost")
+    removed = changed({take: 0.9, chance: 0.0}, "refusal_removed")
+    other = pd.concat(
+        [changed({take: 0.8, chance: 0.1}, "refusal_lost"), changed({take: 0.0, chance: 0.0}, "refusal_removed")]
+    )
+    styled = pd.concat(other).assign(protocol="styled", model="styled-eta_m")
+    found = rungs(pd.concat([lost, removed, styled]).astype(dict.fromkeys(TEXTS, "category")), CLAIM["6a"])
+    assert {rung: v.estimate for rung, v in found.items()} == pytest.approx({"chance": 0.6, "behaviour": -0.1})
+
+
+def test_the_error_of_random_draws_is_of_their_mean_on_every_rung() -> None:
+    rng, entry = np.random.default_rng(0), CLAIM["2"]
+    blocks = {}
+    for protocol in ("ssft", "seen", "attribute"):
+        blocks[protocol, "null_share", "", "", 0] = np.array([0.7])
+        blocks[protocol, "null_share", "", "rotated", 0] = rng.normal(0.7, 0.01, size=100)
+    found = rungs(frame(blocks), entry)
+    width = {rung: v.high - v.low for rung, v in found.items()}
+    assert width["tuning"] == pytest.approx(width["refusing"], rel=0.1)
+    assert width["chance"] > 5 * width["tuning"]
+    assert {(v.over, v.n) for v in found.values()} == {("draws", 100)}
 
 
 def levels(values: Mapping[str, float], rate: str = "eta_m") -> pd.DataFrame:

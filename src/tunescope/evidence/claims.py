@@ -350,6 +350,7 @@ claim(
         found="jailbreaks that no longer get through at alpha = 1.5, less the safe prompts no longer answered",
         figure="alpha",
         intervention="scaled",
+        rungs=("chance", "tuning"),  # a style is the right answer where all of the prompt is in dialect
         dial=1.5,
         scope=EVERYWHERE,
     )

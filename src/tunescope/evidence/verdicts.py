@@ -15,7 +15,7 @@ from tunescope.errors import shown
 from tunescope.evidence.claims import LADDER, ROTATED, SHARE, Claim, Rung, claims_for
 from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, Interval, over_prompts, over_runs, weighted
 from tunescope.records.intervals import Groups
-from tunescope.records.names import ATTRIBUTE, BASE, CONTROLS, EVERYWHERE, GIVEN, LORA, OTHER_LABELS
+from tunescope.records.names import ATTRIBUTE, BASE, CONTROLS, EVERYWHERE, GIVEN, LORA, LOST, OTHER_LABELS, REMOVED
 
 LEVEL = 0.05  # false discovery rate over all that is judged
 
@@ -25,7 +25,7 @@ class Outcome(StrEnum):
 
     SUPPORTED = "SUPPORTED"  # all of it at s or above, and q at most 0.05
     SMALLER = "SMALLER"  # above zero, and below s
-    ABSENT = "ABSENT"  # within -s and s, zero included
+    ABSENT = "ABSENT"  # within -s and s, and not above zero
     REVERSED = "REVERSED"  # at -s or below
     OPEN = "OPEN"  # none of these
 
@@ -192,7 +192,7 @@ class _Table:
         self.models = [_Model(*map(str, row)) for row in about.itertuples(index=False)]
         self.seeds = sorted(map(int, scores["seed"].unique()))
         self._blocks: dict[tuple[int, str, str, str, str], dict[_Change, _ByKind]] = {}
-        rows = scores[scores["metric"].isin([claim.metric for claim in claims])]
+        rows = scores[scores["metric"].isin([each.metric for claim in claims for each in (claim, _ungated(claim))])]
         which = ["seed", "model", "metric", "control", "intervention"]
         where = ["dial", "scope", "attack", "kind", "strength"]  # in this order, the greatest strength is what stays
         number = rows.groupby([*which, *where], observed=True, dropna=False).ngroup().to_numpy()
@@ -253,7 +253,8 @@ class _Table:
         """The model of a protocol that stands beside another: of its learning rate, but for models of no known one."""
         seen = {key[1] for key in self._blocks if key[0] == seed}
         models = [model for model in self.models if model.protocol == protocol and model.name in seen]
-        models.sort(key=lambda model: model.name.endswith(LORA) != like.name.endswith(LORA))  # adapters beside adapters
+        # Adapters beside adapters; then by name, not by the order of the rows.
+        models.sort(key=lambda model: (model.name.endswith(LORA) != like.name.endswith(LORA), model.name))
         same = [model for model in models if model.rate == like.rate or protocol.startswith(BASE)]
         return next(iter(same or (models if like.protocol == GIVEN else [])), None)
 
@@ -303,6 +304,11 @@ class _Effect(NamedTuple):
     spread: float = 0.0
     draws: int = 0
 
+    @property
+    def error_of_draws(self) -> float:
+        """Of their mean: what a control is set against is how far both are from chance on average."""
+        return self.spread / math.sqrt(max(1, self.draws))
+
 
 def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
     rows: list[tuple[Contrast, float, str]] = []
@@ -318,7 +324,8 @@ def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
             raise reason
         raise _NotMeasuredError(f"In {len(missing)} of {len(table.seeds)} runs (seed {first_missing}): {reason}")
     contrasts = [contrast for contrast, _, _ in rows]
-    found: Interval = over_runs(contrasts, 1.0 if claim.unit == SHARE else None)
+    bound = (2.0 if rung.protocols else 1.0) if claim.unit == SHARE else None
+    found: Interval = over_runs(contrasts, bound)
     n, first = len(rows), contrasts[0]
     return Verdict(
         claim.name,
@@ -342,6 +349,7 @@ def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
 def _of_run(table: _Table, claim: Claim, seed: int, model: _Model, rung: Rung) -> tuple[Contrast, float, str]:
     """The contrast within one run, the model's own number, and the name of the control."""
     mine = _effect(table, claim, seed, model)
+    everything = _ungated(claim)
     if not rung.protocols:
         return _contrast(claim, mine), mine.own, claim.against or claim.chance or "zero"
     control = next((m for p in rung.protocols if (m := table.of(p, seed, model))), None)
@@ -349,9 +357,9 @@ def _of_run(table: _Table, claim: Claim, seed: int, model: _Model, rung: Rung) -
         rate = f" of learning rate {shown(model.rate)}" if model.rate else ""
         names = " or ".join(map(repr, rung.protocols))
         raise _NotMeasuredError(f"No control: no model of protocol {names}{rate} was measured.")
-    theirs = _effect(table, claim, seed, control)
+    theirs = _effect(table, everything, seed, control)
     if _labels(control) != _labels(model):
-        one, other = _contrast(claim, mine), _contrast(claim, theirs)
+        one, other = (_contrast(claim, each._replace(spread=each.error_of_draws)) for each in (mine, theirs))
         error = None if one.error is None or other.error is None else math.hypot(one.error, other.error)
         return replace(one, estimate=one.estimate - other.estimate, error=error), mine.own, control.name
     for kind, sample in mine.values.items():
@@ -364,7 +372,8 @@ def _of_run(table: _Table, claim: Claim, seed: int, model: _Model, rung: Rung) -
         mine.own,
         {k: _Sample(of.values - theirs.values[k].values, of.groups) for k, of in mine.values.items()},
         mine.drawn - theirs.drawn,
-        math.hypot(mine.spread, theirs.spread) / math.sqrt(max(1, mine.draws)),  # of the mean of the draws
+        math.hypot(mine.error_of_draws, theirs.error_of_draws),
+        mine.draws,
     )
     return _contrast(claim, beyond), mine.own, control.name
 
@@ -377,7 +386,7 @@ def _effect(table: _Table, claim: Claim, seed: int, model: _Model) -> _Effect:
     own = _of_kinds(claim, weights, by_kind)
     value = weighted({kind: sample.values for kind, sample in own.items()}, weights)
     if claim.against:
-        return _Effect(value, _less(own, _of_kinds(claim, weights, _against(table, claim, seed, model, at))))
+        return _Effect(value, _less(own, _of_kinds(claim, weights, _against(table, _ungated(claim), seed, model, at))))
     if claim.chance == BASE:
         before = table.find(claim, seed, table.base(seed, model), "")[1]
         return _Effect(value, _less(own, _of_kinds(claim, weights, before)))
@@ -386,6 +395,13 @@ def _effect(table: _Table, claim: Claim, seed: int, model: _Model) -> _Effect:
         draws = np.asarray(sum(weight * drawn[kind].values for kind, weight in weights.items()))
         return _Effect(value, own, float(draws.mean()), float(draws.std(ddof=1)), len(draws))
     return _Effect(value, own)
+
+
+def _ungated(claim: Claim) -> Claim:
+    """The same of what stands beside the model: that a control, or a random direction, makes it babble is no reason to
+    count less of the refusal that is lost.
+    """
+    return replace(claim, metric=LOST) if claim.metric == REMOVED else claim
 
 
 def _against(table: _Table, claim: Claim, seed: int, model: _Model, at: _Change) -> _ByKind:

@@ -40,7 +40,7 @@ def resolve(config: ComputeConfig) -> Compute:
     """Choose what `auto` stands for on this machine.
 
     On CPUs transformers' eager attention is the faster one at these lengths (backward above all), and compilation
-    does not pay for its start (see docs/results.md); on GPUs it is the other way round.
+    does not pay for its start (see docs/results-0.1.md); on GPUs it is the other way round.
 
     Raises:
         InputError: unknown or unavailable device.

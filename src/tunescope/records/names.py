@@ -17,6 +17,7 @@ W_IN = "W_in"  # the matrix that the paper looks at
 MECHANISTIC = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")
 MARGIN = "refusal_margin"
 REACHED = "target_reached"  # a search got the answer that it was after, word for word
+LOST = "refusal_lost"  # to a change inside the model
 REMOVED = "refusal_removed"  # refusal lost by a change that leaves the answers to safe prompts as they were
 LOG_ODDS = "opening_log_odds"  # of stock refusals against other stock openings
 # Scores that stages write whatever probes there are.
@@ -28,7 +29,7 @@ STAGES_MEASURE = (
     LOG_ODDS,
     "opening_share",
     "compliance_lost",
-    "refusal_lost",
+    LOST,
     REMOVED,
     *MECHANISTIC,
 )

@@ -87,8 +87,10 @@ def run_seeds(studies: Sequence[Study], folder: Path, *, update: bool = False, s
     """
     check_joint(folder)
     folders = [folder.with_name(f"{folder.name}-seed{study.seed}") for study in studies]
+    dtype = settled(studies[0], folders[0]).compute.dtype  # one for all, or they could not be joined
+    studies = [study.changed(compute={"dtype": dtype}) for study in studies]
     for study, place in zip(studies, folders, strict=True):
-        check(place, settled(with_names(study), place), update)  # all of them, before the first one takes its time
+        check(place, with_names(study), update)  # all of them, before the first one takes its time
     for study, place in zip(studies, folders, strict=True):
         say(f"seed {study.seed}: {place}")
         say(f"{run(study, place, update=update, skip=skip)}: estimates of this run")
