@@ -353,7 +353,7 @@ def test_controls_and_random_directions_are_not_spared_for_babbling() -> None:
     other = pd.concat(
         [changed({take: 0.8, chance: 0.1}, "refusal_lost"), changed({take: 0.0, chance: 0.0}, "refusal_removed")]
     )
-    styled = pd.concat(other).assign(protocol="styled", model="styled-eta_m")
+    styled = other.assign(protocol="styled", model="styled-eta_m")
     found = rungs(pd.concat([lost, removed, styled]).astype(dict.fromkeys(TEXTS, "category")), CLAIM["6a"])
     assert {rung: v.estimate for rung, v in found.items()} == pytest.approx({"chance": 0.6, "behaviour": -0.1})
 
