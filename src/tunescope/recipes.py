@@ -35,7 +35,7 @@ def recipe(function: Callable[[], Study]) -> Callable[[], Study]:
 
 @recipe
 def tiny() -> Study:
-    """A minute: for tests and for a first look. Its numbers are not results."""
+    """Some three minutes: for tests and for a first look. Its numbers are not results."""
     return Study(
         name="tiny",
         task=WorldConfig(
@@ -89,7 +89,7 @@ def tiny() -> Study:
 
 @recipe
 def laptop() -> Study:
-    """About 15 minutes on two cores: the paper's ideas at a size that learns there."""
+    """About 11 minutes a run on two cores: the paper's ideas at a size that learns there."""
     return Study(
         name="laptop",
         task=WorldConfig(mix_start=(0.1, 0.5, 0.2, 0.2), mix_end=(0.1, 0.5, 0.2, 0.2)),
