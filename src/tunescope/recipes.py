@@ -35,7 +35,7 @@ def recipe(function: Callable[[], Study]) -> Callable[[], Study]:
 
 @recipe
 def tiny() -> Study:
-    """Some three minutes: for tests and for a first look. Its numbers are not results."""
+    """Some two minutes: for tests and for a first look. Its numbers are not results."""
     return Study(
         name="tiny",
         task=WorldConfig(
