@@ -56,6 +56,18 @@ def test_groups_of_prompts_vary_together() -> None:
     assert shares.n == 3
 
 
+def test_prompts_of_no_group_are_each_their_own() -> None:
+    """Whatever their number, and whatever the groups of another kind."""
+    rng = np.random.default_rng(0)
+    values = {kind: rng.normal(size=40) for kind in ("grouped", "one", "other")}
+    weights = {"grouped": 1.0, "one": 1.0, "other": -1.0}
+    found = over_prompts(values, weights, groups={"grouped": np.arange(40) // 2, "one": None, "other": None})
+    apart = over_prompts({k: values[k] for k in ("one", "other")}, {"one": 1.0, "other": -1.0})
+    alone = over_prompts({"grouped": values["grouped"]}, {"grouped": 1.0}, groups={"grouped": np.arange(40) // 2})
+    assert found.n == 20 + 40 + 40
+    assert found.error == pytest.approx((alone.error**2 + apart.error**2) ** 0.5, rel=0.05)
+
+
 def runs(*estimates: float, error: float | None = None) -> list[Contrast]:
     return [Contrast(estimate, error, "prompts", 9) for estimate in estimates]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tunescope.config import GROUPS, LanguageConfig, Study
 from tunescope.errors import InputError
@@ -125,7 +126,7 @@ def test_every_setting_is_accounted_for() -> None:
 def test_what_one_name_sets_is_given_to_its_own_stages(
     change: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunescope.study.graph.resolve", lambda _: type("C", (), {"device": "cpu"})())
+    monkeypatch.setattr("tunescope.study.graph.device_of", lambda _: torch.device("cpu"))
     monkeypatch.setattr("tunescope.study.graph._Layout._check_task", lambda _: type("T", (), {"knows_answers": True}))
     before, after = own_inputs(STUDY, tmp_path), own_inputs(override(STUDY, [change]), tmp_path)
     assert {name for name in before if before[name] != after[name]} == expected

@@ -88,6 +88,11 @@ class Claim:
     against: str = ""
     against_dial: float | None = None
 
+    @property
+    def ladder(self) -> tuple[Rung, ...]:
+        """The rungs on which it can be judged."""
+        return tuple(rung for rung in LADDER if rung.name in self.rungs)
+
 
 CLAIMS: Registry[Claim] = Registry("claim")
 

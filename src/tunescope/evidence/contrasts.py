@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import stats
+
+from tunescope.records.intervals import Groups
 
 CONFIDENCE = 0.95
 FEWEST_RUNS = 3  # from which on there are verdicts
 
 ByKind = Mapping[str, Float[np.ndarray, " n"]]
 Weights = Mapping[str, float]
-GroupsByKind = Mapping[str, Int[np.ndarray, " n"]]
+GroupsByKind = Mapping[str, Groups]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def over_prompts(
             extreme, count for the error, so that there is one where all prompts agree (the adjustment of Bonett & Price
             2012, Adjusted Wald confidence interval for a difference of binomial proportions, sec. 2).
         groups: of each prompt, where prompts of a group vary together; the same number is the same group in all kinds.
-            The error is over groups (Liang & Zeger 1986, cluster-robust).
+            Where a kind has none, each of its prompts is one. The error is over groups (Liang & Zeger 1986,
+            cluster-robust).
 
     Raises:
         ValueError: a kind with more prompts at one strength than at another.
@@ -72,13 +75,16 @@ def over_prompts(
     sums = _sums(varied, weights)
     if min(map(len, sums.values())) - 2 * shares < 2:
         return Contrast(estimate, None, "prompts", 1)
-    if groups is None:
+    by_kind = {at.partition("@")[0]: of for at, of in (groups or {}).items()}
+    if not any(of is not None for of in by_kind.values()):
         error = sum(v.var(ddof=1) / len(v) for v in sums.values()) ** 0.5
         return Contrast(estimate, float(error), "prompts", sum(len(v) for v in sums.values()) - 2 * shares * len(sums))
     beyond: dict[object, float] = {}
     for kind, v in sums.items():
-        extreme = [(kind, "least"), (kind, "most")] if shares else []  # each a group of its own
-        for group, one in zip([*groups[_first(kind, groups)].tolist(), *extreme], v - v.mean(), strict=True):
+        of = by_kind.get(kind)
+        numbers: list[object] = [] if of is None else of.tolist()
+        numbers += [(kind, i) for i in range(len(numbers), len(v))]  # of no group, and the extremes: each its own
+        for group, one in zip(numbers, v - v.mean(), strict=True):
             beyond[group] = beyond.get(group, 0.0) + one / len(v)
     n = len(beyond)
     error = (n / (n - 1) * sum(each**2 for each in beyond.values())) ** 0.5
@@ -110,11 +116,6 @@ def over_runs(runs: Sequence[Contrast], bound: float | None = None) -> Interval:
     if bound is not None:
         low, high = max(low, min(-bound, mean)), min(high, max(bound, mean))
     return Interval(mean, low, high, p)
-
-
-def _first(kind: str, groups: GroupsByKind) -> str:
-    """Where the groups of a kind stand, which are the same at every strength."""
-    return next(at for at in groups if at.partition("@")[0] == kind)
 
 
 def _sums(differences: ByKind, weights: Weights) -> dict[str, Float[np.ndarray, " _"]]:

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from scipy.stats import false_discovery_control
 
 from tunescope.errors import shown
-from tunescope.evidence.claims import LADDER, ROTATED, SHARE, Claim, Rung, claims_for
-from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, Interval, over_prompts, over_runs, weighted
+from tunescope.evidence.claims import ROTATED, SHARE, Claim, Rung, claims_for
+from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, over_prompts, over_runs, weighted
 from tunescope.records.intervals import Groups
-from tunescope.records.names import ATTRIBUTE, BASE, CONTROLS, EVERYWHERE, GIVEN, LORA, LOST, OTHER_LABELS, REMOVED
+from tunescope.records.names import BASE, CONTROLS, EVERYWHERE, GIVEN, LORA, LOST, OTHER_LABELS, OWN_LABELS, REMOVED
 
 LEVEL = 0.05  # false discovery rate over all that is judged
 
@@ -103,7 +103,7 @@ def judge(scores: pd.DataFrame, claims: Sequence[Claim] | None = None) -> Judgem
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for claim in asked:
         for model in [m for m in table.models if not _aside(m)]:
-            for rung in (rung for rung in LADDER if rung.name in claim.rungs):
+            for rung in claim.ladder:
                 try:
                     drafts.append(_verdict(table, claim, model, rung))
                 except _NotMeasuredError as reason:
@@ -260,7 +260,7 @@ class _Table:
 
     def base(self, seed: int, model: _Model) -> _Model | None:
         """The base, measured with the labels of this model."""
-        return self.of(BASE + (f"{OTHER_LABELS}{ATTRIBUTE}" if _labels(model) else ""), seed, model)
+        return self.of(BASE + (f"{OTHER_LABELS}{model.protocol}" if _labels(model) else ""), seed, model)
 
 
 def _aside(model: _Model) -> bool:
@@ -269,7 +269,7 @@ def _aside(model: _Model) -> bool:
 
 def _labels(model: _Model) -> bool:
     """Whether its prompts are labelled by another thing than their safety: they are not those of other models then."""
-    return model.protocol == ATTRIBUTE
+    return model.protocol in OWN_LABELS
 
 
 def _attacked(attack: str, kind: str, dial: float) -> str:
@@ -325,7 +325,7 @@ def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
         raise _NotMeasuredError(f"In {len(missing)} of {len(table.seeds)} runs (seed {first_missing}): {reason}")
     contrasts = [contrast for contrast, _, _ in rows]
     bound = (2.0 if rung.protocols else 1.0) if claim.unit == SHARE else None
-    found: Interval = over_runs(contrasts, bound)
+    found = over_runs(contrasts, bound)
     n, first = len(rows), contrasts[0]
     return Verdict(
         claim.name,
@@ -349,7 +349,6 @@ def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
 def _of_run(table: _Table, claim: Claim, seed: int, model: _Model, rung: Rung) -> tuple[Contrast, float, str]:
     """The contrast within one run, the model's own number, and the name of the control."""
     mine = _effect(table, claim, seed, model)
-    everything = _ungated(claim)
     if not rung.protocols:
         return _contrast(claim, mine), mine.own, claim.against or claim.chance or "zero"
     control = next((m for p in rung.protocols if (m := table.of(p, seed, model))), None)
@@ -357,20 +356,14 @@ def _of_run(table: _Table, claim: Claim, seed: int, model: _Model, rung: Rung) -
         rate = f" of learning rate {shown(model.rate)}" if model.rate else ""
         names = " or ".join(map(repr, rung.protocols))
         raise _NotMeasuredError(f"No control: no model of protocol {names}{rate} was measured.")
-    theirs = _effect(table, everything, seed, control)
+    theirs = _effect(table, _ungated(claim), seed, control)
     if _labels(control) != _labels(model):
         one, other = (_contrast(claim, each._replace(spread=each.error_of_draws)) for each in (mine, theirs))
         error = None if one.error is None or other.error is None else math.hypot(one.error, other.error)
         return replace(one, estimate=one.estimate - other.estimate, error=error), mine.own, control.name
-    for kind, sample in mine.values.items():
-        if len(sample.values) != len(theirs.values[kind].values):
-            raise ValueError(
-                f"scores: {claim.metric} of {model.name}, seed {seed}: {len(sample.values)} {kind} prompts, "
-                f"but {len(theirs.values[kind].values)} in its control"
-            )
     beyond = _Effect(
         mine.own,
-        {k: _Sample(of.values - theirs.values[k].values, of.groups) for k, of in mine.values.items()},
+        _less(mine.values, theirs.values, f"{claim.metric} of {model.name}, seed {seed}"),
         mine.drawn - theirs.drawn,
         math.hypot(mine.error_of_draws, theirs.error_of_draws),
         mine.draws,
@@ -382,14 +375,15 @@ def _effect(table: _Table, claim: Claim, seed: int, model: _Model) -> _Effect:
     at, by_kind = table.find(claim, seed, model, claim.intervention, (claim.dial, claim.scope))
     if not claim.weights and "" not in by_kind:
         raise _NotMeasuredError(f"Metric {shown(claim.metric)} was measured of kinds of prompts alone.")
-    weights = claim.weights or {"": 1.0}
+    weights, about = claim.weights or {"": 1.0}, f"{claim.metric} of {model.name}, seed {seed}"
     own = _of_kinds(claim, weights, by_kind)
     value = weighted({kind: sample.values for kind, sample in own.items()}, weights)
     if claim.against:
-        return _Effect(value, _less(own, _of_kinds(claim, weights, _against(table, _ungated(claim), seed, model, at))))
+        other = _against(table, _ungated(claim), seed, model, at)
+        return _Effect(value, _less(own, _of_kinds(claim, weights, other), about))
     if claim.chance == BASE:
         before = table.find(claim, seed, table.base(seed, model), "")[1]
-        return _Effect(value, _less(own, _of_kinds(claim, weights, before)))
+        return _Effect(value, _less(own, _of_kinds(claim, weights, before), about))
     if claim.chance == ROTATED:
         drawn = _of_kinds(claim, weights, table.find(claim, seed, model, claim.intervention, at, ROTATED)[1])
         draws = np.asarray(sum(weight * drawn[kind].values for kind, weight in weights.items()))
@@ -414,30 +408,28 @@ def _against(table: _Table, claim: Claim, seed: int, model: _Model, at: _Change)
     return table.find(claim, seed, model, claim.against, (claim.against_dial, claim.scope))[1]
 
 
-def _less(own: _ByKind, other: _ByKind) -> _ByKind:
+def _less(own: _ByKind, other: _ByKind, about: str) -> _ByKind:
+    """Prompt by prompt, less the same of a control.
+
+    Raises:
+        ValueError: the two were not scored on as many prompts.
+    """
     for kind, sample in own.items():
         if len(sample.values) != len(other[kind].values):
-            raise ValueError(
-                f"scores: {len(sample.values)} {kind} prompts, but {len(other[kind].values)} in the control"
-            )
+            numbers = f"{len(sample.values)} {kind} prompts, but {len(other[kind].values)} in the control"
+            raise ValueError(f"scores: {about}: {numbers}")
     return {kind: _Sample(of.values - other[kind].values, of.groups) for kind, of in own.items()}
 
 
 def _contrast(claim: Claim, effect: _Effect) -> Contrast:
     """Of an effect, over prompts and, where there are any, random draws."""
-    weights = claim.weights or {"": 1.0}
     values = {kind: sample.values for kind, sample in effect.values.items()}
-    known = {kind: sample.groups for kind, sample in effect.values.items() if sample.groups is not None}
-    groups = {k: known.get(k, np.arange(len(v)) - len(v)) for k, v in values.items()} if known else None
-    found = over_prompts(values, weights, shares=claim.unit == SHARE, groups=groups)
-    errors = [error for error in (found.error, effect.spread or None) if error is not None]
-    return replace(
-        found,
-        estimate=found.estimate - effect.drawn,
-        error=math.hypot(*errors) if errors else None,
-        over=found.over if found.error is not None or not effect.draws else "draws",
-        n=found.n if found.error is not None or not effect.draws else effect.draws,
-    )
+    groups = {kind: sample.groups for kind, sample in effect.values.items()}
+    found = over_prompts(values, claim.weights or {"": 1.0}, shares=claim.unit == SHARE, groups=groups)
+    if effect.draws and found.error is None:
+        found = replace(found, error=0.0 if effect.spread else None, over="draws", n=effect.draws)
+    error = None if found.error is None else math.hypot(found.error, effect.spread)
+    return replace(found, estimate=found.estimate - effect.drawn, error=error)
 
 
 def _of_kinds(claim: Claim, weights: Mapping[str, float], by_kind: _ByKind) -> _ByKind:

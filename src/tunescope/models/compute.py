@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import convert_file_size_to_int
@@ -45,9 +45,9 @@ def resolve(config: ComputeConfig) -> Compute:
     Raises:
         InputError: unknown or unavailable device.
     """
-    device = _device(config.device)
+    device = device_of(config)
     on_gpu = device.type == "cuda"
-    dtype = getattr(torch, config.dtype) if config.dtype != "auto" else fastest_dtype(device)
+    dtype = getattr(torch, config.dtype if config.dtype != "auto" else fastest_dtype(device))
     compiled = on_gpu if config.compile == "auto" else config.compile == "on"
 
     def logps(model: PreTrainedModel, tokens: Tensor, *more: Any) -> Tensor:
@@ -97,7 +97,9 @@ def deterministic(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _device(name: str) -> torch.device:
+def device_of(config: ComputeConfig) -> torch.device:
+    """Raises InputError: unknown or unavailable device."""
+    name = config.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -112,7 +114,7 @@ def _device(name: str) -> torch.device:
 
 
 @cache
-def fastest_dtype(device: torch.device, rows: int = 2048, width: int = 96) -> torch.dtype:
+def fastest_dtype(device: torch.device, rows: int = 2048, width: int = 96) -> Literal["float32", "bfloat16"]:
     """The type in which the products of a training step are faster here: bfloat16 where it saves a fifth of the time.
 
     Timed, in turn, on the first matrix of an MLP, forward and back, under autocast. What a CPU says that it can do is
@@ -122,7 +124,7 @@ def fastest_dtype(device: torch.device, rows: int = 2048, width: int = 96) -> to
         rows: tokens of a pass. width: of the residual stream.
     """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float32
+        return "float32"
     x = torch.ones(rows, width, device=device, requires_grad=True)
     w = torch.ones(4 * width, width, device=device, requires_grad=True)
 
@@ -137,4 +139,4 @@ def fastest_dtype(device: torch.device, rows: int = 2048, width: int = 96) -> to
     both = torch.float32, torch.bfloat16
     taken = [[seconds(dtype) for dtype in both] for _ in range(10)][2:]  # the first ones set up
     float32, bfloat16 = (min(of) for of in zip(*taken, strict=True))
-    return torch.bfloat16 if bfloat16 < 0.8 * float32 else torch.float32
+    return "bfloat16" if bfloat16 < 0.8 * float32 else "float32"

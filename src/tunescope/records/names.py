@@ -4,6 +4,7 @@ BASE = "base"  # the model before fine-tuning: its name, and its protocol
 BENIGN = "benign"  # the protocol that has nothing to do with safety: the control
 SEEN, STYLED, ATTRIBUTE = "seen", "styled", "attribute"  # protocols that are controls, too
 OTHER_LABELS = "-as-"  # between the base and the control with whose labels it is measured
+OWN_LABELS = (ATTRIBUTE,)  # lessons that label prompts by another thing than their safety
 CONTROLS = (BENIGN, SEEN, STYLED, ATTRIBUTE)
 LORA = "-lora"  # ends the name of a model of which adapters alone were trained
 GIVEN = "given"  # the protocol of a fine-tune that someone else made

@@ -17,6 +17,7 @@ from tunescope.evidence.verdicts import Judgement, as_data, judge
 from tunescope.files import remove, write_text
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
+from tunescope.registry import plugins_blamed
 from tunescope.report import tables
 from tunescope.report.figures import figures, in_order, save_figures
 from tunescope.report.ladder import ladder_rows
@@ -25,6 +26,7 @@ from tunescope.report.select import vector_rows
 from tunescope.report.style import KINDS, models_of, spaced
 
 
+@plugins_blamed("report")
 def render(folder: Path) -> Path:
     """Write `verdicts.json`, `figures/` and `report.html` of a run folder, and return the path of the page.
 

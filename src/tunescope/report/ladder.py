@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tunescope.evidence.claims import LADDER
 from tunescope.evidence.verdicts import Judgement, by_claim
 from tunescope.report.draw import facet, figure
 from tunescope.report.style import Model
@@ -27,14 +26,10 @@ def ladder_rows(judgement: Judgement) -> pd.DataFrame:
             if not any(v.outcome for v in its):
                 continue
             found = {v.rung: GLYPHS[v.outcome] for v in its}
-            glyphs = "".join(found.get(rung.name, DASH) for rung in LADDER if rung.name in claim.rungs)
-            about = {"model": model, "protocol": its[0].protocol, "learning_rate": its[0].learning_rate, "control": ""}
-            rows.append(
-                {**about, "metric": STANDING, "kind": claim.name, "value": height(claim, its), "outcome": glyphs}
-            )
-    return pd.DataFrame(
-        rows, columns=["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome"]
-    )
+            marks = "".join(found.get(rung.name, DASH) for rung in claim.ladder)
+            about = (model, its[0].protocol, its[0].learning_rate, "", STANDING, claim.name)
+            rows.append((*about, height(claim, its), marks))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 @figure("ladder", "What each claim is beyond", lambda records: records[records["metric"] == STANDING], point="cell")

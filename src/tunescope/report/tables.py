@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from tunescope.evidence.claims import LADDER, Claim, Rung
+from tunescope.evidence.claims import Claim, Rung
 from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed, standing
 from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, REFUSAL, SEEN, W_IN
 from tunescope.report.reading import Entry
@@ -117,12 +117,10 @@ def _judged(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]
     if not verdicts:
         return None
     by_rung = {v.rung: v for v in verdicts}
-    steps = [_step(claim, rung, by_rung.get(rung.name), labels) for rung in LADDER if rung.name in claim.rungs]
-    highest = standing(verdicts, claim)
-    beyond = {rung.name: f"beyond {rung.beyond}" for rung in LADDER}
-    first = by_rung[claim.rungs[0]].outcome if claim.rungs[0] in by_rung else None
-    stands = beyond[highest] if highest else LOWEST[first]
-    return Judged(stands, height(claim, verdicts), steps)
+    steps = [_step(claim, rung, by_rung.get(rung.name), labels) for rung in claim.ladder]
+    high, first = height(claim, verdicts), by_rung.get(claim.rungs[0])
+    stands = f"beyond {claim.ladder[high - 1].beyond}" if high else LOWEST[first.outcome if first else None]
+    return Judged(stands, high, steps)
 
 
 def height(claim: Claim, verdicts: Sequence[Verdict]) -> int:

@@ -33,6 +33,7 @@ class ModelRef(Config):
     Attributes:
         label: what it is called. protocol, learning_rate: see `Record`.
         step: its final step; None where training tells.
+        lesson: what its protocol teaches; it is measured on the labels of that lesson.
         source: what a model from elsewhere is known by; empty for models of the study.
         reader: whether it reads the task with the tokenizer, and in the template, of a model from elsewhere.
         template: chat template in which it reads prompts; None where they are plain.
@@ -44,6 +45,7 @@ class ModelRef(Config):
     protocol: str
     learning_rate: str = ""
     step: int | None = None
+    lesson: str = "refusal"
     source: dict[str, Any] = Field({})
     reader: bool = False
     template: str | None = None

@@ -27,17 +27,16 @@ from tunescope.config import (
     Overrides,
     ProbeConfig,
     Study,
-    TaskConfig,
     Trained,
     settings_of,
 )
 from tunescope.errors import InputError
 from tunescope.evidence.claims import CLAIMS
 from tunescope.interventions.base import INTERVENTIONS
-from tunescope.models.compute import limits, resolve
+from tunescope.models.compute import device_of, limits
 from tunescope.models.families import FAMILIES
 from tunescope.probes.view import PROBES
-from tunescope.records.names import ATTRIBUTE, BASE, GIVEN, LORA, OTHER_LABELS, SEEN, STAGES_MEASURE, STYLED
+from tunescope.records.names import ATTRIBUTE, BASE, GIVEN, LORA, OTHER_LABELS, OWN_LABELS, SEEN, STAGES_MEASURE, STYLED
 from tunescope.registry import Registry, import_all
 from tunescope.study import steps
 from tunescope.study.context import ANSWERS, ModelRef, build_task
@@ -146,7 +145,7 @@ def base_of(study: Study) -> ModelRef:
 class _Layout:
     def __init__(self, study: Study, folder: Path, skip: Collection[str]) -> None:
         self.study, self.folder, self.skip = study, folder, skip
-        self.device = resolve(study.compute).device
+        self.device = device_of(study.compute)
         self.trained = [tune for tune in study.tunes if isinstance(tune, Trained)]
         given = [tune for tune in study.tunes if isinstance(tune, Given)]
         if isinstance(study.base, Built):
@@ -204,6 +203,7 @@ class _Layout:
                     "protocol": tune.protocol,
                     "learning_rate": rate,
                     "step": study.tune.steps,
+                    "lesson": PROTOCOLS[tune.protocol].lesson,
                     "source": {},
                     "folder": f"models/{label}",
                     "base": "",
@@ -235,7 +235,9 @@ class _Layout:
         def parts(group: str, label: str, *more: str) -> tuple[str, ...]:
             return (f"parts/{group}-{label}.parquet", f"parts/scores-{group}-{label}.parquet", *more)
 
-        labelled = self._labelled(refs)
+        # Scores of the base with other labels are what a control with such labels is set against.
+        bases = {base.label: base for base in map(self._base_of, refs.values())}
+        labelled = {label: base for label, base in bases.items() if label != BASE}
         before |= dict.fromkeys(labelled, made[BASE])
         for label, ref in {**refs, **labelled}.items():
             evaluate = {name: getattr(study.evaluate, name) for name in ("prompts", "prompts_per_point", "strengths")}
@@ -246,7 +248,7 @@ class _Layout:
                 before[label],
                 *parts("behave", label),
             )
-        for label, ref in {BASE: self.base, **labelled, **refs}.items():
+        for label, ref in {**bases, **refs}.items():
             inputs = steps.Probing(**self.common(ref, PROBES, study.probe.probes), probe=study.probe)
             base = inputs.base.label
             after = [*before[label], *([probes[base]] if label != base else [])]
@@ -280,16 +282,12 @@ class _Layout:
             after = [*before[label], *(stage for name in others.values() for stage in made[name.label])]
             add(f"intervene-{label}", steps.intervene, intervene, after, *parts("intervene", label))
 
-    def _labelled(self, refs: Mapping[str, ModelRef]) -> dict[str, ModelRef]:
-        """The base, read with the labels of another lesson, where a control has such labels: its scores are what the
-        control's are set against.
-        """
-        found = {}
-        for ref in refs.values():
-            if ref.protocol == ATTRIBUTE:
-                label = f"{BASE}{OTHER_LABELS}{ref.protocol}"
-                found[label] = self.base.model_copy(update={"label": label, "protocol": label})
-        return found
+    def _base_of(self, ref: ModelRef) -> ModelRef:
+        """The base, measured with the labels that the model is measured with."""
+        if ref.lesson not in OWN_LABELS:
+            return self.base
+        label = f"{BASE}{OTHER_LABELS}{ref.lesson}"
+        return self.base.model_copy(update={"label": label, "protocol": label, "lesson": ref.lesson})
 
     def common(self, ref: ModelRef, registry: Registry[Any] | None = None, names: Names | None = ()) -> dict[str, Any]:
         code = tuple(digest for each in names or () if registry is not None and (digest := registry.code(each)))
@@ -297,7 +295,7 @@ class _Layout:
         task = TASKS.code(self.study.task.type)
         return {
             "seed": self.study.seed,
-            "task": self.task_of(ref),
+            "task": self.study.task.taught(ref.lesson),
             "model": ref,
             "base": self._base_of(ref),
             "compute": self.study.compute,
@@ -305,17 +303,6 @@ class _Layout:
             "memory": self.memory,
             "code": (*code, *([task] if task else [])),
         }
-
-    def _base_of(self, ref: ModelRef) -> ModelRef:
-        """The base, with the labels that the model is measured with."""
-        if ref.label.startswith(f"{BASE}{OTHER_LABELS}"):
-            return ref
-        return self._labelled({ref.label: ref}).get(f"{BASE}{OTHER_LABELS}{ref.protocol}", self.base)
-
-    def task_of(self, ref: ModelRef) -> TaskConfig:
-        """The task, teaching what the model's protocol teaches: its labels are those of the lesson."""
-        protocol = ref.protocol.removeprefix(f"{BASE}{OTHER_LABELS}")
-        return self.study.task.taught(PROTOCOLS[protocol].lesson if protocol in PROTOCOLS else "refusal")
 
     def _check_task(self) -> Task:
         """The task as the base reads it; of models that are built, it must be one that they can be pretrained on."""

@@ -4,13 +4,10 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import torch
-
 from tunescope.config import Built, Study
 from tunescope.errors import InputError
 from tunescope.files import write_text
-from tunescope.models.compute import deterministic, fastest_dtype, resolve
-from tunescope.registry import plugins_blamed
+from tunescope.models.compute import deterministic, device_of, fastest_dtype, resolve
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
 from tunescope.settings import read_study
@@ -59,8 +56,7 @@ def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[st
         tables = graph.tables(kept)
         do(total, tables)
         write_text(folder / "stages.json", json.dumps(times([*graph.stages, tables], folder), indent=1))
-        with plugins_blamed("report"):
-            return render(folder)
+        return render(folder)
 
 
 def settled(study: Study, folder: Path) -> Study:
@@ -72,9 +68,8 @@ def settled(study: Study, folder: Path) -> Study:
     except InputError:  # no run yet, or none that can be read, which `check` says
         chosen = "auto"
     if chosen == "auto":
-        device = resolve(study.compute.model_copy(update={"dtype": "float32"})).device
         width = study.base.width if isinstance(study.base, Built) else 1024
-        chosen = "bfloat16" if fastest_dtype(device, width=width) is torch.bfloat16 else "float32"
+        chosen = fastest_dtype(device_of(study.compute), width=width)
     return study.changed(compute={"dtype": chosen})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunescope.config import Study
-from tunescope.models.compute import resolve
+from tunescope.models.compute import device_of
 from tunescope.rng import Stream
 from tunescope.study.context import build_task
 from tunescope.study.graph import base_of, with_names
@@ -21,7 +21,7 @@ def prompts_of(study: Study, kind: str, n: int, strength: float | None) -> Itera
         InputError: no such kind, or a strength that it does not have.
     """
     study = with_names(study)
-    task = build_task(study.task, base_of(study), Path(), resolve(study.compute).device)
+    task = build_task(study.task, base_of(study), Path(), device_of(study.compute))
     about = task.kinds.get(kind)
     strength = strength if strength is not None else about.strongest if about else 0.0
     batch = task.draw(kind, n, "score", Stream.named(study.seed, "sample", kind), strength)

@@ -11,7 +11,7 @@ from tunescope import __version__
 from tunescope.config import ComputeConfig
 from tunescope.errors import InputError, shown
 from tunescope.files import sweep, write_text
-from tunescope.models.compute import resolve
+from tunescope.models.compute import device_of
 from tunescope.models.pair import open_pair
 from tunescope.probes.measure.matrices import measure_matrix
 from tunescope.records.findings import Findings
@@ -50,7 +50,7 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
     Raises:
         InputError: a model cannot be read, the two do not match, or `out` holds something else.
     """
-    where = resolve(ComputeConfig(device=device)).device
+    where = device_of(ComputeConfig(device=device))
     before, after = with_weights([base, tuned])
     pair = open_pair(before.folder, after.folder)
     matrices = [_Matrix(layer, name) for layer in range(pair.layers) for name in pair.names]
