@@ -23,7 +23,7 @@ from tunescope.records.tables import Record, Scores, Subject, read_records, read
 from tunescope.report import html
 from tunescope.report.figures import FIGURES, Drawing, figure, figures, in_order, save_figures
 from tunescope.report.html import load_records, render
-from tunescope.report.ladder import ladder_rows
+from tunescope.report.ladder import standing_rows
 from tunescope.report.select import vector_rows
 from tunescope.report.style import models_of
 from tunescope.report.tables import DASH, cautions, duration, headline, summary, verdict
@@ -204,7 +204,7 @@ def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> di
     """Every figure there is: those of a study, and that of a pair of models of which there is nothing but weights."""
     folder = tmp_path_factory.mktemp("vectors")
     write_scores(ladder_scores(3), folder / "scores.parquet")
-    standings = ladder_rows(judge(read_scores(folder / "scores.parquet")))
+    standings = standing_rows(judge(read_scores(folder / "scores.parquet")))
     study = figures(pd.concat([records, vectors({7: 0.0}, folder), standings]))
     pair = figures(frame(weights_of_a_pair(), tmp_path_factory.mktemp("pair")))
     assert set(pair) == {"matrices"}

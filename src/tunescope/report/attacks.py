@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, FAILURE, REFUSAL, SAFE, SUCCESS, UNSAFE
-from tunescope.report.draw import Look, dots, facet, figure, grid, look_legend, model_legend
+from tunescope.report.draw import Look, dots, facet, figure, grid, look_legend, model_axis, model_legend
 from tunescope.report.select import strongest_rows
 from tunescope.report.style import KINDS, NEUTRAL, Model, rates_of, spaced, wanted
 
@@ -55,10 +55,9 @@ def success_map(rows: pd.DataFrame, models: list[Model]) -> Figure:
             if np.isfinite(value):
                 ink = "white" if value > 0.6 else "black"
                 panel.text(column, line, f"{100 * value:.0f}", ha="center", va="center", color=ink)
-        panel.set_xticks(range(len(models)), [model.label.replace(" ", "\n") for model in models])
+        model_axis(panel, models)
         panel.set_yticks(range(len(labels)), [label.replace("\n", " ") for label in labels.values()])
         panel.tick_params(length=0)
-        panel.tick_params(axis="x", rotation=60 if len(models) > 14 else 0)
         panel.grid(visible=False)
 
     return facet(draw, {"": ""}, height=0.8 + 0.3 * len(labels), margin=0, xlabel="model", ylabel="attack")

@@ -209,6 +209,13 @@ def dots(panel: Axes, rows: pd.DataFrame, x: str, places: Mapping[str, str], by:
     panel.grid(axis="x", visible=False)
 
 
+def model_axis(panel: Axes, models: Sequence[Model]) -> None:
+    """A horizontal axis with a place for each model; names of many are turned, or they would overlap."""
+    many = len(models) > 10
+    panel.set_xticks(range(len(models)), [model.label if many else model.label.replace(" ", "\n") for model in models])
+    panel.tick_params(axis="x", rotation=60 if many else 0)
+
+
 def look_legend(looks: Looks) -> Legend:
     """A legend of points, above the panels."""
     handles = [Line2D([], [], color=c, marker=m, ls="", label=label) for label, c, m in looks.values()]

@@ -20,7 +20,7 @@ from tunescope.records.tables import read_records, read_scores
 from tunescope.registry import plugins_blamed
 from tunescope.report import tables
 from tunescope.report.figures import figures, in_order, save_figures
-from tunescope.report.ladder import ladder_rows
+from tunescope.report.ladder import standing_rows
 from tunescope.report.reading import Entry, Stage, read_file
 from tunescope.report.select import vector_rows
 from tunescope.report.style import KINDS, models_of, spaced
@@ -46,7 +46,7 @@ def render(folder: Path) -> Path:
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
-    drawn = pd.concat([pooled, vectors, ladder_rows(judgement)])
+    drawn = pd.concat([pooled, vectors, standing_rows(judgement)])
     made = figures(drawn)
     save_figures(made, folder / "figures")
     page["figures"] = [

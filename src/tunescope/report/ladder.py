@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tunescope.evidence.verdicts import Judgement, by_claim
-from tunescope.report.draw import facet, figure
+from tunescope.report.draw import facet, figure, model_axis
 from tunescope.report.style import Model
 from tunescope.report.tables import DASH, GLYPHS, height
 
@@ -17,7 +17,7 @@ COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "v
 SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
 
 
-def ladder_rows(judgement: Judgement) -> pd.DataFrame:
+def standing_rows(judgement: Judgement) -> pd.DataFrame:
     """By claim and model that were decided, on how many rungs the claim is supported, and the marks of all of them."""
     rows = []
     for claim, verdicts in by_claim(judgement):
@@ -48,7 +48,7 @@ def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
                     _cell(panel, line, column, int(cell["value"]), cell["outcome"])
         panel.set_xlim(-0.5, len(names) - 0.5)
         panel.set_ylim(len(claims) - 0.5, -0.5)
-        panel.set_xticks(range(len(names)), [model.label.replace(" ", "\n") for model in models])
+        model_axis(panel, models)
         panel.set_yticks(range(len(claims)), _short(claims))
         panel.tick_params(length=0)
         panel.grid(False)

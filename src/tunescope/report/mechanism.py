@@ -18,6 +18,7 @@ from tunescope.report.draw import (
     from_base,
     grid,
     look_legend,
+    model_axis,
     model_legend,
     series_legend,
 )
@@ -207,10 +208,8 @@ def _dots_by_model(rows: pd.DataFrame, by: str, models: list[Model], ylabel: str
     """One column per model, one point with its interval per value of the column `by`."""
 
     def draw(panel: Axes, _: str) -> None:
-        many = len(models) > 10
-        labels = {model.name: model.label if many else model.label.replace(" ", "\n") for model in models}
-        dots(panel, rows, "model", labels, by, looks)
+        dots(panel, rows, "model", {model.name: model.label for model in models}, by, looks)
+        model_axis(panel, models)
         panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
-        panel.tick_params(axis="x", rotation=60 if many else 0)
 
     return facet(draw, {"": ""}, height=2.6, margin=0, xlabel="model", ylabel=ylabel, legend=look_legend(looks))
