@@ -11,7 +11,7 @@ SEEDS ?= 0 1 2  # a run each: weights, data and world; verdicts need three
 .PHONY: study test english bench clean
 
 study: .venv/ready
-	$(BIN)/tunescope study laptop --seed $(SEEDS) $(ARGS)
+	$(BIN)/tunescope study laptop --seed $(SEEDS) --jobs auto $(ARGS)
 
 test: .venv/ready
 	$(BIN)/ruff format --check .

@@ -72,9 +72,11 @@ class Run:
         return load_model(self.models[model], torch.device("cpu"))[0]
 
 
-def run(study: Study, out: str | Path, *, update: bool = False, skip: Collection[str] = ()) -> Run:
+def run(
+    study: Study, out: str | Path, *, update: bool = False, skip: Collection[str] = (), jobs: int | None = 1
+) -> Run:
     """Run a study in a folder, or go on with it; see `tunescope.study.pipeline.run`."""
-    pipeline.run(study, Path(out), update=update, skip=skip)
+    pipeline.run(study, Path(out), update=update, skip=skip, jobs=jobs)
     return Run(Path(out))
 
 

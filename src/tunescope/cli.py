@@ -174,9 +174,27 @@ def _add_plugin(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _jobs(text: str) -> int | None:
+    """None: as many as fit."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be a number, or auto") from error
+
+
 def _add_stages(command: argparse.ArgumentParser) -> None:
     command.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
     which = command.add_mutually_exclusive_group()
+    command.add_argument(
+        "--jobs",
+        type=_jobs,
+        default="1",
+        metavar="N",
+        help="stages at a time, each in a process of its own on one core; auto: one per core (default: 1, which uses "
+        "all cores for one stage)",
+    )
     looks = ", ".join(GROUPS)
     which.add_argument("--skip", nargs="+", metavar="STAGE", help=f"do not run some of {looks}")
     which.add_argument(
@@ -210,9 +228,9 @@ def _study(options: argparse.Namespace) -> None:
     from tunescope.study import pipeline  # torch and transformers take seconds to import: only when they are needed
 
     if several:
-        print(pipeline.run_seeds(studies, folder, update=options.update, skip=skip))
+        print(pipeline.run_seeds(studies, folder, update=options.update, skip=skip, jobs=options.jobs))
     else:
-        print(pipeline.run(studies[0], folder, update=options.update, skip=skip))
+        print(pipeline.run(studies[0], folder, update=options.update, skip=skip, jobs=options.jobs))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -235,7 +253,8 @@ def _compare(options: argparse.Namespace) -> None:
         compute={"device": options.device},
     )
     # Attacks search with gradients, which takes long on large models.
-    found = run(override(study, options.set), options.out, update=options.update, skip=_skipped(options, ("attack",)))
+    skip = _skipped(options, ("attack",))
+    found = run(override(study, options.set), options.out, update=options.update, skip=skip, jobs=options.jobs)
     print(found.report)
 
 

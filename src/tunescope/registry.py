@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from tunescope.errors import InputError, shown
 
 GROUP = "tunescope"  # entry points of installed packages that register something
+_FILE = "tunescope_plugin_"  # begins the names of modules that are loaded from a file
 T = TypeVar("T")
 _plugins: set[str] = set()  # modules outside this package that have registered something
 
@@ -153,9 +154,14 @@ def load_plugins(files: Iterable[str | Path] = ()) -> None:
         _load_file(Path(file))
 
 
+def plugin_files() -> tuple[str, ...]:
+    """The files that were loaded as plug-ins, in the order in which they were."""
+    return tuple(str(module.__file__) for name, module in sys.modules.items() if name.startswith(_FILE))
+
+
 def _load_file(file: Path) -> None:
     path = file.resolve()
-    name = f"tunescope_plugin_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{_FILE}{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
     if not path.is_file() or path.suffix != ".py":

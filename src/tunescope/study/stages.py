@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from tqdm import tqdm
 
 from tunescope import __version__
 from tunescope.config import Config
@@ -152,11 +153,11 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def tell(number: int, total: int, done: Done) -> None:
-    """Say what became of a stage."""
-    say(f"[{number}/{total}] {done.stage}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
+def tell(number: int, total: int, done: Done, of: str = "") -> None:
+    """Say what became of a stage, and of which of several runs it is."""
+    say(f"{of}[{number}/{total}] {done.stage}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
 
 
 def say(line: str) -> None:
     """Tell whoever waits for a run."""
-    print(line, file=sys.stderr, flush=True)
+    tqdm.write(line, file=sys.stderr)
