@@ -78,8 +78,9 @@ def _chosen(world: World, source: Kind, attribute: bool, n: int, stream: Stream,
         InputError: hardly any prompt does.
     """
     found: list[Prompts] = []
+    tried = 2 * n * (ONE_IN if attribute else 1)  # mostly enough at once
     for attempt in range(ATTEMPTS):
-        some = sample_prompts(world, source, 2 * ONE_IN * n, stream("attempt", attempt), strength)
+        some = sample_prompts(world, source, tried, stream("attempt", attempt), strength)
         which = (has_attribute(some) == attribute).nonzero().squeeze(1)
         found.append(_joined([some], which))
         if sum(map(len, found)) >= n:
