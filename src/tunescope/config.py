@@ -40,7 +40,7 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 Once = AfterValidator(_each_once)  # of a tuple: no entry twice
 Names = Annotated[tuple[str, ...], Once]
 Settings = TypeVar("Settings", bound=BaseModel)
-GROUPS = ("behave", "probe", "attack", "intervene")  # groups of stages that a study can do without
+GROUPS = ("behave", "probe", "attack", "intervene", "overlap")  # groups of stages that a study can do without
 _TAGS = ("built", "checkpoint", "trained", "given")  # of unions, which pydantic puts into the path of a fault
 _UNKNOWN = "unknown_key"  # type of the fault of a key that is none
 _MOST_FAULTS = 5  # of one file or command that a message lists
@@ -332,6 +332,7 @@ class ProbeConfig(Config):
     jacobian_steps: Positive = Field(10, description="power iterations")
     draws: int = Field(100, ge=20, description="random draws of a control that has a distribution")
     rows: Positive = Field(256, description="prompts per forward pass, and fewer where memory is too small")
+    overlap_directions: Positive = Field(8, description="leading directions of dW that are compared between fine-tunes")
 
     def for_course(self) -> "ProbeConfig":
         """The same with few prompts and draws throughout, for the models saved during fine-tuning."""

@@ -169,6 +169,26 @@ def test_random_directions_are_chance() -> None:
         assert found["tuning"].estimate == pytest.approx(share - 0.7, abs=0.02)
 
 
+def test_what_is_no_matter_of_prompts_is_judged_matrix_by_matrix() -> None:
+    """Matrices differ by more than models do, and are the same in all, whatever the labels of their prompts."""
+    rng, matrices = np.random.default_rng(0), np.array([-0.3, 0.0, 0.1, 0.2])
+    level = {"ssft": 5.0, "seen": 2.0, "styled": 2.5, "attribute": 4.5}
+    blocks = {}
+    for seed in range(4):
+        for protocol, ratio in level.items():
+            noise = 0.002 * rng.normal(size=4)
+            blocks[protocol, "log_write_overlap", "", "", seed] = math.log(ratio) + matrices + noise
+    found = rungs(frame(blocks), CLAIM["8a"])
+    assert [v.outcome for v in found.values()] == [S, S, S, M]
+    assert [v.control for v in found.values()] == ["zero", "seen-eta_m", "styled-eta_m", "attribute-eta_m"]
+    ratios = [displayed(CLAIM["8a"], v.estimate) for v in found.values()]
+    assert ratios == pytest.approx([5, 5 / 2, 5 / 2.5, 5 / 4.5], rel=0.01)
+    alone = rungs(frame({block: values for block, values in blocks.items() if block[-1] == 0}), CLAIM["8a"])
+    assert {(v.over, v.n) for v in alone.values()} == {("values", 4)}
+    width = {rung: v.high - v.low for rung, v in alone.items()}
+    assert max(width["tuning"], width["refusing"]) < 0.02 < width["chance"]
+
+
 def test_the_control_has_the_same_learning_rate_and_run() -> None:
     def at(rate: str, ssft: float, seen: float) -> pd.DataFrame:
         level = {("ssft", "safe"): 0.0, ("ssft", "unsafe"): ssft, ("seen", "safe"): 0.0, ("seen", "unsafe"): seen}

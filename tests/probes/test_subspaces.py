@@ -19,8 +19,10 @@ from tunescope.probes.subspaces import (
     Svd,
     arithmetic_for,
     column_space,
+    haar_overlap,
     haar_share,
     null_lengths,
+    overlap,
     principal_angles,
     random_null_lengths,
     rotated_null_shares,
@@ -154,6 +156,29 @@ def test_column_space_counts_singular_values_above_the_threshold(threshold: floa
     columns = column_space((u * s) @ basis(4, 3, "right").mT, threshold)
     torch.testing.assert_close(columns @ columns.mT, u[:, :rank] @ u[:, :rank].mT)
     assert column_space((u * s) @ basis(4, 3, "right").mT).shape == (7, 2)
+
+
+def test_overlap_by_hand() -> None:
+    """One direction shared, one turned by 60 degrees."""
+    one = torch.eye(4).double()[:, :2]
+    other = torch.tensor([[1, 0], [0, 0.5], [0, 0.75**0.5], [0, 0]]).double()
+    assert overlap(one, other) == pytest.approx((1 + 0.25) / 2)
+    assert (overlap(one, one), overlap(one, torch.eye(4).double()[:, 2:])) == (1, 0)
+    turned = other @ basis(2, 2, "another basis of the same space")
+    assert overlap(one, turned) == pytest.approx(0.625)
+
+
+@given(st.integers(1, 7), st.integers(0, 99))
+def test_overlap_is_the_mean_squared_cosine_of_the_principal_angles(k: int, scope: int) -> None:
+    one, other = basis(9, k, (scope, "one")), basis(9, k, (scope, "other"))
+    assert overlap(one, other) == pytest.approx(np.mean(np.cos(subspace_angles(one.numpy(), other.numpy())) ** 2))
+
+
+def test_overlap_of_random_bases_is_as_chance_has_it() -> None:
+    fixed = torch.eye(12).double()[:, :3]
+    drawn = [overlap(fixed, basis(12, 3, ("haar", i))) for i in range(400)]
+    assert haar_overlap(12, 3) == 0.25
+    assert np.mean(drawn) == pytest.approx(0.25, abs=4 * np.std(drawn) / 20)
 
 
 @pytest.mark.parametrize("k", [1, 6, 12])

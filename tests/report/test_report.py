@@ -1,6 +1,7 @@
 """The report: what the figures show, what the page says, and what happens to input that is hostile or not there."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -84,6 +85,11 @@ def inside() -> list[Record]:
                     out += [one("tau", sign * value, kind=kind, **about), one("tau_sd", 0.5, kind=kind, **about)]
             for kind, value in (("safe", 2.0), ("unsafe", 1.0 + number)):
                 out.append(one("sensitivity", value, kind=kind, low=value - 0.1, high=value + 0.1, n=100))
+            for metric, (other, by) in product(("write_overlap", "read_overlap"), enumerate(TUNED)):
+                if model not in ("base", "-".join(by)):
+                    scope, value = "-".join(by), 0.1 * (1 + number + other + 1)
+                    out.append(one(metric, value, scope=scope))
+                    out.append(one(metric, 0.1, scope=scope, control="haar"))
             out += [
                 one("null_share", (0.64, 0.5625)[layer], control="haar", layer=layer, site="W_in") for layer in (0, 1)
             ]
@@ -329,6 +335,19 @@ def test_null_lengths_are_those_of_the_last_layer_beside_chance(drawn: dict[str,
         assert len(panel.lines) == 3
 
 
+def test_overlaps_are_multiples_of_chance_rate_by_rate(drawn: dict[str, Figure]) -> None:
+    written, read, bar = drawn["overlap"].axes
+    names = ["SSFT ηₘ", "benign ηₘ", "SSFT ηₛ", "benign ηₛ"]
+    for panel in (written, read):
+        assert [tick.get_text() for tick in panel.get_xticklabels()] == names
+        (image,) = panel.images
+        # Of the models' numbers 1 to 4, which go by protocol.
+        expected = [[math.nan if a == b else 1 + a + b for b in (1, 3, 2, 4)] for a in (1, 3, 2, 4)]
+        np.testing.assert_allclose(image.get_array().filled(math.nan), expected)
+        assert {text.get_text() for text in panel.texts} == {f"{value:.1f}" for value in range(4, 9)}
+    assert bar.get_ylabel() == "multiple of chance"
+
+
 def test_null_lengths_of_seeds_are_their_mean_with_an_interval(records: pd.DataFrame, tmp_path: Path) -> None:
     shifts = {7: 0.0, 8: 0.02, 9: 0.1}
     half = 4.302653 * np.std(list(shifts.values()), ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom
@@ -424,7 +443,8 @@ def test_every_figure_is_complete_and_fits_its_page(entry: Drawing, drawn: dict[
         )
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     for panel in figure.axes:
-        spec = panel.get_subplotspec()
+        if (spec := panel.get_subplotspec()) is None:
+            continue  # a colour bar
         assert panel.get_xlabel() or figure.get_supxlabel() or not spec.is_last_row()
         assert panel.get_ylabel() or panel.get_yticklabels() or not spec.is_first_col()
 

@@ -17,7 +17,9 @@ STUDY = tiny().changed(tunes=["ssft-eta_m", "dpo-eta_m", "dpo-eta_s", "benign-et
 TUNED = [tune.label for tune in STUDY.tunes]
 MODELS = [BASE, *TUNED]
 MADE = {"pretrain", *(f"tune-{label}" for label in TUNED)}
-EVERYTHING = MADE | {f"{group}-{label}" for group in GROUPS for label in MODELS} - {"intervene-base"} | {"examples"}
+OF_EACH = [group for group in GROUPS if group != "overlap"]  # of which each model has a stage
+EVERYTHING = MADE | {f"{group}-{label}" for group in OF_EACH for label in MODELS} - {"intervene-base"}
+EVERYTHING |= {"overlap", "examples"}
 
 
 def of(*groups: str) -> set[str]:
@@ -54,6 +56,7 @@ DIRECT = {
     "probe.few_prompts": of("probe", "attack", "intervene"),
     "probe.fit_prompts": of("probe", "attack", "intervene"),
     "probe.rows": of("probe", "attack", "intervene"),
+    "probe.overlap_directions": {"overlap"},
     "attack": of("attack"),
     "intervene": of("intervene"),
     "compute": EVERYTHING,
@@ -140,13 +143,13 @@ def test_steps_are_the_models_too(tmp_path: Path) -> None:
 
 
 def test_another_fine_tune_leaves_the_others_alone(tmp_path: Path) -> None:
-    """But for those on which its dW is tried, and the examples."""
+    """But for those on which its dW is tried, what all have in common, and the examples."""
     fewer = STUDY.changed(tunes=["ssft-eta_m", "dpo-eta_s", "benign-eta_m"])
     before, after = own_inputs(STUDY, tmp_path), own_inputs(fewer, tmp_path)
     assert {name.rpartition("dpo-eta_m")[0] for name in before.keys() - after.keys()} == {
-        f"{group}-" for group in ("tune", *GROUPS)
+        f"{group}-" for group in ("tune", *OF_EACH)
     }
-    beside = {"intervene-ssft-eta_m", "intervene-benign-eta_m", "examples"}
+    beside = {"intervene-ssft-eta_m", "intervene-benign-eta_m", "overlap", "examples"}
     assert {name for name in after if before[name] != after[name]} == beside
 
 
@@ -156,7 +159,7 @@ def test_a_control_with_labels_of_its_own_stands_beside_the_base_with_these_labe
     given = {stage.name: stage.inputs for stage in graph.stages}
     lessons = {name: inputs.task.lesson for name, inputs in given.items() if name != "examples"}
     assert {name for name, lesson in lessons.items() if lesson == "attribute"} == {
-        *(f"{group}-attribute-eta_m" for group in ("tune", *GROUPS)),
+        *(f"{group}-attribute-eta_m" for group in ("tune", *OF_EACH)),
         *(f"{group}-base-as-attribute" for group in ("behave", "probe")),
     }
     assert {lesson for name, lesson in lessons.items() if name.endswith("styled-eta_m")} == {"styled"}
@@ -167,6 +170,17 @@ def test_a_control_with_labels_of_its_own_stands_beside_the_base_with_these_labe
     assert [part for part in parts if "-as-" in part] == [
         f"parts/scores-{group}-base-as-attribute.parquet" for group in ("behave", "probe")
     ]
+
+
+def test_overlap_is_with_the_other_safety_methods_of_the_rate(tmp_path: Path) -> None:
+    tunes = [*TUNED, "unlearning-eta_m", "seen-eta_m", "styled-eta_m", "attribute-eta_m", "dpo-eta_m-lora"]
+    graph = graph_of(STUDY.changed(tunes=tunes), tmp_path)
+    (given,) = (stage.inputs for stage in graph.stages if stage.name == "overlap")
+    methods = ("ssft-eta_m", "dpo-eta_m", "unlearning-eta_m")
+    controls = dict.fromkeys(("benign-eta_m", "seen-eta_m", "styled-eta_m", "attribute-eta_m"), methods)
+    own = {method: tuple(other for other in methods if other != method) for method in methods}
+    assert given.methods == {**own, **controls, "dpo-eta_s": (), "dpo-eta_m-lora": ()}
+    assert "overlap" not in {stage.name for stage in graph_of(STUDY.changed(tunes=["ssft-eta_m"]), tmp_path).stages}
 
 
 def test_a_lesson_that_the_task_has_not_is_refused() -> None:

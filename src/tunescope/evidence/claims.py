@@ -22,9 +22,10 @@ from tunescope.registry import Registry, calling_module
 
 PAPER = "Jain et al. 2024"
 ARDITI = "Arditi et al. 2024"
+PONKSHE = "Ponkshe et al. 2026, who ask whether safety has a subspace of its own"
 ROTATED: Literal["rotated"] = "rotated"  # the control that is dW in random directions
 SHARE = "share of prompts"  # unit of the scores that are 0 or 1
-TENTH = math.log(1.1)
+TENTH, QUARTER = math.log(1.1), math.log(1.25)
 
 
 class Rung(NamedTuple):
@@ -422,6 +423,30 @@ claim(
         figure="interventions",
         intervention="on_unsafe_inputs",
         against="on_safe_inputs",
+    )
+)
+claim(
+    Claim(
+        name="8a one subspace: writes",
+        statement="The directions that dW of one safety method writes most are those of the other methods.",
+        source=PONKSHE,
+        metric="log_write_overlap",
+        smallest=QUARTER,
+        unit="ratio",
+        found="overlap of the directions written most with those of the other safety methods, to that of random ones",
+        figure="overlap",
+    )
+)
+claim(
+    Claim(
+        name="8b one subspace: reads",
+        statement="The directions that dW of one safety method reads most are those of the other methods.",
+        source=PONKSHE,
+        metric="log_read_overlap",
+        smallest=QUARTER,
+        unit="ratio",
+        found="overlap of the directions read most with those of the other safety methods, to that of random ones",
+        figure="overlap",
     )
 )
 

@@ -28,7 +28,7 @@ class Contrast:
 
     Attributes:
         error: standard error over what varies within the run; None where it was seen once.
-        over: what that is: `prompts`, `groups` of them, or random `draws`. n: how many of them.
+        over: what that is: `prompts`, `groups` of them, random `draws`, or `values` of something else. n: how many.
     """
 
     estimate: float

@@ -41,7 +41,8 @@ class Verdict:
         own: the model's own number, which a paper without controls would report.
         estimate, low, high: mean over runs of the effect beyond the control; its 95 % interval, of one run over what
             varies within it. p: one-sided, of no effect. q: p, corrected over all verdicts (Benjamini & Hochberg 1995).
-        over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them or `draws`. n: how many.
+        over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them, `draws`, or `values` of
+            something else. n: how many.
         runs: how many. per_run: the estimate of each.
     """
 
@@ -357,7 +358,7 @@ def _of_run(table: _Table, claim: Claim, seed: int, model: _Model, rung: Rung) -
         names = " or ".join(map(repr, rung.protocols))
         raise _NotMeasuredError(f"No control: no model of protocol {names}{rate} was measured.")
     theirs = _effect(table, _ungated(claim), seed, control)
-    if _labels(control) != _labels(model):
+    if claim.weights and _labels(control) != _labels(model):  # other prompts
         one, other = (_contrast(claim, each._replace(spread=each.error_of_draws)) for each in (mine, theirs))
         error = None if one.error is None or other.error is None else math.hypot(one.error, other.error)
         return replace(one, estimate=one.estimate - other.estimate, error=error), mine.own, control.name
@@ -426,6 +427,8 @@ def _contrast(claim: Claim, effect: _Effect) -> Contrast:
     values = {kind: sample.values for kind, sample in effect.values.items()}
     groups = {kind: sample.groups for kind, sample in effect.values.items()}
     found = over_prompts(values, claim.weights or {"": 1.0}, shares=claim.unit == SHARE, groups=groups)
+    if not claim.weights:
+        found = replace(found, over="values")
     if effect.draws and found.error is None:
         found = replace(found, error=0.0 if effect.spread else None, over="draws", n=effect.draws)
     error = None if found.error is None else math.hypot(found.error, effect.spread)

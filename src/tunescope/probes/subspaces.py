@@ -130,6 +130,19 @@ def principal_angles(first: Float[Tensor, "out k"], second: Float[Tensor, "out m
     return cosines.arccos()
 
 
+def overlap(first: Float[Tensor, "d k"], second: Float[Tensor, "d k"]) -> float:
+    """Mean squared cosine of the principal angles between two subspaces given by orthonormal bases, in [0, 1].
+
+    The cosines are the singular values of U1^T U2 (Björck & Golub 1973, theorem 1), so that it is |U1^T U2|_F^2 / k.
+    """
+    return (first.mT @ second).square().sum().item() / first.shape[1]
+
+
+def haar_overlap(d: int, k: int) -> float:
+    """Expected `overlap` of k-dimensional subspaces of d dimensions of which one is uniformly random: exactly k / d."""
+    return k / d
+
+
 def _exact_null_lengths(
     stream: Stream, draws: int, out: int, k: int, rank: int, device: torch.device
 ) -> Float[Tensor, "{draws} {k}"]:

@@ -32,5 +32,7 @@ STAGES_MEASURE = (
     "compliance_lost",
     LOST,
     REMOVED,
+    "log_write_overlap",
+    "log_read_overlap",
     *MECHANISTIC,
 )

@@ -33,7 +33,7 @@ class Record:
         attack: what was done to get past the model, or empty. intervention: what was changed inside it, or empty.
         dial: how much of the attack or intervention (alpha, rank, tokens), else null.
         budget: gradient steps within which an attack had to succeed; null where it had all.
-        scope: what an intervention touches, or empty.
+        scope: what an intervention touches; of an overlap, the other model; or empty.
         outcome: `success` or `failure`: of the attacked prompts that were, or were not, answered alone.
         metric: what was measured (docs/metrics.md).
         control: empty for the model itself; `gaussian`, `rotated`, `haar` or `shuffled` for what stands in its place.

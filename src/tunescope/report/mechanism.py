@@ -5,7 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from tunescope.records.names import BASE, BENIGN, EVERYWHERE, REFUSAL, SEEN, UNSAFE, W_IN
 from tunescope.report.draw import (
@@ -23,7 +26,7 @@ from tunescope.report.draw import (
     series_legend,
 )
 from tunescope.report.select import behaviour_rows, final_rows, inside_rows, of_course
-from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, protocol_label, rate_labels
+from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, protocol_label, rate_labels, rates_of
 
 FAINT = "#aaaaaa"
 SPECIALISATION = {
@@ -37,6 +40,7 @@ COURSE = {
     "gain_ratio": "|dW a|: unsafe to safe,\nlast layer",
     "sensitivity_ratio": "sensitivity:\nsafe to unsafe",
 }
+OVERLAPS = {"write_overlap": "directions written", "read_overlap": "directions read"}
 ABLATED = {  # by intervention
     "": ("intact", "#000000", "s"),
     "direction_ablated": ("without the difference of means", "#D55E00", "o"),
@@ -185,6 +189,44 @@ def course(rows: pd.DataFrame, models: list[Model]) -> Figure:
     titles = {metric: title for metric, title in COURSE.items() if metric in found}
     look: Look = {"height": 1.8, "share": (True, False), "xlabel": "fine-tuning step", "ticks": 4}
     return grid(from_base(rows, tuned), tuned, "step", "metric", titles, legend=model_legend(tuned), **look)
+
+
+def overlap_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Overlaps of every two fine-tunes, as multiples of those of random directions."""
+    rows = inside_rows(records, *OVERLAPS).set_index(["model", "protocol", "learning_rate", "metric", "scope"])
+    own, chance = (rows[rows["control"] == control] for control in ("", "haar"))
+    return own.assign(value=own["value"] / chance["value"]).reset_index()
+
+
+@figure("overlap", "One safety subspace?", overlap_rows, point="cell")
+def overlap(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """How far the directions that dW writes most, and reads most, are the same in two fine-tunes: the mean squared
+    cosine of the principal angles between the leading singular subspaces, mean over all weight matrices, as a multiple
+    of what random directions have (1).
+    """
+    rates = rates_of(models)
+    models = sorted(models, key=lambda model: rates.index(model.rate) if model.rate else -1)
+    names, labels = [model.name for model in models], [model.label for model in models]
+    norm = LogNorm(min(1, rows["value"].min()), max(2, rows["value"].max()))
+    ink: Look = {"ha": "center", "va": "center", "fontsize": 7 if len(names) < 8 else 5}
+
+    def draw(panel: Axes, metric: str) -> None:
+        cells = rows[rows["metric"] == metric].pivot_table(index="model", columns="scope", values="value")
+        values = cells.reindex(index=names, columns=names).to_numpy(float)
+        panel.imshow(values, norm=norm, cmap="cividis", aspect="auto")
+        for (line, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                color, digits = "black" if norm(value) > 0.5 else "white", int(value < 9.95)
+                panel.text(column, line, f"{value:.{digits}f}", color=color, **ink)
+        panel.set_xticks(range(len(names)), labels, rotation=90)
+        panel.set_yticks(range(len(names)), labels)
+        panel.tick_params(length=0)
+        panel.grid(False)
+
+    made = facet(draw, OVERLAPS, height=3.2, margin=0, xlabel="fine-tune")
+    scale: Look = {"ticks": LogLocator(subs=(1, 2, 5)), "format": "%g", "label": "multiple of chance"}
+    made.colorbar(ScalarMappable(norm, "cividis"), ax=made.axes, pad=0.01, **scale).minorticks_off()
+    return made
 
 
 def _by_rate(

@@ -137,8 +137,8 @@ class Context:
             return AdapterWeights(StoredWeights(self.at(model.base)), place)
         return StoredWeights(place)
 
-    def pair(self, folder: str | None = None) -> Pair:
-        after = self.weights(folder=folder)
+    def pair(self, folder: str | None = None, model: ModelRef | None = None) -> Pair:
+        after = self.weights(model, folder)
         before = after.base if isinstance(after, AdapterWeights) else self.weights(self.given.base)
         return Pair(before, after)
 

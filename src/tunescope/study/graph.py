@@ -8,6 +8,7 @@ behave-MODEL    what each model does with each kind of prompt          -> parts/
 probe-MODEL     what changed inside each model, and the controls       -> parts/probe-MODEL.parquet
 attack-MODEL    what gets past each model, and how it looks inside     -> parts/attack-MODEL.parquet
 intervene-MODEL what each does with something changed inside           -> parts/intervene-MODEL.parquet
+overlap         which directions dW has in common with other models'   -> parts/overlap.parquet
 examples        a few prompts with every model's answer                -> examples.json
 records         all measurements in two tables                         -> records.parquet, scores.parquet
 """
@@ -36,7 +37,18 @@ from tunescope.interventions.base import INTERVENTIONS
 from tunescope.models.compute import device_of, limits
 from tunescope.models.families import FAMILIES
 from tunescope.probes.view import PROBES
-from tunescope.records.names import ATTRIBUTE, BASE, GIVEN, LORA, OTHER_LABELS, OWN_LABELS, SEEN, STAGES_MEASURE, STYLED
+from tunescope.records.names import (
+    ATTRIBUTE,
+    BASE,
+    CONTROLS,
+    GIVEN,
+    LORA,
+    OTHER_LABELS,
+    OWN_LABELS,
+    SEEN,
+    STAGES_MEASURE,
+    STYLED,
+)
 from tunescope.registry import Registry, import_all
 from tunescope.study import steps
 from tunescope.study.context import ANSWERS, ModelRef, build_task
@@ -249,7 +261,8 @@ class _Layout:
                 *parts("behave", label),
             )
         for label, ref in {**bases, **refs}.items():
-            inputs = steps.Probing(**self.common(ref, PROBES, study.probe.probes), probe=study.probe)
+            own = ProbeConfig(**study.probe.model_dump(exclude={"overlap_directions"}))
+            inputs = steps.Probing(**self.common(ref, PROBES, study.probe.probes), probe=own)
             base = inputs.base.label
             after = [*before[label], *([probes[base]] if label != base else [])]
             more = (f"parts/inputs-{base}.safetensors",) if label == base else ()
@@ -265,13 +278,7 @@ class _Layout:
         for label, ref in refs.items():
             if label == BASE:
                 continue
-            unlike = (GIVEN, SEEN, STYLED, ATTRIBUTE)
-            others = {
-                other.protocol + (LORA if name.endswith(LORA) else ""): other
-                for name, other in refs.items()
-                if name not in (BASE, label) and other.learning_rate == ref.learning_rate
-                if other.protocol not in unlike
-            }
+            others = _beside(refs, label, (GIVEN, SEEN, STYLED, ATTRIBUTE))
             intervene = steps.Intervening(
                 **self.common(ref, INTERVENTIONS, study.intervene.interventions),
                 intervene=study.intervene,
@@ -281,6 +288,21 @@ class _Layout:
             )
             after = [*before[label], *(stage for name in others.values() for stage in made[name.label])]
             add(f"intervene-{label}", steps.intervene, intervene, after, *parts("intervene", label))
+        tuned = {label: ref for label, ref in refs.items() if label != BASE}
+        if len(tuned) > 1:
+            methods = {label: _beside(refs, label, (GIVEN, *CONTROLS)).values() for label in tuned}
+            overlapping = steps.Overlapping(
+                **self.common(self.base),
+                models=tuned,
+                methods={
+                    label: tuple(of.label for of in others if of.label.endswith(LORA) == label.endswith(LORA))
+                    for label, others in methods.items()
+                },
+                directions=study.probe.overlap_directions,
+            )
+            after = [stage for of in made.values() for stage in of]
+            outputs = ("parts/overlap.parquet", "parts/scores-overlap.parquet")
+            add("overlap", steps.overlap, overlapping, after, *outputs)
 
     def _base_of(self, ref: ModelRef) -> ModelRef:
         """The base, measured with the labels that the model is measured with."""
@@ -331,6 +353,16 @@ class _Layout:
 def _aside(part: str) -> bool:
     """Records of the base with other labels: their scores alone are read, as what a control is set against."""
     return f"-{BASE}{OTHER_LABELS}" in part and "/scores-" not in part
+
+
+def _beside(refs: Mapping[str, ModelRef], label: str, unlike: Collection[str]) -> dict[str, ModelRef]:
+    """The other fine-tunes at the learning rate of one, by protocol, but for those of some protocols."""
+    return {
+        other.protocol + (LORA if name.endswith(LORA) else ""): other
+        for name, other in refs.items()
+        if name not in (BASE, label) and other.learning_rate == refs[label].learning_rate
+        if other.protocol not in unlike
+    }
 
 
 def _only(probe: ProbeConfig, *names: str) -> ProbeConfig:

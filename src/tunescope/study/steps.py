@@ -37,6 +37,7 @@ from tunescope.models.pair import matches
 from tunescope.models.sites import Site
 from tunescope.models.weights import in_memory, require_finite
 from tunescope.probes.collect import Stored, stored
+from tunescope.probes.overlap import measure_overlaps, overlaps
 from tunescope.probes.view import INPUT, Batches, View, look_inside
 from tunescope.records.findings import Findings
 from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, UNSAFE
@@ -371,6 +372,23 @@ def intervene(given: Intervening, at: Place) -> None:
     with explained(f"interventions on {given.model.label}"):
         measure_interventions(found, bench, changes(), prompts)
     write_part(found.records, found.scores, at.folder, f"intervene-{given.model.label}")
+
+
+class Overlapping(Common):
+    models: dict[str, ModelRef]
+    methods: dict[str, tuple[str, ...]]
+    directions: int
+
+
+def overlap(given: Overlapping, at: Place) -> None:
+    """How far the directions that dW writes and reads most are the same in all fine-tunes."""
+    this = Context(given, at.folder)
+    pairs = [this.pair(model=ref) for ref in given.models.values()]
+    found = {label: Findings(ref.subject(given.seed, ref.step or 0)) for label, ref in given.models.items()}
+    with explained("overlap of dW"):
+        measure_overlaps(found, overlaps(pairs, given.directions, this.compute.device), given.methods)
+    every = found.values()
+    write_part((r for f in every for r in f.records), (s for f in every for s in f.scores), at.folder, "overlap")
 
 
 def _each(made: Iterable[T] | None, kind: type[T], what: str) -> Iterator[T]:
