@@ -168,8 +168,8 @@ def read_records_of_no_plugin() -> dict[str, set[str]]:
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     attacks, metrics = json.loads(out)
     jailbreaks = {"", "jb_co_task", "jb_co_text", "jb_misgen", "safe_dialect"}
-    interventions = {"", "scaled", "truncated", "in_null_space", "in_column_space", "in_random_space", "matrices"}
-    interventions |= {"rotated", "direction_ablated", "random_direction_ablated", "direction_added"}
+    interventions = {"", "scaled", "extrapolated", "truncated", "in_null_space", "in_column_space", "in_random_space"}
+    interventions |= {"matrices", "rotated", "direction_ablated", "random_direction_ablated", "direction_added"}
     interventions |= {"random_direction_added", "off_random_inputs"}
     interventions |= {f"{what}_{which}_inputs" for what in ("on", "off") for which in ("safe", "unsafe")}
     interventions |= {"with_ipo", "with_benign"}

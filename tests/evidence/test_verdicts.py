@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 from tunescope.errors import InputError
-from tunescope.evidence.claims import CLAIMS, RUNGS, TENTH, Claim, claim, claims_for
+from tunescope.evidence.claims import CLAIMS, JAILBREAKS, RUNGS, TENTH, Claim, claim, claims_for
 from tunescope.evidence.verdicts import (
     NotJudged,
     Outcome,
@@ -351,6 +351,23 @@ def test_an_intervention_is_judged_against_another_at_its_dial() -> None:
     assert (
         missing.reason == "Metric 'refusal' with intervention 'on_unsafe_inputs' at scope '', dial 3 was not measured."
     )
+
+
+def test_more_of_dw_is_judged_at_the_alpha_that_each_run_and_control_chose() -> None:
+    """By hand: of three jailbreaks .3, .6 and 0 of the prompts no longer get through, of the control's .15 of each."""
+    entry, lost = CLAIMS["7b more dW, more robust"], dict(zip(JAILBREAKS, (0.3, 0.6, 0.0), strict=True))
+    blocks = []
+    for seed, alpha in enumerate((1.0, 1.25, 2.0)):
+        for protocol, at, rates in (("ssft", alpha, lost), ("seen", 3 - alpha, dict.fromkeys(JAILBREAKS, 0.15))):
+            values = {(protocol, entry.metric, k, "", seed): (np.arange(20) < 20 * v) * 1.0 for k, v in rates.items()}
+            for scope, times in (("all", 1.0), ("W_in", 0.0)):
+                about = {"intervention": "extrapolated", "dial": at, "scope": scope, "strength": 1.0}
+                blocks.append(frame({k: times * v for k, v in values.items()}, **about))
+    scores = pd.concat(blocks).astype(dict.fromkeys(TEXTS, "category"))
+    found = rungs(scores, entry)
+    assert {rung: v.estimate for rung, v in found.items()} == pytest.approx({"chance": 0.3, "tuning": 0.15})
+    assert found["chance"].outcome == S
+    assert rungs(scores, CLAIM["7b"])["chance"].estimate == 0.0  # of W_in alone
 
 
 def test_an_intervention_on_everything_is_not_taken_for_one_on_a_part() -> None:

@@ -56,11 +56,13 @@ def bench(prompts: Callable[..., Batch], easy: World) -> Callable[..., Bench]:
         tuned: PreTrainedModel,
         others: Mapping[str, PreTrainedModel] | None = None,
         fit: Mapping[str, Batch] | None = None,
+        trial: Mapping[str, Batch] | None = None,
     ) -> Bench:
         pair = Pair(LiveWeights(base), LiveWeights(tuned))
         fit = fit or {kind: prompts(kind) for kind in ("safe", "unsafe")}
+        trial = trial or {kind: prompts(kind) for kind in ("safe", "jb_misgen")}
         weights = {name: LiveWeights(other) for name, other in (others or {}).items()}
-        return Bench(tuned, pair, WorldTask(easy), fit, weights, draws=2, rows=3, stream=ROOT("changes"))
+        return Bench(tuned, pair, WorldTask(easy), fit, trial, weights, draws=2, rows=3, stream=ROOT("changes"))
 
     return made
 

@@ -33,7 +33,7 @@ SETTINGS = {
     "truncated": {"ranks": (1,)},
     "inputs": {"directions": (1, 2)},
 }
-NAMES = ("scaled", "truncated", "spaces", "matrices", "inputs", "transferred", "direction")
+NAMES = ("scaled", "extrapolated", "truncated", "spaces", "matrices", "inputs", "transferred", "direction")
 
 
 def fresh() -> PreTrainedModel:

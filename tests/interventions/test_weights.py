@@ -73,8 +73,8 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def test_these_are_the_interventions() -> None:
-    assert {name for name in INTERVENTIONS if not INTERVENTIONS.code(name)} == {*NAMES}
-    assert [name for name in NAMES if INTERVENTIONS[name].control] == ["scaled"]
+    assert {name for name in INTERVENTIONS if not INTERVENTIONS.code(name)} == {*NAMES, "extrapolated"}
+    assert {name for name in INTERVENTIONS if INTERVENTIONS[name].control} == {"scaled", "extrapolated"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,6 +59,13 @@ def test_an_intervention_is_pooled_whatever_layer_each_seed_chose() -> None:
     assert (row["value"], row["n"]) == (pytest.approx(0.1), 100)
 
 
+def test_an_intervention_is_pooled_whatever_dial_each_seed_chose() -> None:
+    (row,) = pool(frame(changed(0, 2, 0.0, 1.25), changed(1, 2, 0.2, 2.0))).to_dict("records")
+    assert (row["value"], row["n"], row["dial"]) == (pytest.approx(0.1), 100, 1.625)
+    both = frame(*(changed(seed, 2, 0.1 * dial, dial) for seed in (0, 1) for dial in (2, 3)))
+    assert pool(both).set_index("dial")["value"].to_dict() == pytest.approx({2: 0.2, 3: 0.3})
+
+
 def test_an_intervention_at_several_layers_keeps_them() -> None:
     pooled = pool(frame(*(changed(seed, layer, 0.1 * layer) for seed in (0, 1) for layer in (2, 3))))
     assert pooled.set_index("layer")["value"].to_dict() == pytest.approx({2: 0.2, 3: 0.3})

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tunescope.errors import InputError
-from tunescope.evidence.claims import LADDER
+from tunescope.evidence.claims import CLAIMS, LADDER
 from tunescope.evidence.verdicts import NotJudged, judge
 from tunescope.records.pool import pool
 from tunescope.records.tables import Record, Scores, Subject, read_records, read_scores, write_records, write_scores
@@ -27,7 +27,7 @@ from tunescope.report.html import load_records, render
 from tunescope.report.ladder import standing_rows
 from tunescope.report.select import vector_rows
 from tunescope.report.style import models_of
-from tunescope.report.tables import DASH, cautions, duration, headline, summary, verdict
+from tunescope.report.tables import DASH, cautions, cost, duration, headline, summary, verdict
 
 STRENGTHS = (0.0, 0.5, 1.0)
 HOSTILE = "</code><script>alert('x')</script> $\\frac{1}$ & \"quoted\" <b>"
@@ -565,6 +565,20 @@ def test_measurements_inside_a_model_are_not_its_behaviour(records: pd.DataFrame
     inside = records[records["metric"] == "compliance"].assign(layer=1, site="mlp_post", value=0.123, step=999)
     both = pd.concat([records, inside])
     assert headline(both) == headline(records)
+
+
+def test_what_a_change_costs_stands_beside_what_it_is_claimed_to_do(tmp_path: Path) -> None:
+    one = partial(Record, "m", "ssft", "eta_m", kind="safe", intervention="extrapolated", n=60)
+    rows = [
+        one(0, 9, "compliance", v, dial=d, scope=s, low=v - 0.05, high=1.0)
+        for v, d, s in ((0.97, 1.25, "all"), (1.0, 2.0, "all"), (0.5, 9.0, "W_in"))
+    ]
+    records, (entry, other) = (
+        frame(rows, tmp_path),
+        (CLAIMS["7b more dW, more robust"], CLAIMS["7a refusal follows dW"]),
+    )
+    said = "Alpha 1.25 to 2, at which 97.0 to 100.0 % of safe prompts are answered (95 % intervals from 92.0)."
+    assert (cost(entry, records), cost(other, records), cost(entry, records[:0])) == (said, "", "")
 
 
 def test_headline_marks_the_wanted_outcome(records: pd.DataFrame) -> None:

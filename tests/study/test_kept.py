@@ -37,7 +37,8 @@ def measure(folder: Path) -> pd.DataFrame:
     scores = [part for part in parts if part.name.startswith("scores-")]
     merge_tables(scores, folder / "scores.parquet", SCORES_SCHEMA)
     merge_tables([part for part in parts if part not in scores], folder / "records.parquet", SCHEMA)
-    return read_records(folder / "records.parquet")
+    found = read_records(folder / "records.parquet")
+    return found[found["intervention"] != "extrapolated"]  # measured now
 
 
 def kept(name: str) -> pd.DataFrame:

@@ -51,6 +51,7 @@ class Bench:
         pair: weights of its base and its own, from which it is put back.
         task: as the model reads it.
         fit: safe and unsafe prompts that nothing else is measured on, by which a change may be chosen.
+        trial: the same of safe prompts and of jailbreaks at their greatest strength, where the task has such.
         others: weights of further fine-tunes of the same base at the same learning rate, by protocol.
         draws: random draws of a control. rows: prompts per forward pass.
     """
@@ -59,6 +60,7 @@ class Bench:
     pair: Pair
     task: Task
     fit: Batches
+    trial: Batches
     others: Mapping[str, Weights]
     draws: int
     rows: int

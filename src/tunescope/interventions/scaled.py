@@ -1,6 +1,6 @@
 """W + alpha dW (Jain et al. 2024, sec. 6; Ilharco et al. 2023): in every parameter, and in parts of the MLPs alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tunescope.config import Config, Once
 from tunescope.interventions.base import Bench, Intervention, intervention
-from tunescope.interventions.weights import MLP, Delta, Matrix, with_delta, with_parameters
+from tunescope.interventions.weights import MLP, Changed, with_delta, with_parameters
 from tunescope.models.sites import layer_count
 from tunescope.records.names import EVERYWHERE, W_IN
 
@@ -25,15 +25,24 @@ class Scaled(Config):
 @intervention("scaled", settings=Scaled, control=True)
 def scaled(bench: Bench, settings: Scaled) -> Iterator[Intervention]:
     for alpha in settings.alphas:
-        change = partial(with_parameters, bench.model, bench.pair, partial(_between, alpha))
-        yield Intervention("scaled", alpha, EVERYWHERE, (change,))
+        yield Intervention("scaled", alpha, EVERYWHERE, (partial(with_all_scaled, bench, alpha),))
     scopes: dict[str, tuple[tuple[str, ...], list[int] | None]] = {"mlp": (MLP, None), W_IN: ((W_IN,), None)}
     scopes |= {f"mlp.{layer}": (MLP, [layer]) for layer in range(layer_count(bench.model))}
     for scope, (names, layers) in scopes.items():
         for alpha in WITHOUT, TWICE:
-            times = partial(_times, alpha)
-            change = partial(with_delta, bench.model, bench.pair, times, names=names, layers=layers)
-            yield Intervention("scaled", alpha, scope, (change,))
+            yield Intervention("scaled", alpha, scope, (partial(with_matrices_scaled, bench, alpha, names, layers),))
+
+
+def with_all_scaled(bench: Bench, alpha: float) -> Changed:
+    """Inside the block every parameter is W + alpha dW."""
+    return with_parameters(bench.model, bench.pair, partial(_between, alpha))
+
+
+def with_matrices_scaled(
+    bench: Bench, alpha: float, names: Sequence[str], layers: Sequence[int] | None = None
+) -> Changed:
+    """The same of these matrices, of these layers or of all; all else is the fine-tuned model's."""
+    return with_delta(bench.model, bench.pair, lambda delta: alpha * delta.matrix, names=names, layers=layers)
 
 
 def _between(alpha: float, name: str, before: Tensor, after: Tensor) -> Tensor:
@@ -41,7 +50,3 @@ def _between(alpha: float, name: str, before: Tensor, after: Tensor) -> Tensor:
         return after
     w = before.double()
     return w + alpha * (after.double() - w)
-
-
-def _times(alpha: float, delta: Delta) -> Matrix:
-    return alpha * delta.matrix

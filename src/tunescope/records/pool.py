@@ -22,21 +22,22 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
 
     Where seeds agree better than their own intervals allow, the mean's is made of these (as in `contrasts.over_seeds`).
     Records of one seed are returned as they are. The base models, which seeds train for different numbers of steps,
-    are put at the step of the longest. `seed` is the first of them. Where each seed has an intervention at one layer,
-    which it may have chosen, that is no difference.
+    are put at the step of the longest. `seed` is the first of them. Where each seed has an intervention at one layer or
+    at one dial, which it may have chosen, that is no difference: the layer is left out, the dial is the mean of theirs.
     """
     if records["seed"].nunique() < 2:
         return records
     at_end = (records["protocol"] == BASE) & ~records["metric"].isin(CURVES)
-    without_layer = [name for name in KEYS if name != "layer"]
-    alone = ~records.duplicated(without_layer, keep=False)
+    dials = records.groupby(_but("dial", "seed"), dropna=False, sort=False)["dial"]
+    chosen = _alone(records, "dial") & (dials.transform("nunique") > 1)
     rows = records.assign(
         step=records["step"].mask(at_end, records.loc[at_end, "step"].max()),
-        layer=records["layer"].mask(alone & (records["intervention"] != "")),
+        layer=records["layer"].mask(_alone(records, "layer")),
+        dial=records["dial"].mask(chosen, dials.transform("mean")),
         below=(records["value"] - records["low"]) ** 2,
         above=(records["high"] - records["value"]) ** 2,
     )
-    groups = rows.groupby([name for name in KEYS if name != "seed"], dropna=False, sort=False)
+    groups = rows.groupby(_but("seed"), dropna=False, sort=False)
     out = groups.agg(
         seed=("seed", "min"), value=("value", "mean"), n=("n", "sum"), low=("low", "mean"), high=("high", "mean")
     )
@@ -50,3 +51,12 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
     shares = out["metric"].isin(SHARES) | out["metric"].str.endswith(AUC)
     out.loc[shares, ["low", "high"]] = out.loc[shares, ["low", "high"]].clip(0, 1)
     return out[ORDER]
+
+
+def _but(*names: str) -> list[str]:
+    return [name for name in KEYS if name not in names]
+
+
+def _alone(records: pd.DataFrame, name: str) -> pd.Series:
+    """Which records are of an intervention that its seed has at one layer alone, or at one dial."""
+    return ~records.duplicated(_but(name), keep=False) & (records["intervention"] != "")

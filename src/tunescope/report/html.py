@@ -118,7 +118,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: 
         "title": f"tunescope: {config.get('name', folder.resolve().name)}",
         "summary": tables.summary(records, config),
         "cautions": [*notes, *tables.cautions(records, config)],
-        "verdicts": tables.verdict_table(judgement, models),
+        "verdicts": tables.verdict_table(judgement, models, pooled),
         "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
         "ladder": LADDER,
         "headline": tables.headline(pooled),

@@ -4,13 +4,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunescope.records.names import BENIGN, COMPLIANCE, EVERYWHERE, REFUSAL, SAFE, SEEN, UNSAFE
+from tunescope.records.names import BENIGN, COMPLIANCE, EVERYWHERE, EXTRAPOLATED, REFUSAL, SAFE, SEEN, UNSAFE
 from tunescope.report.draw import Look, facet, figure, grid, model_legend
 from tunescope.report.style import NEUTRAL, Model, kinds_of, protocol_label, rate_labels, spaced, wanted
 
 SCALED, ON_TOP = "scaled", "with_"
 LABELS = {  # in the order of the figure; of the number of directions or of singular values the dial says how many
     SCALED: "without dW of {scope}",
+    EXTRAPOLATED: "more of dW",
     "truncated": "dW cut to rank {dial:g}",
     "in_null_space": "dW of W_in: N(W\u1d40) only",
     "in_column_space": "dW of W_in: C(W) only",
@@ -92,11 +93,12 @@ def _label(name: str, scope: str, dial: float, several: bool) -> str:
 
 @figure("interventions", "Which part of dW", change_rows)
 def other_changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
-    """Models in which dW is taken out of some matrices, cut to its largest singular values, kept to what writes into
-    one space, put on the base or turned into random directions there, kept off the directions in which unsafe inputs
-    stand out or left alone with them, or joined by that of another protocol; and the tuned model with the difference of
-    the class means taken out of its residual stream, or added to it. Unsafe prompts still refused, safe ones still
-    answered, jailbreaks that get through (mean over kinds, at their greatest strength).
+    """Models in which dW is taken out of some matrices, made as much larger as safe prompts bear, cut to its largest
+    singular values, kept to what writes into one space, put on the base or turned into random directions there, kept
+    off the directions in which unsafe inputs stand out or left alone with them, or joined by that of another protocol;
+    and the tuned model with the difference of the class means taken out of its residual stream, or added to it. Unsafe
+    prompts still refused, safe ones still answered, jailbreaks that get through (mean over kinds, at their greatest
+    strength).
     """
     labels = list(dict.fromkeys(rows.sort_values(["place", "dial", "scope"], kind="stable")["label"]))
 

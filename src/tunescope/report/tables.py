@@ -8,7 +8,7 @@ import pandas as pd
 
 from tunescope.evidence.claims import Claim, Rung
 from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed, standing
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, REFUSAL, SEEN, W_IN
+from tunescope.records.names import BASE, BENIGN, COMPLIANCE, EXTRAPOLATED, GIVEN, REFUSAL, SAFE, SEEN, W_IN
 from tunescope.report.reading import Entry
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, wanted
@@ -80,14 +80,19 @@ class Example(NamedTuple):
     answers: Sequence[tuple[str, str, str]]
 
 
-def verdict_table(judgement: Judgement, models: Sequence[Model]) -> dict[str, Any]:
-    """Models that were judged; by claim its cells, None where it was not judged, and a sentence; what is missing."""
+def verdict_table(judgement: Judgement, models: Sequence[Model], records: pd.DataFrame) -> dict[str, Any]:
+    """Models that were judged; by claim its cells, None where it was not judged, and a sentence; what is missing.
+
+    Args:
+        records: pooled over seeds.
+    """
     judged, labels = {v.model for v in judgement.verdicts}, {model.name: model.label for model in models}
     columns, rows = [model for model in models if model.name in judged], []
     for claim, verdicts in by_claim(judgement):
         cells = [_judged(claim, [v for v in verdicts if v.model == model.name], labels) for model in columns]
         found = {model.label: cell for model, cell in zip(columns, cells, strict=True) if cell}
-        rows.append({"claim": claim, "cells": cells, "sentence": sentence(claim, verdicts, found)})
+        said = f"{sentence(claim, verdicts, found)} {cost(claim, records[records['model'].isin(judged)])}".strip()
+        rows.append({"claim": claim, "cells": cells, "sentence": said})
     runs = max((v.runs for v in judgement.verdicts), default=1)
     what = "groups of prompts" if any(v.over == "groups" for v in judgement.verdicts) else "prompts"
     over = f"over {runs} runs" if runs > 1 else f"over the {what} of this run"
@@ -111,6 +116,20 @@ def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judg
     said = "; ".join(parts)
     range_ = f"{' to '.join(ends)}: {claim.found}." if ends else ""
     return f"{said[:1].upper()}{said[1:]}{'. ' if said else ''}{range_}"
+
+
+def cost(claim: Claim, records: pd.DataFrame) -> str:
+    """Of a claim about a change that was chosen: what was chosen, and how many safe prompts are still answered."""
+    rows = records[(records["intervention"] == EXTRAPOLATED) & (records["scope"] == claim.scope)]
+    rows = rows[(rows["kind"] == SAFE) & (rows["metric"] == COMPLIANCE)]
+    if claim.intervention != EXTRAPOLATED or rows.empty:
+        return ""
+    alpha, kept = (
+        " to ".join(dict.fromkeys(form.format(end) for end in (of.min(), of.max())))
+        for form, of in (("{:.3g}", rows["dial"]), ("{:.1f}", 100 * rows["value"]))
+    )
+    bound = f" (95 % intervals from {100 * rows['low'].min():.1f})" if rows["low"].notna().all() else ""
+    return f"Alpha {alpha}, at which {kept} % of safe prompts are answered{bound}."
 
 
 def _judged(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]) -> Judged | None:

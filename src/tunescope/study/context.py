@@ -151,7 +151,7 @@ class Context:
 
     def attacked(self, task: Task, kind: str, strength: float, n: int, use: str) -> Batch:
         """Prompts of a kind; those of one use are the same at every strength, but for what the strength changes."""
-        pool: Use = "fit" if use == "seen" else "score"
+        pool: Use = "fit" if use in ("seen", "trial") else "score"
         return task.draw(kind, n, pool, self.stream("attacked", use, kind), strength)
 
 

@@ -52,7 +52,7 @@ from tunescope.records.tables import (
 from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
-from tunescope.tasks.base import Batch, Task
+from tunescope.tasks.base import Batch, Kind, Task
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -347,15 +347,17 @@ def intervene(given: Intervening, at: Place) -> None:
     this, config = Context(given, at.folder), given.intervene
     task, model, pair = this.task(), this.load(), this.pair()
     alike = matches(pair)
-    prompts = {
-        name: this.attacked(task, name, given.strongest if kind.dial else 0.0, config.prompts, "interventions")
-        for name, kind in task.kinds.items()
-        if not (kind.safe and kind.dial)  # a control of another kind
-    }
+
+    def drawn(name: str, kind: Kind, use: str) -> Batch:
+        return this.attacked(task, name, given.strongest if kind.dial else 0.0, config.prompts, use)
+
+    kinds = {n: kind for n, kind in task.kinds.items() if not (kind.safe and kind.dial)}  # a control of another kind
+    prompts = {name: drawn(name, kind, "interventions") for name, kind in kinds.items()}
+    trial = {name: drawn(name, kind, "trial") for name, kind in kinds.items() if kind.dial or name == SAFE}
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)
     others = {name: this.weights(ref) for name, ref in given.others.items()}
     rows = _rows(given, model, prompts, given.probe.rows)
-    bench = Bench(model, pair, task, fit, others, config.draws, rows, this.stream("interventions"))
+    bench = Bench(model, pair, task, fit, trial, others, config.draws, rows, this.stream("interventions"))
 
     def changes() -> Iterator[Intervention]:
         for name in config.interventions or ():
