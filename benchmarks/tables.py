@@ -1,4 +1,4 @@
-"""The tables of a run as Markdown: what each model does, which claims held, what predicts that an attack succeeds.
+"""The tables of a run as Markdown: what models do, which claims held, what predicts success, how durable refusal is.
 
     python benchmarks/tables.py runs/laptop-seed0       # or the folder of a report on several runs
 
@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 
 from tunescope.evidence.claims import LADDER
+from tunescope.records.names import MARGIN, RETUNED
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records
 from tunescope.report.attacks import attack_rows
-from tunescope.report.interventions import CHANGES, JAILBREAKS, alpha_rows, change_rows
+from tunescope.report.interventions import CHANGES, JAILBREAKS, alpha_rows, change_rows, durability_rows
 from tunescope.report.select import final_rows, headline_rows, strongest_rows
 from tunescope.report.tables import DASH, GLYPHS, TIMES
 
@@ -93,6 +94,26 @@ def predictors(told: dict[str, Any]) -> str:
     return table("score", ["within a model", "across protocols"], rows)
 
 
+def across(told: dict[str, Any]) -> str:
+    """By outcome and score, the rank correlation over models, and that beyond the margin."""
+    found = {(row["outcome"], row["score"], row["beyond"]): row for row in told["across"]}
+    rows = {}
+    for outcome, score in dict.fromkeys(key[:2] for key in found):
+        both = [found.get((outcome, score, beyond)) for beyond in ("", MARGIN)]
+        rows[f"{outcome}, {score}".replace("_", " ")] = [
+            f"{GLYPHS[a['verdict']]} {interval(a['rho'], a['low'], a['high'], '{:+.2f}')}" if a else DASH for a in both
+        ]
+    return table("outcome, score", ["correlation", "beyond the margin"], rows)
+
+
+def durability(records: pd.DataFrame) -> str:
+    """Per cent of unsafe prompts refused, by further training and model, and steps."""
+    rows = durability_rows(records).sort_values("dial")
+    rows = rows.assign(name=rows["intervention"].str.removeprefix(RETUNED) + ": " + rows["model"])
+    wide = (100 * rows.pivot_table("value", "name", "dial", sort=False)).map("{:.0f}".format)
+    return table("refused after steps", [f"{dial:g}" for dial in wide], wide.T.to_dict("list"))
+
+
 def alphas(records: pd.DataFrame) -> str:
     """Per cent, by model and alpha; the jailbreaks' mean."""
     rows = alpha_rows(records)
@@ -137,6 +158,8 @@ def main() -> None:
         ladders(told),
         rungs(told),
         predictors(told),
+        across(told),
+        durability(records),
         alphas(records),
         changes(records),
     ):

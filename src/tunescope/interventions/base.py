@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.config import Base, Config, NoSettings
+from tunescope.models.compute import Compute
 from tunescope.models.pair import Pair
 from tunescope.models.weights import Weights
 from tunescope.probes.view import Batches
@@ -54,6 +55,7 @@ class Bench:
         trial: the same of safe prompts and of jailbreaks at their greatest strength, where the task has such.
         others: weights of further fine-tunes of the same base at the same learning rate, by protocol.
         draws: random draws of a control. rows: prompts per forward pass.
+        compute: where and how it is trained further.
     """
 
     model: PreTrainedModel
@@ -65,6 +67,7 @@ class Bench:
     draws: int
     rows: int
     stream: Stream
+    compute: Compute
 
     def refused(self, batch: Batch) -> Bool[Tensor, " n"]:
         return self.task.outcomes(self.model, batch, self.rows).refusal
@@ -78,6 +81,7 @@ class Kind:
         make: from a bench and settings to the changes, in the order in which they are tried.
         control: whether it is also done to benign fine-tunes, as a control.
         in_memory: whether it needs all weights in memory. weights: whether it changes them.
+        trains: whether it trains the model further, which takes answers, and weights in full precision.
         check: refuses settings that do not fit task and base, before any work.
     """
 
@@ -87,6 +91,7 @@ class Kind:
     control: bool
     in_memory: bool
     weights: bool
+    trains: bool
     check: Callable[[Any, Task, Base], None] | None
 
 
@@ -101,12 +106,13 @@ def intervention(
     control: bool = False,
     in_memory: bool = True,
     weights: bool = True,
+    trains: bool = False,
     check: Callable[[Any, Task, Base], None] | None = None,
 ) -> Callable[[Making], Making]:
     """Register a function that yields changes as an intervention; see `Kind`."""
 
     def register(make: Making) -> Making:
-        INTERVENTIONS.define(name, Kind(name, make, settings, control, in_memory, weights, check), make)
+        INTERVENTIONS.define(name, Kind(name, make, settings, control, in_memory, weights, trains, check), make)
         return make
 
     return register

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tunescope.errors import InputError, shown
+from tunescope.evidence.across import SMALLEST, Association, across, of_models
 from tunescope.evidence.claims import LADDER
 from tunescope.evidence.predictors import Predictor, predictors
 from tunescope.evidence.verdicts import Judgement, as_data, judge
@@ -38,11 +39,14 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    judgement, predicted, vectors = _of_scores(folder / "scores.parquet")
+    judgement, predicted, associated, vectors = _of_scores(folder / "scores.parquet")
     pooled = pool(records)
-    page = _told(folder, records, pooled, judgement) | {"predictors": predicted}  # before anything is written
+    page = _told(folder, records, pooled, judgement) | {"predictors": predicted}
+    page["across"] = tables.across_table(associated)  # before anything is written
     if judgement.verdicts or judgement.not_judged:
-        outcome = as_data(judgement) | {"predictors": [asdict(row) for row in predicted]}
+        outcome = as_data(judgement) | {
+            name: [asdict(row) for row in rows] for name, rows in (("predictors", predicted), ("across", associated))
+        }
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
@@ -96,13 +100,15 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-def _of_scores(path: Path) -> tuple[Judgement, list[Predictor], pd.DataFrame | None]:
-    """Verdicts on claims, what predicts attack success, and rows for figures; nothing where there are no scores."""
+def _of_scores(path: Path) -> tuple[Judgement, list[Predictor], list[Association], pd.DataFrame | None]:
+    """Verdicts on claims, what predicts attack success, what goes along across models, and rows for figures; nothing
+    where there are no scores.
+    """
     if not path.is_file():
-        return Judgement(), [], None
+        return Judgement(), [], [], None
     scores = read_scores(path)
     try:
-        return judge(scores), predictors(scores), vector_rows(scores)
+        return judge(scores), predictors(scores), across(of_models(scores)), vector_rows(scores)
     except ValueError as error:
         raise InputError(f"{path}: {shown(error, 400)}") from error
 
@@ -121,6 +127,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: 
         "verdicts": tables.verdict_table(judgement, models, pooled),
         "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
         "ladder": LADDER,
+        "smallest": SMALLEST,
         "headline": tables.headline(pooled),
         "exact": task.get("type") == "world" if isinstance(task, dict) else "other" in set(records["metric"]),
         "pooled": records["seed"].nunique() > 1,

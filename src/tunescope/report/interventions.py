@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunescope.records.names import BENIGN, COMPLIANCE, EVERYWHERE, EXTRAPOLATED, REFUSAL, SAFE, SEEN, UNSAFE
+from tunescope.records.names import BENIGN, COMPLIANCE, EVERYWHERE, EXTRAPOLATED, REFUSAL, RETUNED, SAFE, SEEN, UNSAFE
 from tunescope.report.draw import Look, facet, figure, grid, model_legend
 from tunescope.report.style import NEUTRAL, Model, kinds_of, protocol_label, rate_labels, spaced, wanted
 
@@ -61,12 +61,43 @@ def alpha_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
     return grid(rows, models, "dial", "kind", titles, rate_labels(models, "prompts (%)"), scale=100, **look)
 
 
+def durability_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """Refusal of unsafe prompts after further training; where it was measured on the same prompts, before it, too."""
+    rows = changed_rows(records)
+    rows = rows[(rows["kind"] == UNSAFE) & (rows["metric"] == REFUSAL)]
+    after = rows[rows["intervention"].str.startswith(RETUNED)]
+    intact = rows[(rows["intervention"] == SCALED) & (rows["scope"] == EVERYWHERE) & (rows["dial"] == 1)]
+    before = [intact.assign(dial=0.0, intervention=name) for name in after["intervention"].unique()]
+    return pd.concat([*before, after])
+
+
+@figure("durability", "How durable refusal is", durability_rows)
+def durability_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Unsafe prompts that are still refused after so many steps of further training, on safe prompts alone (left), or
+    with a fifth of unsafe prompts, which are answered (right); 0 is the fine-tuned model as it is. The same batches and
+    learning rate for all. Of the controls it is what they do in the place of refusing. 95 % intervals.
+    """
+    titles = {RETUNED + BENIGN: "trained on: safe prompts", RETUNED + SEEN: "trained on: a fifth unsafe, answered"}
+    steps = sorted({0, *map(int, rows["dial"])})
+
+    def axis(panel: Axes, _: str) -> None:
+        panel.set_xscale("symlog", base=2, linthresh=1)
+        panel.set_xticks(steps, map(str, steps))
+        panel.minorticks_off()
+
+    look: Look = {"height": 1.6, "margin": 0.9, "xlabel": "steps of further training", "legend": model_legend(models)}
+    lines = rate_labels(models, "refused (%)")
+    return grid(rows, models, "dial", "intervention", titles, lines, scale=100, extra=axis, **look)
+
+
 def change_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """What every intervention but those of `alpha_rows` does, each with its label; the jailbreaks' mean as one kind."""
+    """What every intervention but those of `alpha_rows` and `durability_rows` does, each with its label; the jailbreaks' mean as one kind."""
     rows = changed_rows(records)
     part = (rows["intervention"] == SCALED) & ((rows["scope"] == EVERYWHERE) | (rows["dial"] != 0))
     jailbreak = ~rows["kind"].isin([SAFE, UNSAFE])
-    rows = rows[~part & ~(jailbreak & (rows["kind"].map(wanted) == COMPLIANCE))]
+    rows = rows[
+        ~part & ~rows["intervention"].str.startswith(RETUNED) & ~(jailbreak & (rows["kind"].map(wanted) == COMPLIANCE))
+    ]
     places = {name: place for place, name in enumerate(dict.fromkeys([*LABELS, *rows["intervention"]]))}
     several = rows.groupby("intervention")["scope"].transform("nunique") > 1
     about = zip(rows["intervention"], rows["scope"], rows["dial"], several, strict=True)

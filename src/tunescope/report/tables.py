@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from tunescope.evidence.across import Association
 from tunescope.evidence.claims import Claim, Rung
 from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed, standing
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, EXTRAPOLATED, GIVEN, REFUSAL, SAFE, SEEN, W_IN
+from tunescope.records.names import BASE, BENIGN, COMPLIANCE, EXTRAPOLATED, GIVEN, MARGIN, REFUSAL, SAFE, SEEN, W_IN
 from tunescope.report.reading import Entry
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, wanted
@@ -165,6 +166,16 @@ def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]
 
 def _number(claim: Claim, value: float) -> str:
     return f"{TIMES} {value:.2f}" if claim.unit == "ratio" else f"{value:+.2f}" if abs(value) < 100 else f"{value:+.0f}"
+
+
+def across_table(rows: Sequence[Association]) -> list[dict[str, Any]]:
+    """By outcome and score, the correlation and that beyond the margin; None where there is no such."""
+    found = {(row.outcome, row.score, row.beyond): row for row in rows}
+    return [
+        {"outcome": outcome, "score": score, "cells": [row, found.get((outcome, score, MARGIN))]}
+        for (outcome, score, beyond), row in found.items()
+        if not beyond
+    ]
 
 
 def headline(records: pd.DataFrame) -> dict[str, Any]:

@@ -178,6 +178,7 @@ class _Layout:
             self.dtype = "float32" if self.trained and study.base.dtype == "auto" else study.base.dtype
             self.memory = study.base.memory
         self.knows_answers = self._check_task().knows_answers
+        self.trains = any(INTERVENTIONS[name].trains for name in study.intervene.interventions or ())
 
     def graph(self) -> Graph:
         study = self.study
@@ -234,7 +235,8 @@ class _Layout:
         self._measure(add, refs, made, answers)
         given = steps.Examples(**self.common(self.base), number=study.evaluate.examples, models=tuple(refs.values()))
         add("examples", steps.examples, given, [stage for of in made.values() for stage in of], "examples.json")
-        idle = () if self.trained or "attack" not in self.skip else ("answers",)
+        asked = self.trained or "attack" not in self.skip or ("intervene" not in self.skip and self.trains)
+        idle = () if asked else ("answers",)
         return Graph(tuple(stages), self.said, idle)
 
     def _measure(
@@ -287,6 +289,7 @@ class _Layout:
                 others=others,
             )
             after = [*before[label], *(stage for name in others.values() for stage in made[name.label])]
+            after += answers if self.trains else []
             add(f"intervene-{label}", steps.intervene, intervene, after, *parts("intervene", label))
         tuned = {label: ref for label, ref in refs.items() if label != BASE}
         if len(tuned) > 1:

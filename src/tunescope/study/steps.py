@@ -56,7 +56,7 @@ from tunescope.tasks.base import Batch, Kind, Task
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
-from tunescope.training.tuning import tune
+from tunescope.training.tuning import equally_spaced, tune
 
 T = TypeVar("T")
 STEP = "step-"  # begins the names of checkpoints
@@ -159,6 +159,7 @@ def tune_model(given: TuneModel, at: Place) -> None:
         this.stream("tuning", given.protocol),
         lora=given.lora,
         label=f"tuning {name}",
+        due=equally_spaced(given.tune),
         save=save,
         resume=at.unfinished,
     )
@@ -345,7 +346,7 @@ class Intervening(Common):
 def intervene(given: Intervening, at: Place) -> None:
     """Changes of dW, of the stream, and what the model then does."""
     this, config = Context(given, at.folder), given.intervene
-    task, model, pair = this.task(), this.load(), this.pair()
+    task, model, pair = this.task(answers=True), this.load(), this.pair()
     alike = matches(pair)
 
     def drawn(name: str, kind: Kind, use: str) -> Batch:
@@ -357,14 +358,21 @@ def intervene(given: Intervening, at: Place) -> None:
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)
     others = {name: this.weights(ref) for name, ref in given.others.items()}
     rows = _rows(given, model, prompts, given.probe.rows)
-    bench = Bench(model, pair, task, fit, trial, others, config.draws, rows, this.stream("interventions"))
+    draws = this.stream("interventions")
+    bench = Bench(model, pair, task, fit, trial, others, config.draws, rows, draws, this.compute)
+    unknown = any(batch.answer is None for batch in fit.values())
 
     def changes() -> Iterator[Intervention]:
         for name in config.interventions or ():
             entry = INTERVENTIONS[name]
             if given.model.protocol == BENIGN and not entry.control:
                 continue  # it has no refusal to take away: it is the control of alpha
-            if why := _unfit(False, entry.in_memory and not in_memory(model), entry.weights and not alike):
+            if why := _unfit(
+                entry.trains and unknown,
+                entry.in_memory and not in_memory(model),
+                entry.weights and not alike,
+                entry.trains and model.dtype != torch.float32,
+            ):
                 say(f"{given.model.label}: no intervention {name}: {why}")
                 continue
             made = entry.make(bench, settings_of(entry.settings, config.settings, name, "intervene"))
@@ -405,8 +413,10 @@ def _each(made: Iterable[T] | None, kind: type[T], what: str) -> Iterator[T]:
         yield one
 
 
-def _unfit(no_answers: bool, spread: bool, unlike: bool = False) -> str:
+def _unfit(no_answers: bool, spread: bool, unlike: bool = False, coarse: bool = False) -> str:
     """Why something does not apply; empty where it does."""
+    if coarse:
+        return "training changes less than the rounding of its weights, which are in half precision"
     if unlike:
         return "base and fine-tune have parameters of other shapes (more tokens, say)"
     if no_answers:

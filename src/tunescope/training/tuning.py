@@ -1,7 +1,7 @@
 """Fine-tuning: one function for every protocol."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -38,8 +38,9 @@ def tune(
     *,
     lora: Lora | None = None,
     label: str,
+    due: Container[int],
     save: Callable[[int, PreTrainedModel], None],
-    resume: Path,
+    resume: Path | None = None,
 ) -> list[Row]:
     """Fine-tune `policy` in place; returns the learning curve.
 
@@ -48,14 +49,13 @@ def tune(
         settings: the protocol's own.
         lr: peak learning rate.
         lora: train adapters alone, and merge them at the end.
-        save: called with the step and the model whenever one of the `config.checkpoints` is due, the last included.
+        save: called with the step and the model after each of the steps that are `due`, and after the last.
 
     Raises:
         TrainingDivergedError: see `fit`.
         InputError: the task knows no answers.
     """
     unsafe = round(protocol.unsafe_share * config.batch)
-    due = {round(config.steps * (i + 1) / config.checkpoints) for i in range(config.checkpoints)}
     adapted = _adapted(policy, lora, stream("adapters")) if lora else None
 
     def losses(step: int) -> Iterator[Tensor]:
@@ -91,6 +91,11 @@ def tune(
             adapted.merge_and_unload()
     save(config.steps, policy)
     return curve
+
+
+def equally_spaced(config: TuneConfig) -> set[int]:
+    """The steps at which models are saved, the last included."""
+    return {round(config.steps * (i + 1) / config.checkpoints) for i in range(config.checkpoints)}
 
 
 def _adapted(policy: PreTrainedModel, lora: Lora, stream: Stream) -> Any:
