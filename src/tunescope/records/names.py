@@ -12,6 +12,7 @@ SAFE, UNSAFE = "safe", "unsafe"  # the kinds of plain prompts, which every task 
 COMPLIANCE, REFUSAL, OTHER = OUTCOMES = ("compliance", "refusal", "other")
 SUCCESS, FAILURE = "success", "failure"  # attacked prompts that were answered, and those that were not
 EVERYWHERE = "all"  # the scope of an intervention on every parameter
+LAST = "last"  # the position of a prompt's last token, where the answer is decided
 W_IN = "W_in"  # the matrix that the paper looks at
 
 # Scores of attacked prompts that may predict success: read inside the model, and read off its output.
