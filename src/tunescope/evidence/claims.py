@@ -11,6 +11,8 @@ from tunescope.records.names import (
     ATTRIBUTE,
     BENIGN,
     EVERYWHERE,
+    LAST,
+    LOST,
     REFUSAL,
     REMOVED,
     SAFE,
@@ -422,6 +424,45 @@ claim(
         figure="interventions",
         intervention="on_unsafe_inputs",
         against="on_safe_inputs",
+    )
+)
+
+claim(
+    Claim(
+        name="8a MLPs carry refusal",
+        statement="With what the MLPs add at the last token taken from the safe twin, unsafe prompts are no longer "
+        "refused.",
+        source=f"{PAPER}: safety fine-tuning works through a small change of MLP weights",
+        metric=LOST,
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts no longer refused with what MLPs add to the safe twin, beyond those with what they add "
+        "to another unsafe prompt",
+        figure="patched",
+        rungs=("chance", "tuning"),  # a style is no style of another prompt; and an attribute is elsewhere in prompts
+        intervention="patched_from_twin",
+        scope=f"mlp_out.{EVERYWHERE} {LAST}",
+        against="patched_from_other",
+    )
+)
+claim(
+    Claim(
+        name="8b attention carries refusal",
+        statement="With what attention adds at the last token taken from the safe twin, unsafe prompts are no longer "
+        "refused.",
+        source="tunescope: the alternative to 8a",
+        metric=LOST,
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts no longer refused with what attention adds to the safe twin, beyond those with what it "
+        "adds to another unsafe prompt",
+        figure="patched",
+        rungs=("chance", "tuning"),
+        intervention="patched_from_twin",
+        scope=f"attn_out.{EVERYWHERE} {LAST}",
+        against="patched_from_other",
     )
 )
 

@@ -17,7 +17,7 @@ from tunescope.models.weights import Weights
 from tunescope.probes.view import Batches
 from tunescope.records.findings import Findings
 from tunescope.records.intervals import PerPrompt
-from tunescope.records.names import COMPLIANCE, REFUSAL, REMOVED, SAFE
+from tunescope.records.names import COMPLIANCE, LOST, REFUSAL, REMOVED, SAFE
 from tunescope.registry import Registry
 from tunescope.rng import Stream
 from tunescope.tasks.base import Batch, Task, Twins
@@ -147,6 +147,8 @@ def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Inter
                 here.score(f"{outcome}_lost", was - now, **where)
                 if outcome == REFUSAL and change.prompts is None:
                     here.score(REMOVED, (was - now) * _sensible(intact, draws), **where)
+                elif outcome == REFUSAL:  # nothing else tells what the intact model does with these prompts
+                    here.mean(LOST, was - now, **where)
 
 
 def _sensible(intact: Mapping[str, dict[str, PerPrompt]], draws: Sequence[Mapping[str, dict[str, PerPrompt]]]) -> bool:

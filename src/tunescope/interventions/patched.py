@@ -6,14 +6,12 @@ layer, all that follows is computed anew. At all layers at once, what the other 
 was: otherwise MLPs would follow what attention hands them, and everything would be attention's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tunescope.config import NoSettings
 from tunescope.interventions.base import Bench, Intervention, intervention
@@ -21,8 +19,8 @@ from tunescope.interventions.weights import with_parameters
 from tunescope.models.hooks import capture, patch
 from tunescope.models.sites import Site, layer_count
 from tunescope.probes.view import Batches
-from tunescope.records.names import EVERYWHERE, SAFE, UNSAFE
-from tunescope.tasks.base import Batch, Twins
+from tunescope.records.names import EVERYWHERE, LAST, SAFE, UNSAFE
+from tunescope.tasks.base import Batch
 
 ADDED = ("attn_out", "mlp_out")
 SITES = (*ADDED, "resid_post")
@@ -36,23 +34,20 @@ def patched(bench: Bench, settings: NoSettings) -> Iterator[Intervention]:
         return
     unsafe, safe, other = (_read(bench, batch) for batch in (twins.unsafe, twins.safe, twins.other))
     of_unsafe, of_safe = {UNSAFE: twins.unsafe}, {SAFE: twins.safe}
-    make = partial(patch, bench.model)
-    yield from _patches("patched_from_twin", of_unsafe, twins, unsafe, safe, make)
-    yield from _patches("patched_from_other", of_unsafe, twins, unsafe, other, make)
-    yield from _patches("patched_into_twin", of_safe, twins, safe, unsafe, make)
+    yield from _patches(bench, "patched_from_twin", of_unsafe, unsafe, safe)
+    yield from _patches(bench, "patched_from_other", of_unsafe, unsafe, other)
+    yield from _patches(bench, "patched_into_twin", of_safe, safe, unsafe)
 
 
 @intervention("patched_base")
 def patched_base(bench: Bench, settings: NoSettings) -> Iterator[Intervention]:
-    """Of the base into the fine-tune, and the other way round, on the same unsafe prompts."""
+    """Of the base into the fine-tune, on the same unsafe prompts."""
     if not (twins := bench.twins):
         return
-    prompts = {UNSAFE: twins.unsafe}
     tuned = _read(bench, twins.unsafe)
-    with _base(bench):
+    with with_parameters(bench.model, bench.pair, lambda name, before, after: before):
         base = _read(bench, twins.unsafe)
-    yield from _patches("patched_from_base", prompts, twins, tuned, base, partial(patch, bench.model))
-    yield from _patches("patched_into_base", prompts, twins, base, tuned, partial(_patched_base, bench))
+    yield from _patches(bench, "patched_from_base", {UNSAFE: twins.unsafe}, tuned, base)
 
 
 def _read(bench: Bench, batch: Batch) -> Activations:
@@ -71,30 +66,18 @@ def _part(positions: slice, activation: Tensor) -> Tensor:
 
 
 def _patches(
-    name: str,
-    prompts: Batches,
-    twins: Twins,
-    own: Activations,
-    others: Activations,
-    make: Callable[[dict[Site, Tensor], slice], AbstractContextManager[PreTrainedModel]],
+    bench: Bench, name: str, prompts: Batches, own: Activations, others: Activations
 ) -> Iterator[Intervention]:
     """One per position and site; then at all layers at once, what the other of the two sites adds kept as its own."""
-    for position, where in twins.positions.items():
+    assert bench.twins
+    last = layer_count(bench.model) - 1
+    for position, where in bench.twins.positions.items():
         other = others[position]
         for site, activation in other.items():
-            change = partial(make, {site: activation}, where)
-            yield Intervention(name, None, f"{site} {position}", (change,), site.layer, prompts)
+            if site.layer != last or position == LAST:  # nothing reads what the last layer writes elsewhere
+                change = partial(patch, bench.model, {site: activation}, where)
+                yield Intervention(name, None, f"{site} {position}", (change,), site.layer, prompts)
         for which in ADDED:
             both = {s: (other if s.name == which else own[position])[s] for s in other if s.name in ADDED}
-            scope = f"{which}.{EVERYWHERE} {position}"
-            yield Intervention(name, None, scope, (partial(make, both, where),), prompts=prompts)
-
-
-def _base(bench: Bench) -> AbstractContextManager[PreTrainedModel]:
-    return with_parameters(bench.model, bench.pair, lambda name, before, after: before)
-
-
-@contextmanager
-def _patched_base(bench: Bench, activations: dict[Site, Tensor], positions: slice) -> Iterator[PreTrainedModel]:
-    with _base(bench) as model, patch(model, activations, positions):
-        yield model
+            change = partial(patch, bench.model, both, where)
+            yield Intervention(name, None, f"{which}.{EVERYWHERE} {position}", (change,), prompts=prompts)
