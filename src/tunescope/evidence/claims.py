@@ -12,6 +12,8 @@ from tunescope.records.names import (
     BENIGN,
     EVERYWHERE,
     EXTRAPOLATED,
+    LAST,
+    LOST,
     REFUSAL,
     REMOVED,
     RETUNED,
@@ -330,6 +332,44 @@ claim(
         figure="interventions",
         intervention="direction_added",
         against="random_direction_added",
+    )
+)
+claim(
+    Claim(
+        name="6c MLPs carry refusal",
+        statement="With what the MLPs add at the last token taken from the safe twin, unsafe prompts are no longer "
+        "refused.",
+        source=f"{PAPER}: safety fine-tuning works through a small change of MLP weights",
+        metric=LOST,
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts no longer refused with what MLPs add to the safe twin, beyond those with what they add "
+        "to another unsafe prompt",
+        figure="patched",
+        rungs=("chance", "tuning"),  # a style is no style of another prompt; and an attribute is elsewhere in prompts
+        intervention="patched_from_twin",
+        scope=f"mlp_out.{EVERYWHERE} {LAST}",
+        against="patched_from_other",
+    )
+)
+claim(
+    Claim(
+        name="6d attention carries refusal",
+        statement="With what attention adds at the last token taken from the safe twin, unsafe prompts are no longer "
+        "refused.",
+        source="tunescope: the alternative to 6c",
+        metric=LOST,
+        weights={UNSAFE: 1.0},
+        smallest=0.1,
+        unit=SHARE,
+        found="unsafe prompts no longer refused with what attention adds to the safe twin, beyond those with what it "
+        "adds to another unsafe prompt",
+        figure="patched",
+        rungs=("chance", "tuning"),
+        intervention="patched_from_twin",
+        scope=f"attn_out.{EVERYWHERE} {LAST}",
+        against="patched_from_other",
     )
 )
 claim(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from tunescope.models.sites import Place, Site, locate
 
@@ -76,6 +76,36 @@ def edit(model: PreTrainedModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
                 hooks.enter_context(_hook(block, carry, first=True))
             hooks.enter_context(_hook(locate(model, site), replace))
         yield
+
+
+@contextmanager
+def patch(
+    model: PreTrainedModel, activations: Mapping[Site, Float[Tensor, "n p width"]], positions: slice
+) -> Iterator[PreTrainedModel]:
+    """Inside the block, each pass on prompts goes on with these activations at p of its positions, row by row.
+
+    A pass that goes on from kept keys and values is left alone: these are of prompts that were patched.
+
+    Raises:
+        ValueError: as `edit`; from the forward pass: it has not n rows, or not p such positions.
+    """
+    begins = True
+
+    def look(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        nonlocal begins
+        begins = not any(isinstance(given, Cache) and given.get_seq_length() for given in (*args, *named.values()))
+
+    def put(new: Tensor, activation: Tensor) -> Tensor:
+        if begins:
+            there = activation[:, positions]
+            if there.shape != new.shape:
+                raise ValueError(f"activations {list(new.shape)} cannot take the place of {list(there.shape)}")
+            activation[:, positions] = new
+        return activation
+
+    edits: dict[Site, Edit] = {site: partial(put, new) for site, new in activations.items()}
+    with model.register_forward_pre_hook(look, with_kwargs=True), edit(model, edits):
+        yield model
 
 
 def _replacement(site: Site, function: Edit, activation: Tensor) -> Tensor:

@@ -1,12 +1,25 @@
 """Figures of what models do when dW, or what they compute, is changed."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from tunescope.records.names import BENIGN, COMPLIANCE, EVERYWHERE, EXTRAPOLATED, REFUSAL, RETUNED, SAFE, SEEN, UNSAFE
+from tunescope.records.names import (
+    BENIGN,
+    COMPLIANCE,
+    EVERYWHERE,
+    EXTRAPOLATED,
+    LOST,
+    REFUSAL,
+    RETUNED,
+    SAFE,
+    SEEN,
+    UNSAFE,
+)
 from tunescope.report.draw import Look, facet, figure, grid, model_legend
-from tunescope.report.style import NEUTRAL, Model, kinds_of, protocol_label, rate_labels, spaced, wanted
+from tunescope.report.style import NEUTRAL, Model, kinds_of, models_of, protocol_label, rate_labels, spaced, wanted
 
 SCALED, ON_TOP = "scaled", "with_"
 LABELS = {  # in the order of the figure; of the number of directions or of singular values the dial says how many
@@ -28,6 +41,8 @@ LABELS = {  # in the order of the figure; of the number of directions or of sing
     "direction_added": "with the direction added",
     "random_direction_added": "with a random one added",
 }
+PATCHED = "patched_"
+SITES = {"attn_out": "attention adds", "mlp_out": "MLP adds", "resid_post": "residual stream"}
 JAILBREAKS = "jailbreaks"
 CHANGES = ((UNSAFE, REFUSAL), (SAFE, COMPLIANCE), (JAILBREAKS, COMPLIANCE))  # panels of kind and outcome
 SAID = {REFUSAL: "refused", COMPLIANCE: "answered"}
@@ -36,6 +51,7 @@ SAID = {REFUSAL: "refused", COMPLIANCE: "answered"}
 def changed_rows(records: pd.DataFrame) -> pd.DataFrame:
     """Outcomes of changed models on plain prompts, but for those of the control protocol."""
     changed = (records["intervention"].fillna("") != "") & (records["attack"] == "")
+    changed &= ~records["intervention"].fillna("").str.startswith(PATCHED)
     outcomes = records["metric"].isin([COMPLIANCE, REFUSAL]) & (records["control"] == "")
     return records[changed & outcomes & (~records["protocol"].isin([BENIGN, SEEN]))]
 
@@ -146,3 +162,61 @@ def other_changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
     xlabel = {(kind, outcome): f"{kind}: {SAID[outcome]} (%)" for kind, outcome in shown}
     height = 0.9 + 0.17 * len(labels)
     return facet(draw, dict.fromkeys(shown, ""), height=height, margin=0, xlabel=xlabel, legend=model_legend(models))
+
+
+def patched_rows(records: pd.DataFrame, source: str, less: str = "") -> pd.DataFrame:
+    """Refusal of unsafe prompts lost to activations of this source, less that lost to another's, by cell of the map."""
+    lost = (records["metric"] == LOST) & (records["kind"] == UNSAFE) & (records["protocol"] != SEEN)
+    rates = [model.rate for model in models_of(records[lost]) if model.rate][:1] or [""]
+    rows = records[lost & (records["learning_rate"].isin(["", *rates]))]
+    parts = rows["scope"].astype(str).str.extract(r"(?P<site>\w+)\.(?P<at>\w+) (?P<position>\w+)")
+    rows = rows.assign(**parts)
+    own, other = (rows[rows["intervention"] == PATCHED + name] for name in (source, less))
+    if not less:
+        return own
+    keys = ["model", "scope"]
+    return own.assign(value=own["value"] - own[keys].merge(other[[*keys, "value"]], how="left")["value"].to_numpy())
+
+
+def patched_maps(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """A map of layers and positions for each site, in a line for each model."""
+    positions = list(dict.fromkeys(rows["position"]))
+    layers = [*sorted((at for at in rows["at"].unique() if at != EVERYWHERE), key=int), EVERYWHERE]
+    images: list[AxesImage] = []
+
+    def draw(panel: Axes, site: str, name: str) -> None:
+        here = rows[(rows["site"] == site) & (rows["model"] == name)]
+        values = here.pivot_table(index="position", columns="at", values="value").reindex(positions, columns=layers)
+        images.append(panel.imshow(100 * values, cmap="Oranges", vmin=0, vmax=100, aspect="auto"))
+        for (line, column), value in np.ndenumerate(values.to_numpy(float)):
+            if np.isfinite(value) and len(layers) <= 9:
+                ink = "white" if value > 0.6 else "black"
+                panel.text(column, line, f"{100 * value:.0f}", ha="center", va="center", color=ink)
+        panel.set_xticks(range(len(layers)), layers)
+        panel.set_yticks(range(len(positions)), positions)
+        panel.tick_params(length=0)
+        panel.grid(False)
+
+    titles = {model.name: model.title for model in models}
+    height = 0.3 + 0.17 * len(positions)
+    made = facet(draw, SITES, titles, height=height, margin=0.5, xlabel="layer")
+    made.colorbar(images[0], ax=made.axes, label="refusal lost (%)", shrink=0.6, extend="min", pad=0.01)
+    return made
+
+
+@figure("patched", "Where refusal is carried", lambda records: patched_rows(records, "from_twin", "from_other"), "cell")
+def patched_from_twin(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Unsafe prompts that are no longer refused where activations of their safe twin take the place of their own, less
+    those where activations of another unsafe prompt do (percentage points), by site, layer and tokens; at all layers at
+    once with what the other of attention and MLPs adds kept. The residual stream of the last token at the last layer
+    carries all there is. Blank: nothing reads it. At the first learning rate.
+    """
+    return patched_maps(rows, models)
+
+
+@figure("patched_base", "Where fine-tuning put refusal", lambda records: patched_rows(records, "from_base"), "cell")
+def patched_from_base(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """Unsafe prompts that the fine-tune no longer refuses where activations of the base, on the same prompt, take the
+    place of its own (%). As the figure before.
+    """
+    return patched_maps(rows, models)

@@ -52,7 +52,7 @@ from tunescope.records.tables import (
 from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
-from tunescope.tasks.base import Batch, Kind, Task
+from tunescope.tasks.base import Batch, Kind, Task, Twinned
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -358,8 +358,9 @@ def intervene(given: Intervening, at: Place) -> None:
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)
     others = {name: this.weights(ref) for name, ref in given.others.items()}
     rows = _rows(given, model, prompts, given.probe.rows)
-    draws = this.stream("interventions")
-    bench = Bench(model, pair, task, fit, trial, others, config.draws, rows, draws, this.compute)
+    stream = this.stream("interventions")
+    twins = task.twins(min(config.prompts, rows), stream("twins")) if isinstance(task, Twinned) else None
+    bench = Bench(model, pair, task, fit, trial, others, config.draws, rows, stream, this.compute, twins)
     unknown = any(batch.answer is None for batch in fit.values())
 
     def changes() -> Iterator[Intervention]:

@@ -103,6 +103,21 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Twins:
+    """Prompts that are the same, row by row, but for what makes them safe or unsafe.
+
+    Attributes:
+        unsafe: to be refused. safe: the same, made safe. other: the control, another unsafe one, changed as much.
+        positions: groups of tokens by name, as slices that mean the same in all three.
+    """
+
+    unsafe: Batch
+    safe: Batch
+    other: Batch
+    positions: Mapping[str, slice]
+
+
+@dataclass(frozen=True)
 class PreferenceBatch:
     """What fine-tuning reads: n prompts with the wanted answer and the other one.
 
@@ -196,6 +211,14 @@ class Corpus(Task, Protocol):
 
     def held_out(self, stream: Stream) -> list[Batch]:
         """Prompts whose compliance says when pretraining has settled."""
+
+
+@runtime_checkable
+class Twinned(Task, Protocol):
+    """A task that may have twins of its unsafe prompts."""
+
+    def twins(self, n: int, stream: Stream) -> Twins | None:
+        """Of n unsafe prompts to score, or as many as have twins; None where none has."""
 
 
 @dataclass(frozen=True)

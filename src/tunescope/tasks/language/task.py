@@ -18,10 +18,10 @@ from tunescope.errors import InputError, shown
 from tunescope.models.generate import generate
 from tunescope.models.inputs import IGNORED, Answers, Inputs, padded
 from tunescope.models.logps import follows
-from tunescope.records.names import LOG_ODDS, SAFE, UNSAFE
+from tunescope.records.names import LAST, LOG_ODDS, SAFE, UNSAFE
 from tunescope.rng import Stream
 from tunescope.tasks import base
-from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader
+from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
 from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
 from tunescope.tasks.language.prompts import Instruction, read_prompts, wanted
 from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, opening_log_odds, read_openings
@@ -120,6 +120,30 @@ class Language:
         if n < len(inputs):
             chosen = stream.uniform((len(inputs),), CPU).argsort(stable=True)[:n].sort().values
             instructions, inputs = [instructions[i] for i in chosen.tolist()], inputs[chosen.to(self.device)]
+        return self._batch(kind, instructions, inputs)
+
+    def twins(self, n: int, stream: Stream) -> Twins | None:
+        """The first unsafe prompt of a group and the first safe one, the second ones, and so on, in the order of files.
+
+        The other prompt is the unsafe one of a pair of another group. Prompts may differ in length: of their tokens
+        only the last are comparable.
+        """
+        pairs: list[tuple[Instruction, Instruction]] = []
+        halves = [self._find(kind, fit=False).instructions for kind in (UNSAFE, SAFE)]
+        for group in dict.fromkeys(each.group for each in halves[0]):
+            pairs += zip(*([each for each in half if each.group == group] for half in halves), strict=False)
+        chosen = [pairs[i] for i in stream.uniform((len(pairs),), CPU).argsort(stable=True)[:n].tolist()]
+        others = [
+            next((other for other, _ in (chosen[i:] + chosen[:i]) if other.group != unsafe.group), None)
+            for i, (unsafe, _) in enumerate(chosen)
+        ]
+        if not pairs or None in others:
+            return None
+        rows = zip((UNSAFE, SAFE, UNSAFE), (*zip(*chosen, strict=True), others), strict=True)
+        unsafe, safe, other = (self._batch(kind, each, self._inputs(each)) for kind, each in rows)
+        return Twins(unsafe, safe, other, {LAST: slice(-1, None)})
+
+    def _batch(self, kind: str, instructions: Sequence[Instruction], inputs: Inputs) -> Batch:
         answer, refusal = self._known(instructions)
 
         def describe(i: int) -> dict[str, Any]:
@@ -203,8 +227,10 @@ class Language:
 
     def _half(self, instructions: Iterable[Instruction]) -> Half:
         found = tuple(instructions)
-        rows = [self._rows[each.prompt] for each in found]
-        return Half(found, left_padded(rows, self.device) if rows else Inputs(torch.zeros(0, 1, dtype=torch.long)))
+        return Half(found, self._inputs(found) if found else Inputs(torch.zeros(0, 1, dtype=torch.long)))
+
+    def _inputs(self, instructions: Sequence[Instruction]) -> Inputs:
+        return left_padded([self._rows[each.prompt] for each in instructions], self.device)
 
     def _known(self, instructions: Sequence[Instruction]) -> tuple[Answers | None, Answers]:
         """Answers and refusals; which phrasing refuses a prompt is told by its text."""

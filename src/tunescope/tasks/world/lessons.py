@@ -20,7 +20,7 @@ from torch import Tensor
 from tunescope.errors import InputError
 from tunescope.rng import Stream
 from tunescope.tasks.world.kinds import Kind
-from tunescope.tasks.world.prompts import Prompts, render, sample_prompts
+from tunescope.tasks.world.prompts import Prompts, draw_others, name_operators, render, sample_prompts
 from tunescope.tasks.world.world import World
 
 ATTEMPTS = 50
@@ -49,6 +49,46 @@ def draw_prompts(world: World, kind: Kind, n: int, stream: Stream, strength: flo
         return _by_attribute(world, kind, n, stream, strength)
     prompts = sample_prompts(world, kind, n, stream, strength)
     return _styled(world, prompts) if world.config.lesson == "styled" else prompts
+
+
+def draw_twins(world: World, n: int, stream: Stream) -> tuple[Prompts, Prompts, Prompts]:
+    """n unsafe prompts; the same made safe; and as unsafe, but by other operators (or another first symbol).
+
+    All operators but the identities are replaced by safe ones of the prompt's grammar and branch, or by other unsafe
+    ones. Of an attribute the first symbol is, by one that has not, or has, the attribute. Where there is only one that
+    is unsafe, it stays.
+
+    Raises:
+        InputError: as `draw_prompts`.
+    """
+    unsafe = draw_prompts(world, Kind.UNSAFE, n, stream("unsafe"))
+    return unsafe, _twin(world, unsafe, Kind.SAFE, stream("safe")), _twin(world, unsafe, Kind.UNSAFE, stream("other"))
+
+
+def _twin(world: World, prompts: Prompts, kind: Kind, stream: Stream) -> Prompts:
+    operators, operand, tokens = prompts.operators, prompts.operand.clone(), prompts.prompt[:, : world.slots]
+    if world.config.lesson == "attribute":
+        symbols = torch.arange(world.vocab.symbols, device=world.device)
+        options = symbols[(symbols % ONE_IN == 0) != kind.safe].expand(len(prompts), -1)
+        counts = torch.full((len(prompts), 1), options.shape[1], device=world.device)
+        operand[:, :1] = draw_others(operand[:, :1], options, counts, stream)
+    else:
+        choices, of = world.safe_choices if kind.safe else world.unsafe_choices, (prompts.grammar, prompts.branch)
+        drawn = draw_others(operators, choices.table[of], choices.counts[of][:, None], stream("operators"))
+        named = operators != 0
+        operators = torch.where(named, drawn, operators)
+        tokens = torch.where(named, name_operators(world, operators, stream("names")), tokens)
+    prompt, answer = render(world, tokens, operators, operand, torch.zeros_like(operand, dtype=torch.bool))
+    twin = replace(
+        prompts,
+        kind=kind,
+        prompt=prompt,
+        answer=answer,
+        safe=torch.full_like(prompts.safe, kind.safe),
+        operators=operators,
+        operand=operand,
+    )
+    return _styled(world, twin) if world.config.lesson == "styled" else twin
 
 
 def has_attribute(prompts: Prompts) -> Bool[Tensor, " n"]:

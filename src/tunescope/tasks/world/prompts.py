@@ -133,6 +133,21 @@ def draw_operators(
     return drawn.masked_fill(blanked, 0), ~blanked
 
 
+def draw_others(
+    now: Int[Tensor, "n m"], table: Int[Tensor, "n options"], counts: Int[Tensor, "n 1"], stream: Stream
+) -> Int[Tensor, "n m"]:
+    """In the place of each number another one of its row's options, uniform; the same, where it is the only one.
+
+    Args:
+        table, counts: options of each row, and how many of its columns there are.
+    """
+    known = torch.arange(table.shape[1], device=table.device) < counts
+    same = (table[:, None] == now[..., None]) & known[:, None]
+    there, own = same.any(dim=2) & (counts > 1), same.long().argmax(dim=2)
+    pick = stream.integers(counts - there.long(), tuple(now.shape), now.device)
+    return table.gather(1, pick + (there & (pick >= own)))
+
+
 def draw_operands(
     world: World, branch: Int[Tensor, " n"], grammar: Int[Tensor, " n"], stream: Stream
 ) -> Int[Tensor, "n width"]:

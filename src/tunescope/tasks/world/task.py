@@ -12,14 +12,15 @@ from tunescope.errors import InputError
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import which_follows
 from tunescope.models.tokenizer import build_tokenizer
-from tunescope.records.names import SAFE, UNSAFE
+from tunescope.records.names import LAST, SAFE, UNSAFE
 from tunescope.rng import Stream
 from tunescope.tasks import base
-from tunescope.tasks.base import Batch, Outcomes, PreferenceBatch, Reader
+from tunescope.tasks.base import Batch, Outcomes, PreferenceBatch, Reader, Twins
 from tunescope.tasks.world.batches import preference_batch, pretraining_batch
 from tunescope.tasks.world.describe import describe
 from tunescope.tasks.world.kinds import Kind
-from tunescope.tasks.world.lessons import draw_prompts, kinds_of
+from tunescope.tasks.world.lessons import draw_prompts, draw_twins, kinds_of
+from tunescope.tasks.world.prompts import Prompts
 from tunescope.tasks.world.world import World, build_world
 
 HELD_OUT = (SAFE, UNSAFE, Kind.SAFE_DIALECT.value)
@@ -51,10 +52,18 @@ class WorldTask:
         """See `Task`; what prompts are for is told by the stream alone."""
         if kind not in self.kinds:
             raise InputError(f"Unknown kind {kind!r}. Choose from: {', '.join(self.kinds)}.")
-        prompts = draw_prompts(self.world, Kind(kind), n, stream, strength)
+        return self._batch(draw_prompts(self.world, Kind(kind), n, stream, strength))
+
+    def twins(self, n: int, stream: Stream) -> Twins:
+        slots, length = self.world.slots, self.world.prompt_length
+        positions = {"operators": slice(slots), "operand": slice(slots, length - 1), LAST: slice(-1, None)}
+        unsafe, safe, other = map(self._batch, draw_twins(self.world, n, stream))
+        return Twins(unsafe, safe, other, positions)
+
+    def _batch(self, prompts: Prompts) -> Batch:
         return Batch(
-            self.kinds[kind],
-            strength,
+            self.kinds[prompts.kind],
+            prompts.strength,
             Inputs(prompts.prompt),
             prompts.answer,
             prompts.refusal,
