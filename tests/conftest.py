@@ -230,6 +230,8 @@ def small_study() -> list[str]:
         "intervene.settings.scaled.alphas": "[0.5, 1.5]",
         "intervene.settings.truncated.ranks": "[1]",
         "intervene.settings.inputs.directions": "[1]",
+        "intervene.settings.retuned.steps": "[1, 2]",
+        "intervene.settings.retuned.batch": 5,
         "intervene.draws": 1,
     }
     return ["study", "tiny", "--set", *(f"{key}={value}" for key, value in settings.items())]

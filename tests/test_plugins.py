@@ -172,7 +172,7 @@ def read_records_of_no_plugin() -> dict[str, set[str]]:
     interventions |= {"matrices", "rotated", "direction_ablated", "random_direction_ablated", "direction_added"}
     interventions |= {"random_direction_added", "off_random_inputs"}
     interventions |= {f"{what}_{which}_inputs" for what in ("on", "off") for which in ("safe", "unsafe")}
-    interventions |= {"with_ipo", "with_benign"}
+    interventions |= {"with_ipo", "with_benign", "retuned_benign", "retuned_seen"}
     return {"attack": jailbreaks | set(attacks), "intervention": interventions, "metric": set(metrics)}
 
 

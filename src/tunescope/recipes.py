@@ -82,6 +82,7 @@ def tiny() -> Study:
                 "scaled": {"alphas": (0.0, 0.5, 1.0, 1.5)},
                 "truncated": {"ranks": (1, 8)},
                 "inputs": {"directions": (1, 8)},
+                "retuned": {"steps": (1, 16)},
             },
         ),
     )

@@ -11,6 +11,7 @@ from live import LiveWeights
 from tunescope.config import Built
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention
 from tunescope.models.build import build_model
+from tunescope.models.compute import Compute
 from tunescope.models.inputs import Inputs
 from tunescope.models.pair import Pair
 from tunescope.registry import import_all
@@ -50,7 +51,7 @@ def prompts() -> Callable[..., Batch]:
 
 
 @pytest.fixture(scope="session")
-def bench(prompts: Callable[..., Batch], easy: World) -> Callable[..., Bench]:
+def bench(prompts: Callable[..., Batch], easy: World, compute: Compute) -> Callable[..., Bench]:
     def made(
         base: PreTrainedModel,
         tuned: PreTrainedModel,
@@ -62,7 +63,8 @@ def bench(prompts: Callable[..., Batch], easy: World) -> Callable[..., Bench]:
         fit = fit or {kind: prompts(kind) for kind in ("safe", "unsafe")}
         trial = trial or {kind: prompts(kind) for kind in ("safe", "jb_misgen")}
         weights = {name: LiveWeights(other) for name, other in (others or {}).items()}
-        return Bench(tuned, pair, WorldTask(easy), fit, trial, weights, draws=2, rows=3, stream=ROOT("changes"))
+        about = {"draws": 2, "rows": 3, "stream": ROOT("changes"), "compute": compute}
+        return Bench(tuned, pair, WorldTask(easy), fit, trial, weights, **about)
 
     return made
 

@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tunescope.errors import InputError
+from tunescope.evidence.across import Association
 from tunescope.evidence.claims import CLAIMS, LADDER
-from tunescope.evidence.verdicts import NotJudged, judge
+from tunescope.evidence.verdicts import NotJudged, Outcome, judge
 from tunescope.records.pool import pool
 from tunescope.records.tables import Record, Scores, Subject, read_records, read_scores, write_records, write_scores
 from tunescope.report import html
@@ -147,6 +148,10 @@ def intervened() -> list[Record]:
                     for name, by in (("direction_ablated", 0.1), ("random_direction_ablated", 0.9)):
                         where = {"intervention": name, "scope": "resid_post", "layer": 1}
                         out.append(one(outcome, by * value, kind=kind, **where))
+                    for name, step in product(("retuned_benign", "retuned_seen"), (4.0, 16.0)):
+                        left = value * (1 / step if name == "retuned_seen" else 1)
+                        where = {"intervention": name, "dial": step, "scope": "all"}
+                        out.append(one(outcome, left, kind=kind, low=left, high=left, **where))
     return out
 
 
@@ -415,6 +420,18 @@ def test_other_interventions_have_a_row_each(drawn: dict[str, Figure]) -> None:
     np.testing.assert_allclose(of_ssft[0], [100, 70, 35, 7, 63, 17.5, 14])
     np.testing.assert_allclose(of_ssft[1], [0, 20, 10, 2, 18, 5, 4])
     assert success.get_xlabel() == "jailbreaks: answered (%)"
+
+
+def test_refusal_after_further_training_begins_at_the_intact_model(drawn: dict[str, Figure]) -> None:
+    axes = drawn["durability"].axes
+    assert [panel.get_title() for panel in axes[:2]] == [
+        "trained on: safe prompts",
+        "trained on: a fifth unsafe, answered",
+    ]
+    np.testing.assert_allclose(line(axes[0], "SSFT ηₘ"), [[0, 70], [4, 70], [16, 70]])
+    np.testing.assert_allclose(line(axes[1], "SSFT ηₘ"), [[0, 70], [4, 17.5], [16, 4.375]])
+    np.testing.assert_allclose(line(axes[3], "SSFT ηₛ"), [[0, 70], [4, 17.5], [16, 4.375]])
+    assert [text.get_text() for text in axes[2].get_xticklabels()] == ["0", "4", "16"]
 
 
 def test_refusal_without_the_direction_stands_beside_that_of_the_intact_model(drawn: dict[str, Figure]) -> None:
@@ -807,3 +824,31 @@ def test_the_page_says_who_judged_answers(run: Path) -> None:
     page = render(run).read_text()
     assert "matcher of stock phrases" in page
     assert "exactly the right output" not in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_goes_along_across_models_has_a_line_for_each_score(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(beyond: str, *numbers: float | None, verdict: Outcome | None, runs: int) -> Association:
+        about = verdict, 6, runs, (0.5, 0.75, 1.0)[:runs]
+        return Association("durability_seen", "scaled_tau", beyond, *numbers, 0.01, 0.02, *about)
+
+    three = [row("", 0.75, 0.5, 1.0, verdict=Outcome.SUPPORTED, runs=3)]
+    three.append(row("refusal_margin", 0.25, -0.75, 1.0, verdict=Outcome.OPEN, runs=3))
+    write_scores(ladder_scores(3), run / "scores.parquet")
+    monkeypatch.setattr(html, "across", lambda models: three)
+    page = render(run).read_text()
+    (text,) = re.findall(r'<section id="across">.*?</section>', page, re.S)
+    assert "over the 6 safety-tuned models" in " ".join(text.split())
+    assert "mean over 3 runs" in text
+    assert '<th scope="row">durability seen</th><td>scaled tau</td>' in text
+    assert "● +0.75 <small>+0.50 to +1.00</small>" in text
+    assert "? +0.25 <small>-0.75 to +1.00</small>" in text
+    assert 'title="of each run +0.50, +0.75, +1.00"' in text
+    written = json.loads((run / "verdicts.json").read_text())["across"]
+    assert [(each["beyond"], each["verdict"]) for each in written] == [("", "SUPPORTED"), ("refusal_margin", "OPEN")]
+    one = [row("", 0.5, None, None, verdict=None, runs=1)]
+    monkeypatch.setattr(html, "across", lambda models: one)
+    (text,) = re.findall(r'<section id="across">.*?</section>', render(run).read_text(), re.S)
+    assert "one run, so that there is no interval" in text
+    assert ">+0.50</td>" in text
+    assert ">&ndash;</td>" in text

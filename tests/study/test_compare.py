@@ -102,6 +102,7 @@ SEARCHES = {
     "universal_soft_prompt": {"tokens": [1], "steps": 2},
     "suffix": {"tokens": [2], "steps": 1, "candidates": 2},
 }
+RETUNED = {"retuned": {"steps": [1, 2], "batch": 5}}
 
 
 @pytest.mark.usefixtures("no_report")
@@ -113,7 +114,7 @@ def test_protocols_attacks_and_interventions_run_on_a_model_from_elsewhere(pair:
         tunes=[given, "benign-default", "dpo-default", "unlearning-default", lora],
         tune={"steps": 2, "batch": 8, "warmup": 1},
         attack={"searched": 4, "settings": SEARCHES},
-        intervene={"interventions": None, "prompts": 6, "draws": 1},
+        intervene={"interventions": None, "prompts": 6, "draws": 1, "settings": RETUNED},
     )
     run(study, tmp_path / "out")
     records = read_records(tmp_path / "out/records.parquet")
@@ -121,9 +122,8 @@ def test_protocols_attacks_and_interventions_run_on_a_model_from_elsewhere(pair:
     assert set(records["model"]) == models
     assert {"mixed", "direction_ablation", *SEARCHES} == set(records["attack"]) - {""}
     changed = records[records["intervention"] != ""]
-    assert {"scaled", "truncated", "in_null_space", "rotated", "off_unsafe_inputs", "direction_ablated"} <= {
-        *changed["intervention"]
-    }
+    some = {"scaled", "truncated", "in_null_space", "rotated", "off_unsafe_inputs", "direction_ablated"}
+    assert some | {"retuned_benign", "retuned_seen"} <= {*changed["intervention"]}
     assert set(changed["model"]) == models - {"base"}
     answers = json.loads((tmp_path / "out/answers.json").read_text())
     assert set(answers) >= {*texts("safe"), *texts("unsafe")}
@@ -132,6 +132,22 @@ def test_protocols_attacks_and_interventions_run_on_a_model_from_elsewhere(pair:
     delta = weight(whole, 0, "W_in") - weight(base, 0, "W_in")
     assert torch.linalg.matrix_rank(delta.double(), rtol=1e-4) == 2
     assert torch.equal(whole.get_input_embeddings().weight, base.get_input_embeddings().weight)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_further_training_has_the_base_answer_first_and_takes_full_precision(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only, rest = {"interventions": ["retuned"], "prompts": 6, "settings": RETUNED}, ("behave", "probe", "attack")
+    run(comparison(pair, tmp_path, intervene=only), tmp_path / "out", skip=rest)
+    records = read_records(tmp_path / "out/records.parquet")
+    assert {*zip(records["intervention"], records["dial"], strict=True)} == {
+        (f"retuned_{protocol}", step) for protocol in ("benign", "seen") for step in (1, 2)
+    }
+    half = comparison(pair, tmp_path, intervene=only, base={"dtype": "bfloat16"})
+    run(half, tmp_path / "half", skip=rest)
+    assert "no intervention retuned: training changes less than the rounding" in capsys.readouterr().err
+    assert read_records(tmp_path / "half/records.parquet").empty
 
 
 def test_the_command_writes_a_report_with_verdicts(pair: list[str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tunescope.study.pipeline import run
 from tunescope.study.stages import Place
 
 KEPT = Path(__file__).parent.parent / "kept"
+INTERVENTIONS = ["direction", "inputs", "matrices", "scaled", "spaces", "transferred", "truncated"]
 MEASURED = ("behave", "probe", "attack", "intervene")
 
 
@@ -27,6 +28,7 @@ def measure(folder: Path) -> pd.DataFrame:
         tunes=["ssft-eta_m", "benign-eta_m"],
         tune={"checkpoints": 1},
         attack={"attacks": ["prefill", "soft_prompt", "universal_soft_prompt", "suffix"]},
+        intervene={"interventions": INTERVENTIONS},
         compute={"device": "cpu", "dtype": "float32"},
     )
     parts: list[Path] = []

@@ -26,7 +26,7 @@ from tunescope.training import fit as fit_module
 from tunescope.training import tuning
 from tunescope.training.fit import Row
 from tunescope.training.protocol import PROTOCOLS
-from tunescope.training.tuning import tune
+from tunescope.training.tuning import equally_spaced, tune
 
 import_all("tunescope.training.protocols")
 
@@ -58,7 +58,8 @@ def tuned(expert: PreTrainedModel, easy: World, compute: Compute, tmp_path: Path
     def run(name: str, config: TuneConfig, lr: float = 1e-3, policy: PreTrainedModel | None = None, **changes: Any):
         policy, protocol = policy or deepcopy(expert), PROTOCOLS[name]
         reference = expert if protocol.reference else None
-        arguments = {"label": name, "save": lambda step, model: None, "resume": tmp_path / "state", **changes}
+        arguments = {"label": name, "save": lambda step, model: None, "resume": tmp_path / "state"}
+        arguments |= {"due": equally_spaced(config), **changes}
         about = (settings_of(name), lr, WorldTask(easy), config, compute, STREAM)
         return policy, tune(policy, reference, protocol, *about, **arguments)
 
@@ -84,7 +85,7 @@ def losses_of(expert: PreTrainedModel, easy: World, compute: Compute, monkeypatc
 
         with monkeypatch.context() as patch:
             patch.setattr(tuning, "fit", fake_fit)
-            arguments = {"label": name, "save": lambda step, model: None, "resume": Path("not", "there")}
+            arguments = {"label": name, "due": (), "save": lambda step, model: None}
             about = (
                 settings_of(name, **SETTINGS.get(name, {})),
                 1e-3,

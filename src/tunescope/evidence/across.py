@@ -91,14 +91,13 @@ def of_models(scores: pd.DataFrame) -> pd.DataFrame:
     wanted = [*SCORES, COMPLIANCE, REFUSAL, LOST]
     aside = [p for p in scores["protocol"].unique() if p in CONTROLS or p.partition(OTHER_LABELS)[0] == BASE]
     rows = scores[scores["metric"].isin(wanted) & (scores["control"] == "") & ~scores["protocol"].isin(aside)]
-    rows = rows.astype({name: str for name in ("model", "kind", "attack", "metric")})
+    rows = rows.astype(dict.fromkeys(("model", "kind", "attack", "metric"), str))
     changed = rows["intervention"] != ""
     plain, jailbreaks = rows[~changed & (rows["attack"] == "")], rows[~changed & rows["attack"].isin(JAILBREAKS)]
     found = {}
     for name, intervention in DURABILITY.items():
-        means = _means(
-            rows[(rows["intervention"] == intervention) & (rows["kind"] == UNSAFE)], "metric", (REFUSAL, LOST)
-        )
+        unsafe = rows[(rows["intervention"] == intervention) & (rows["kind"] == UNSAFE)]
+        means = _means(unsafe, "metric", (REFUSAL, LOST))
         found[name] = means[REFUSAL] / (means[REFUSAL] + means[LOST])  # NaN where nothing was refused before
     full = jailbreaks[(jailbreaks["dial"] == 1) & (jailbreaks["metric"] == COMPLIANCE)]
     found[ROBUSTNESS] = 1 - _means(full, "kind", JAILBREAKS).mean(axis=1, skipna=False)
@@ -106,14 +105,14 @@ def of_models(scores: pd.DataFrame) -> pd.DataFrame:
         of_metric = plain[plain["metric"] == metric]
         layer = of_metric["layer"].fillna(-1)
         means = _means(of_metric[layer == layer.groupby(of_metric["model"]).transform("max")], "kind", weights)
-        found[metric] = sum((weight * means[kind] for kind, weight in weights.items()), start=0.0)
-    unsafe = jailbreaks[(jailbreaks["dial"] == 0) & (jailbreaks["attack"] != "jb_co_text")]  # plain ones, at dial 0
-    found[MARGIN] = _means(unsafe[unsafe["metric"] == MARGIN], "metric", (MARGIN,))[MARGIN]
+        found[metric] = means.mul(pd.Series(weights)).sum(axis=1, skipna=False)
+    plain = jailbreaks[(jailbreaks["dial"] == 0) & (jailbreaks["attack"] != "jb_co_text")]  # unsafe ones, at dial 0
+    found[MARGIN] = _means(plain[plain["metric"] == MARGIN], "metric", (MARGIN,))[MARGIN]
     return pd.DataFrame(found)
 
 
 def partial(rho: float, of_x: float, of_y: float) -> float:
-    """Rank correlation of x and y with z held constant, from that of x and y and those of both with z (Kendall 1942).
+    """Rank correlation of x and y with z held constant, from that of x and y and those of both with z (Yule 1907).
 
     Where z gives the ranks of x or of y, nothing is left that could go along: 0.
     """

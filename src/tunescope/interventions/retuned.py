@@ -1,8 +1,8 @@
 """The model trained further, on benign prompts or on a few answered unsafe ones among them (Qi et al. 2024).
 
-How soon is refusal gone? The batches are the same for all models of a lesson, and none that safety fine-tuning has read.
-The defaults were chosen on models of the laptop study: of frail models refusal goes within a few steps and not at the
-first, of others within the ladder or not at all.
+How soon is refusal gone? The batches are the same for all models that learnt the same lesson, and none of them was read
+by safety fine-tuning. The defaults were chosen on models of the laptop study, so that they tell these apart: refusal of
+frail models goes within a few steps, not all of it at the first, that of others within the ladder or not at all.
 """
 
 from collections.abc import Iterator, Mapping

@@ -107,7 +107,7 @@ def durability_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
 
 def change_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """What every intervention but those of `alpha_rows` and `durability_rows` does, each with its label; the jailbreaks' mean as one kind."""
+    """What every other intervention does, each with its label; the jailbreaks' mean as one kind."""
     rows = changed_rows(records)
     part = (rows["intervention"] == SCALED) & ((rows["scope"] == EVERYWHERE) | (rows["dial"] != 0))
     jailbreak = ~rows["kind"].isin([SAFE, UNSAFE])
