@@ -172,7 +172,8 @@ def read_records_of_no_plugin() -> dict[str, set[str]]:
     interventions |= {"rotated", "direction_ablated", "random_direction_ablated", "direction_added"}
     interventions |= {"random_direction_added", "off_random_inputs"}
     interventions |= {f"{what}_{which}_inputs" for what in ("on", "off") for which in ("safe", "unsafe")}
-    interventions |= {"with_ipo", "with_benign"}
+    interventions |= {"with_ipo", "with_benign", "patched_into_twin"}
+    interventions |= {f"patched_from_{which}" for which in ("twin", "other", "base")}
     return {"attack": jailbreaks | set(attacks), "intervention": interventions, "metric": set(metrics)}
 
 

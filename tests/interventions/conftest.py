@@ -15,7 +15,7 @@ from tunescope.models.inputs import Inputs
 from tunescope.models.pair import Pair
 from tunescope.registry import import_all
 from tunescope.rng import Stream
-from tunescope.tasks.base import Batch, Kind
+from tunescope.tasks.base import Batch, Kind, Twins
 from tunescope.tasks.world.task import WorldTask
 from tunescope.tasks.world.world import World
 
@@ -56,11 +56,12 @@ def bench(prompts: Callable[..., Batch], easy: World) -> Callable[..., Bench]:
         tuned: PreTrainedModel,
         others: Mapping[str, PreTrainedModel] | None = None,
         fit: Mapping[str, Batch] | None = None,
+        twins: Twins | None = None,
     ) -> Bench:
         pair = Pair(LiveWeights(base), LiveWeights(tuned))
         fit = fit or {kind: prompts(kind) for kind in ("safe", "unsafe")}
         weights = {name: LiveWeights(other) for name, other in (others or {}).items()}
-        return Bench(tuned, pair, WorldTask(easy), fit, weights, draws=2, rows=3, stream=ROOT("changes"))
+        return Bench(tuned, pair, WorldTask(easy), fit, weights, draws=2, rows=3, stream=ROOT("changes"), twins=twins)
 
     return made
 

@@ -73,7 +73,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def test_these_are_the_interventions() -> None:
-    assert {name for name in INTERVENTIONS if not INTERVENTIONS.code(name)} == {*NAMES}
+    assert {name for name in INTERVENTIONS if not INTERVENTIONS.code(name)} == {*NAMES, "patched", "patched_base"}
     assert [name for name in NAMES if INTERVENTIONS[name].control] == ["scaled"]
 
 

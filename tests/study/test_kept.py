@@ -16,6 +16,7 @@ from tunescope.study.stages import Place
 
 KEPT = Path(__file__).parent.parent / "kept"
 MEASURED = ("behave", "probe", "attack", "intervene")
+INTERVENTIONS = ["scaled", "truncated", "spaces", "matrices", "inputs", "transferred", "direction"]  # that there were
 
 
 def measure(folder: Path) -> pd.DataFrame:
@@ -27,6 +28,7 @@ def measure(folder: Path) -> pd.DataFrame:
         tunes=["ssft-eta_m", "benign-eta_m"],
         tune={"checkpoints": 1},
         attack={"attacks": ["prefill", "soft_prompt", "universal_soft_prompt", "suffix"]},
+        intervene={"interventions": INTERVENTIONS},
         compute={"device": "cpu", "dtype": "float32"},
     )
     parts: list[Path] = []
