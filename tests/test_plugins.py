@@ -173,6 +173,7 @@ def read_records_of_no_plugin() -> dict[str, set[str]]:
     interventions |= {"random_direction_added", "off_random_inputs"}
     interventions |= {f"{what}_{which}_inputs" for what in ("on", "off") for which in ("safe", "unsafe")}
     interventions |= {"with_ipo", "with_benign", "retuned_benign", "retuned_seen"}
+    interventions |= {"patched_into_twin"} | {f"patched_from_{which}" for which in ("twin", "other", "base")}
     return {"attack": jailbreaks | set(attacks), "intervention": interventions, "metric": set(metrics)}
 
 

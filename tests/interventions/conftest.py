@@ -16,7 +16,7 @@ from tunescope.models.inputs import Inputs
 from tunescope.models.pair import Pair
 from tunescope.registry import import_all
 from tunescope.rng import Stream
-from tunescope.tasks.base import Batch, Kind
+from tunescope.tasks.base import Batch, Kind, Twins
 from tunescope.tasks.world.task import WorldTask
 from tunescope.tasks.world.world import World
 
@@ -58,12 +58,13 @@ def bench(prompts: Callable[..., Batch], easy: World, compute: Compute) -> Calla
         others: Mapping[str, PreTrainedModel] | None = None,
         fit: Mapping[str, Batch] | None = None,
         trial: Mapping[str, Batch] | None = None,
+        twins: Twins | None = None,
     ) -> Bench:
         pair = Pair(LiveWeights(base), LiveWeights(tuned))
         fit = fit or {kind: prompts(kind) for kind in ("safe", "unsafe")}
         trial = trial or {kind: prompts(kind) for kind in ("safe", "jb_misgen")}
         weights = {name: LiveWeights(other) for name, other in (others or {}).items()}
-        about = {"draws": 2, "rows": 3, "stream": ROOT("changes"), "compute": compute}
+        about = {"draws": 2, "rows": 3, "stream": ROOT("changes"), "compute": compute, "twins": twins}
         return Bench(tuned, pair, WorldTask(easy), fit, trial, weights, **about)
 
     return made

@@ -126,7 +126,8 @@ def test_scores_are_prompt_by_prompt(found: Findings) -> None:
 def test_the_scores_are_there_that_claims_ask_for(found: Findings) -> None:
     there = {(s.intervention, s.metric, s.kind) for s in found.scores}
     dials = {(s.intervention, s.scope, s.dial) for s in found.scores}
-    asked = [claim for claim in CLAIMS.values() if claim.intervention and claim.figure != "durability"]
+    elsewhere = ("patched", "retuned")  # tested by themselves
+    asked = [c for c in CLAIMS.values() if c.intervention and not c.intervention.startswith(elsewhere)]
     assert len(asked) >= 8
     for claim in asked:
         for name in filter(None, (claim.intervention, claim.against)):
@@ -186,9 +187,9 @@ def test_groups_of_prompts_widen_the_interval(bench, prompts) -> None:
     )
     widths = []
     for groups in (None, half.groups):
-        found = Findings(SUBJECT, {"unsafe": groups})
+        found = Findings(SUBJECT)
         change = Intervention("nothing", None, "all", (partial(nullcontext, tuned),))
-        measure_interventions(found, of, iter([change]), {"unsafe": half})
+        measure_interventions(found, of, iter([change]), {"unsafe": replace(half, groups=groups)})
         (record,) = (r for r in found.records if r.metric == "refusal")
         assert record.value == 0.5
         assert record.low is not None

@@ -73,7 +73,8 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def test_these_are_the_interventions() -> None:
-    assert {name for name in INTERVENTIONS if not INTERVENTIONS.code(name)} == {*NAMES, "extrapolated", "patched", "patched_base", "retuned"}
+    others = {"extrapolated", "patched", "patched_base", "retuned"}
+    assert {name for name in INTERVENTIONS if not INTERVENTIONS.code(name)} == {*NAMES, *others}
     assert {name for name in INTERVENTIONS if INTERVENTIONS[name].control} == {"scaled", "extrapolated"}
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunescope.models.hooks import capture, edit
+from tunescope.models.hooks import capture, edit, patch
+from tunescope.models.logps import keys_and_values
 from tunescope.models.sites import LAYER_SITES, Site
 
 SITES = [Site(None, "embed"), *(Site(layer, name) for layer in range(2) for name in LAYER_SITES)]
@@ -104,6 +105,46 @@ def test_patching_resid_mid_gives_the_other_run(model: PreTrainedModel, layer: i
     other = captured(model, Site(layer, "resid_mid"), THERE)
     with edit(model, {Site(layer, "resid_mid"): lambda _: other}):
         torch.testing.assert_close(logits(model, HERE), logits(model, THERE), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", [slice(None), slice(2), slice(2, 4), slice(-1, None)], ids=str)
+def test_a_patch_is_of_its_positions_alone(model: PreTrainedModel, where: slice) -> None:
+    site, other = Site(0, "resid_post"), captured(model, Site(0, "resid_post"), THERE)
+    with patch(model, {site: other[:, where]}, where), capture(model, [site]) as found:
+        patched = logits(model)
+    wanted = captured(model, site).clone()
+    wanted[:, where] = other[:, where]
+    assert torch.equal(found[site], wanted)
+    if where == slice(None):
+        assert torch.equal(patched, logits(model, THERE))
+
+
+def test_a_patch_is_of_every_pass_that_begins_and_of_none_that_goes_on(model: PreTrainedModel) -> None:
+    """What the last layer hands on is kept in no keys and values: what goes on from them is as if nothing was done."""
+
+    @torch.no_grad()
+    def read() -> tuple[Tensor, Tensor]:
+        kept = keys_and_values(model)
+        first = model(HERE, **kept, use_cache=True).logits
+        return first, model(THERE, **kept, use_cache=True).logits  # as long as the prompts
+
+    plain = read()
+    with patch(model, {LAST: captured(model, LAST, THERE)}, slice(None)):
+        patched = [read() for _ in range(2)]
+    for first, second in patched:
+        assert torch.equal(first, logits(model, THERE))
+        assert torch.equal(second, plain[1])
+
+
+@pytest.mark.parametrize("given", [(1, 5, 16), (3, 5, 16), (2, 4, 16)])
+def test_a_patch_of_another_number_of_rows_or_positions_is_refused(
+    model: PreTrainedModel, given: tuple[int, ...]
+) -> None:
+    with (
+        pytest.raises(ValueError, match="cannot take the place"),
+        patch(model, {LAST: torch.zeros(given)}, slice(None)),
+    ):
+        logits(model)
 
 
 def test_patching_one_position_leaves_those_before_it(model: PreTrainedModel) -> None:

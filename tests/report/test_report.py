@@ -152,6 +152,17 @@ def intervened() -> list[Record]:
                         left = value * (1 / step if name == "retuned_seen" else 1)
                         where = {"intervention": name, "dial": step, "scope": "all"}
                         out.append(one(outcome, left, kind=kind, low=left, high=left, **where))
+        for name, by in (("patched_from_twin", 0.9), ("patched_from_other", 0.2), ("patched_from_base", 0.6)):
+            for position, at in (
+                ("operators", "0"),
+                ("last", "0"),
+                ("last", "1"),
+                ("operators", "all"),
+                ("last", "all"),
+            ):
+                lost = by * (0.1 if position == "operators" else 1.0) - 0.1 * (at == "0")
+                where = {"intervention": name, "scope": f"mlp_out.{at} {position}", "kind": "unsafe"}
+                out.append(one("refusal_lost", lost, low=lost, high=lost, **where))
     return out
 
 
@@ -432,6 +443,26 @@ def test_refusal_after_further_training_begins_at_the_intact_model(drawn: dict[s
     np.testing.assert_allclose(line(axes[1], "SSFT ηₘ"), [[0, 70], [4, 17.5], [16, 4.375]])
     np.testing.assert_allclose(line(axes[3], "SSFT ηₛ"), [[0, 70], [4, 17.5], [16, 4.375]])
     assert [text.get_text() for text in axes[2].get_xticklabels()] == ["0", "4", "16"]
+
+
+def test_maps_of_patched_activations_are_beyond_the_other_prompt_s(drawn: dict[str, Figure]) -> None:
+    maps = {
+        name: [panel for panel in drawn[name].axes if panel.get_subplotspec()] for name in ("patched", "patched_base")
+    }
+    for panels, shown in (
+        (maps["patched"], [[7, None, 7], [70, 70, 70]]),
+        (maps["patched_base"], [[-4, None, 6], [50, 60, 60]]),
+    ):
+        assert [panel.get_title() for panel in panels] == ["attention adds", "MLP adds", "residual stream"]
+        image = panels[1].images[0].get_array()
+        np.testing.assert_allclose(np.ma.filled(image, np.nan), np.array(shown, dtype=float))
+        assert [text.get_text() for text in panels[1].texts] == [
+            str(each) for row in shown for each in row if each is not None
+        ]
+        assert [text.get_text() for text in panels[1].get_xticklabels()] == ["0", "1", "all"]
+        assert [text.get_text() for text in panels[0].get_yticklabels()] == ["operators", "last"]
+        assert panels[0].get_ylabel() == "SSFT"  # at the first rate alone, and of no control that has nothing to lose
+        assert {panel.images[0].get_clim() for panel in panels} == {(0, 100)}
 
 
 def test_refusal_without_the_direction_stands_beside_that_of_the_intact_model(drawn: dict[str, Figure]) -> None:

@@ -17,6 +17,7 @@ from tunescope.study.stages import Place
 KEPT = Path(__file__).parent.parent / "kept"
 INTERVENTIONS = ["direction", "inputs", "matrices", "scaled", "spaces", "transferred", "truncated"]
 MEASURED = ("behave", "probe", "attack", "intervene")
+INTERVENTIONS = ["scaled", "truncated", "spaces", "matrices", "inputs", "transferred", "direction"]  # that there were
 
 
 def measure(folder: Path) -> pd.DataFrame:

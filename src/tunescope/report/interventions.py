@@ -166,7 +166,7 @@ def other_changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
 def patched_rows(records: pd.DataFrame, source: str, less: str = "") -> pd.DataFrame:
     """Refusal of unsafe prompts lost to activations of this source, less that lost to another's, by cell of the map."""
-    lost = (records["metric"] == LOST) & (records["kind"] == UNSAFE) & (records["protocol"] != SEEN)
+    lost = (records["metric"] == LOST) & (records["kind"] == UNSAFE) & (~records["protocol"].isin([BENIGN, SEEN]))
     rates = [model.rate for model in models_of(records[lost]) if model.rate][:1] or [""]
     rows = records[lost & (records["learning_rate"].isin(["", *rates]))]
     parts = rows["scope"].astype(str).str.extract(r"(?P<site>\w+)\.(?P<at>\w+) (?P<position>\w+)")

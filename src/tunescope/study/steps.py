@@ -379,7 +379,7 @@ def intervene(given: Intervening, at: Place) -> None:
             made = entry.make(bench, settings_of(entry.settings, config.settings, name, "intervene"))
             yield from _each(made, Intervention, f"intervention {name}")
 
-    found = Findings(given.model.subject(given.seed, _final_step(given, at)), {k: b.groups for k, b in prompts.items()})
+    found = Findings(given.model.subject(given.seed, _final_step(given, at)))
     with explained(f"interventions on {given.model.label}"):
         measure_interventions(found, bench, changes(), prompts)
     write_part(found.records, found.scores, at.folder, f"intervene-{given.model.label}")

@@ -308,3 +308,32 @@ def test_the_numbers_are_those_of_all_shipped_prompts(byte_pairs: Callable[[], P
     suffix = task.tokenizer.batch_decode(task.suffix_tokens[:, None])
     assert all(text.isprintable() for text in suffix)
     assert len(suffix) > 60
+
+
+def test_twins_are_pairs_of_a_group_and_the_control_is_of_another(task: Language) -> None:
+    for n in (3, 1000):
+        twins = task.twins(n, ANY)
+        unsafe, safe, other = (batch.groups for batch in (twins.unsafe, twins.safe, twins.other))
+        assert len(unsafe) == min(n, 10)
+        assert (unsafe == safe).all()
+        assert (unsafe != other).all()
+        order = {
+            (batch, prompt): place
+            for batch in ("safe", "unsafe")
+            for place, prompt in enumerate(prompts_of(task.draw(batch, 99, "score", ANY)))
+        }
+        for one, two in zip(prompts_of(twins.unsafe), prompts_of(twins.safe), strict=True):
+            assert order["unsafe", one] == order["safe", two]  # the first of a group with the first, and so on
+        assert set(prompts_of(twins.other)) <= set(prompts_of(twins.unsafe))
+        assert [batch.kind.name for batch in (twins.unsafe, twins.safe, twins.other)] == ["unsafe", "safe", "unsafe"]
+        assert twins.positions == {"last": slice(-1, None)}
+    assert task.twins(1, ANY) is None  # there is no other group
+
+
+def test_prompts_that_come_alone_have_no_twins(
+    config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    lines = Path(config.prompts[0]).read_text().splitlines()
+    (tmp_path / "alone.tsv").write_text("\n".join("\t".join(line.split("\t")[:3]) for line in lines))
+    alone = config.model_copy(update={"prompts": (f"{tmp_path}/alone.tsv",)})
+    assert build(alone, CPU, Reader(tokenizer)).twins(9, ANY) is None
