@@ -1,12 +1,15 @@
 """The tables of a run as Markdown: what models do, which claims held, what predicts success, how durable refusal is.
 
-    python benchmarks/tables.py runs/laptop-seed0       # or the folder of a report on several runs
+    python benchmarks/tables.py runs/laptop                                # of one run, or of a report on several
+    python benchmarks/tables.py runs/laptop README.md docs/results.md      # puts tables and figures into these
 
-Reads records.parquet and verdicts.json of the folder; the numbers in the README and in docs/results.md come from here.
+Reads records.parquet and verdicts.json of the folder.
 """
 
 import json
 import math
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from tunescope.evidence.claims import LADDER
+from tunescope.files import write_text
 from tunescope.records.names import MARGIN, RETUNED
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records
@@ -22,6 +26,7 @@ from tunescope.report.interventions import CHANGES, JAILBREAKS, alpha_rows, chan
 from tunescope.report.select import final_rows, headline_rows, strongest_rows
 from tunescope.report.tables import DASH, GLYPHS, TIMES
 
+MARKED = re.compile(r"(<!-- table: (\w+) -->).*?(<!-- end -->)", re.DOTALL)
 WANTED = (("safe", "compliance"), ("unsafe", "refusal"), (JAILBREAKS, "compliance"))
 SAID = {"compliance": "answered", "refusal": "refused"}
 
@@ -146,24 +151,60 @@ def changes(records: pd.DataFrame) -> str:
     return table("refused / safe answered / jailbreaks answered", models, cells)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def times(folder: Path) -> str:
+    """Seconds by group of stages, of each run that the report is on."""
+    runs = sorted(folder.parent.glob(f"{folder.name}-seed*")) or [folder]
+    spent: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for stage in json.loads((run / "stages.json").read_text(encoding="utf-8")):
+            for group in (stage["stage"].partition("-")[0], "all"):
+                of = spent.setdefault(group, {})
+                of[run.name] = of.get(run.name, 0) + stage["seconds"]
+    rows = {
+        group: [f"{spent[group].get(run.name, 0):.0f}" for run in runs] for group in sorted(spent, key="all".__eq__)
+    }
+    return table("seconds", [run.name for run in runs], rows)
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """All tables of a run, or of a report on several, by name."""
     records = pool(read_records(folder / "records.parquet"))
     told = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
     behaviour = headline_rows(records)
     attacked = strongest_rows(attack_rows(final_rows(records), "compliance"), "dial", "name")
-    for text in (
-        *(rates(behaviour[behaviour["metric"] == outcome], outcome) for outcome in SAID),
-        rates(attacked, "attack success", "name"),
-        ladders(told),
-        rungs(told),
-        predictors(told),
-        across(told),
-        durability(records),
-        alphas(records),
-        changes(records),
-    ):
-        print(text)
+    return {
+        **{outcome: rates(behaviour[behaviour["metric"] == outcome], outcome) for outcome in SAID},
+        "attacks": rates(attacked, "attack success", "name"),
+        "ladders": ladders(told),
+        "rungs": rungs(told),
+        "predictors": predictors(told),
+        "across": across(told),
+        "durability": durability(records),
+        "alphas": alphas(records),
+        "changes": changes(records),
+        "times": times(folder),
+    }
+
+
+def renew(document: Path, folder: Path, made: dict[str, str]) -> None:
+    """Put the tables into a document, each between `<!-- table: NAME -->` and `<!-- end -->`, and the run's figures beside
+    it, where it shows such.
+    """
+    text = document.read_text(encoding="utf-8")
+    write_text(document, MARKED.sub(lambda block: f"{block[1]}\n\n{made[block[2]]}\n{block[3]}", text))
+    for image in re.findall(r"\(([\w./-]*figures/[\w-]+\.svg)\)", text):
+        if (drawn := folder / "figures" / Path(image).name).exists():
+            shutil.copyfile(drawn, document.parent / image)
+
+
+def main() -> None:
+    folder, *documents = map(Path, sys.argv[1:])
+    made = tables(folder)
+    for document in documents:
+        renew(document, folder, made)
+    if not documents:
+        for name, text in made.items():
+            print(f"{name}\n\n{text}")
 
 
 if __name__ == "__main__":
