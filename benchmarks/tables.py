@@ -187,9 +187,7 @@ def tables(folder: Path) -> dict[str, str]:
 
 
 def renew(document: Path, folder: Path, made: dict[str, str]) -> None:
-    """Put the tables into a document, each between `<!-- table: NAME -->` and `<!-- end -->`, and renew the figures that
-    it shows.
-    """
+    """Put the tables into a document, each between `<!-- table: NAME -->` and `<!-- end -->`; renew its figures."""
     text = document.read_text(encoding="utf-8")
     write_text(document, MARKED.sub(lambda block: f"{block[1]}\n\n{made[block[2]]}\n{block[3]}", text))
     for image in re.findall(r"\(([\w./-]*figures/[\w-]+\.svg)\)", text):
