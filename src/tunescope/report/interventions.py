@@ -186,9 +186,10 @@ def patched_maps(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
     def draw(panel: Axes, site: str, name: str) -> None:
         here = rows[(rows["site"] == site) & (rows["model"] == name)]
-        values = here.pivot_table(index="position", columns="at", values="value").reindex(positions, columns=layers)
-        images.append(panel.imshow(100 * values.to_numpy(float), cmap="Oranges", vmin=0, vmax=100, aspect="auto"))
-        for (line, column), value in np.ndenumerate(values.to_numpy(float)):
+        values = here.pivot_table(index="position", columns="at", values="value")
+        values = values.reindex(positions, columns=layers).astype(float)  # of nothing there are objects
+        images.append(panel.imshow(100 * values, cmap="Oranges", vmin=0, vmax=100, aspect="auto"))
+        for (line, column), value in np.ndenumerate(values.to_numpy()):
             if np.isfinite(value) and len(layers) <= 9:
                 ink = "white" if value > 0.6 else "black"
                 panel.text(column, line, f"{100 * value:.0f}", ha="center", va="center", color=ink)
