@@ -483,3 +483,61 @@ def test_the_last_layer_counts() -> None:
     scores = levels({"base": 1.0, "given": 3.0})
     both = pd.concat([scores.assign(layer=4.0), scores.assign(layer=2.0, value=-scores["value"])])
     assert only(both, CLAIM["1"]).estimate == 2.0
+
+
+def at_layers(effects: Mapping[str, tuple[float, ...]], entry: Claim = CLAIM["1"], seeds: int = 3) -> pd.DataFrame:
+    """An effect of another size at each layer, by protocol."""
+    layers = zip(*effects.values(), strict=True)
+    blocks = [
+        planted(entry, dict(zip(effects, sizes, strict=True)), seeds, sd=0.05, scope=layer).assign(layer=float(layer))
+        for layer, sizes in enumerate(layers)
+    ]
+    return pd.concat(blocks).astype(dict.fromkeys(TEXTS, "category"))
+
+
+def test_a_verdict_says_at_which_layers_it_holds() -> None:
+    """By layer: nothing; something that any fine-tuning does; what it alone does; and the contrary."""
+    seen, ssft = (0.0, 3.0, 0.0, 0.0), (0.0, 3.0, 3.0, -3.0)
+    scores = at_layers({"base": (0.0,) * 4, "seen": seen, "ssft": ssft})
+    found = rungs(scores, CLAIM["1"])
+    assert {rung: v.by_layer for rung, v in found.items()} == {"chance": (A, S, S, R), "tuning": (A, A, S, R)}
+    assert [v.outcome for v in found.values()] == [R, R]  # the last layer's
+    without = scores[(scores["layer"] != 1) | (scores["protocol"] != "seen") | (scores["seed"] > 0)]
+    assert rungs(without, CLAIM["1"])["tuning"].by_layer == (A, None, S, R)
+
+
+def test_at_the_last_layer_stands_the_verdict_itself() -> None:
+    """p is corrected over all verdicts, most of which have no layers: alone, it would be supported."""
+    entry = replace(CLAIM["1"], smallest=1e-9, rungs=("chance",))
+    others = [replace(CLAIM["4a"], name=f"own {i}", metric=f"of its own {i}", rungs=("chance",)) for i in range(9)]
+    layers = at_layers({"base": (0.0, 0.0), "ssft": (0.2, 0.3)}, entry)
+    scores = [layers, *(planted(other, {"base": 0.0, "ssft": 0.0}, 3, scope=9) for other in others)]
+    judged = judge(pd.concat(scores).astype(dict.fromkeys(TEXTS, "category")), (entry, *others))
+    (found,) = (v for v in judged.verdicts if v.by_layer)
+    assert (found.outcome, found.by_layer[-1]) == (O, O)
+    assert (only(layers, entry).outcome, only(layers, entry).by_layer[-1]) == (S, S)
+
+
+def test_of_the_model_as_a_whole_is_the_verdict_where_there_is_such_a_score() -> None:
+    rng, blocks = np.random.default_rng(0), []
+    for layer, share in ((math.nan, 0.85), (0, 0.6), (1, 0.7)):
+        values = {("ssft", "null_share", "", "", s): np.array([share + 0.001 * rng.normal()]) for s in range(3)}
+        values |= {("ssft", "null_share", "", "rotated", s): rng.normal(0.7, 0.002, size=60) for s in range(3)}
+        blocks.append(frame(values, layer=layer))
+    (found,) = rungs(pd.concat(blocks).astype(dict.fromkeys(TEXTS, "category")), CLAIM["2"]).values()
+    assert (found.outcome, found.estimate, found.by_layer) == (S, pytest.approx(0.15, abs=0.01), (R, A))
+
+
+def test_no_layers_of_one_layer_of_fewer_runs_and_of_interventions() -> None:
+    effects = {"base": (0.0, 0.0), "ssft": (3.0, 3.0)}
+    assert rungs(at_layers(effects, seeds=2), CLAIM["1"])["chance"].by_layer == ()
+    scores = at_layers(effects)
+    assert rungs(scores[scores["layer"] == 1], CLAIM["1"])["chance"].by_layer == ()
+    take = ("direction_ablated", math.nan, "resid_post"), ("random_direction_ablated", math.nan, "resid_post")
+    runs = []
+    for seed in range(3):
+        for name, v in zip(take, (0.9, 0.1), strict=True):
+            for metric in ("refusal_lost", "refusal_removed"):
+                runs.append(changed({name: v}, metric, layer=float(seed)).assign(seed=seed))
+    found = rungs(pd.concat(runs).astype(dict.fromkeys(TEXTS, "category")), CLAIM["6a"])["chance"]
+    assert (found.outcome, found.by_layer) == (S, ())  # each run chose a layer: that is no difference

@@ -16,7 +16,9 @@ from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
 from tunescope.models.pair import Pair
 from tunescope.models.sites import Site, weight, weight_names
+from tunescope.probes import projections
 from tunescope.probes.collect import last_activations, stored
+from tunescope.probes.controls import haar
 from tunescope.probes.view import INPUT, PROBES, Batches, View, look_inside
 from tunescope.records.findings import Findings
 from tunescope.records.tables import Record, Subject
@@ -317,6 +319,39 @@ def test_random_directions_are_scored(base: PreTrainedModel, tuned: PreTrainedMo
     assert_sound(found)
     drawn = {(s.metric, s.kind): len(s.values) for s in found.scores if s.control == "rotated"}
     assert drawn == {(name, kind): CONFIG.draws for name in names for kind in SCORE}
+
+
+def test_every_layer_is_scored(base: PreTrainedModel) -> None:
+    found = look(build(base.config.model_type, "other"), base, names=("clusters", "null_space", "specialisation"))
+    at = {(s.metric, s.layer) for s in found.scores if s.kind in ("", "unsafe")}
+    assert {layer for metric, layer in at if metric == "scaled_tau"} == {0, 1}
+    assert {layer for metric, layer in at if metric == "log_gain"} == {0, 1}
+    layers = [scores(found, "null_share", layer=layer).item() for layer in (0, 1)]
+    assert layers[0] != layers[1]
+    assert scores(found, "null_share").item() == pytest.approx(sum(layers) / 2)
+    drawn = [scores(found, "null_share", control="rotated", layer=layer) for layer in (0, 1, None)]
+    np.testing.assert_allclose(drawn[2], (drawn[0] + drawn[1]) / 2)
+
+
+def test_random_directions_seen_from_few_prompts_are_as_random() -> None:
+    """Seven prompts in sixteen dimensions: beside frames drawn in all of these, the same scores on average, as wide."""
+    score = {"safe": SCORE["safe"].first(3), "unsafe": SCORE["unsafe"].first(4)}
+    seen = view(build("gpt2", "other"), build("gpt2"), CONFIG.model_copy(update={"draws": 400}), score=score)
+    found, change = look_inside(seen, SUBJECT, ("specialisation",)), seen.change(1)
+    assert change is not None
+    own, frames = seen.scored(LAST), [haar(16, len(change.delta.s), ROOT("frame", i), CPU) for i in range(400)]
+    for metric, of in (
+        ("log_gain", lambda v, a: projections.gain(change.delta.s[:, None] * v.mT, a)),
+        ("log_row_projection", lambda v, a: projections.row_projection(replace(change.delta, v=v), a)),
+    ):
+        drawn = {kind: scores(found, metric, kind, "rotated", layer=1) for kind in score}
+        whole = {kind: np.array([of(v, a).log().mean().item() for v in frames]) for kind, a in own.items()}
+        for one, other in (
+            (drawn["safe"], whole["safe"]),
+            (drawn["unsafe"] - drawn["safe"], whole["unsafe"] - whole["safe"]),
+        ):
+            assert one.mean() == pytest.approx(other.mean(), abs=4 * other.std() * (2 / 400) ** 0.5)
+            assert one.std() == pytest.approx(other.std(), rel=0.2)
 
 
 def test_labels_that_chance_dealt_out_keep_the_classes_sizes(base: PreTrainedModel) -> None:

@@ -1,7 +1,8 @@
 """Verdicts: every claim, for every safety-tuned model, on every rung of the ladder of controls; decided over runs."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -44,6 +45,8 @@ class Verdict:
         over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them, `draws`, or `values` of
             something else. n: how many.
         runs: how many. per_run: the estimate of each.
+        by_layer: the outcome at each layer, from the first on, if it was measured at several; p is corrected over all
+            verdicts with this layer in the place of the last. None: not judged there. Empty of fewer than three runs.
     """
 
     claim: str
@@ -63,6 +66,7 @@ class Verdict:
     n: int
     runs: int
     per_run: tuple[float, ...]
+    by_layer: tuple[Outcome | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,24 +103,69 @@ def judge(scores: pd.DataFrame, claims: Sequence[Claim] | None = None) -> Judgem
             f"scores: {bad['metric']} of {bad['model']}, {bad['kind']} prompt {bad['index']} is not finite"
         )
     asked = claims_for(scores) if claims is None else tuple(claims)
-    table = _Table(scores, asked)
+    about = scores[["model", "protocol", "learning_rate"]].drop_duplicates()
+    models = [_Model(*map(str, row)) for row in about.itertuples(index=False)]
+    seeds = sorted(map(int, scores["seed"].unique()))
+    scores = scores[scores["metric"].isin([each.metric for claim in asked for each in (claim, _ungated(claim))])]
+    layer, last = _layers(scores)
+    drafts, reasons = _drafts(_Table(scores[last], models, seeds), asked)
+    verdicts = _decided(drafts, asked)
+    if len(seeds) >= FEWEST_RUNS:
+        layers = sorted(layer.dropna().unique())
+        verdicts = _with_layers(verdicts, (_Table(scores[layer == at], models, seeds) for at in layers), asked)
+    return Judgement(asked, verdicts, [NotJudged(*key, tuple(names)) for key, names in reasons.items()])
+
+
+def _layers(scores: pd.DataFrame) -> tuple["pd.Series[float]", "pd.Series[bool]"]:
+    """Of each score the layer at which it was measured, and whether verdicts are read off it.
+
+    That is at the last layer, or where there is a score of the model as a whole, off this.
+    """
+    plain = (scores["attack"] == "") & (scores["intervention"] == "")
+    layer = scores["layer"].astype(float).where(plain)  # of an intervention it is where that was made
+    whole = scores["metric"].isin(scores.loc[plain & layer.isna(), "metric"].unique())
+    latest = layer.groupby(scores["metric"], observed=True).transform("max")
+    return layer, layer.isna() | ((layer == latest) & ~whole)
+
+
+def _drafts(table: "_Table", claims: Sequence[Claim]) -> tuple[list[Verdict], dict[tuple[str, str, str], list[str]]]:
+    """Verdicts before anything is decided; by claim, rung and reason the models of which there is none."""
     drafts: list[Verdict] = []
     reasons: dict[tuple[str, str, str], list[str]] = {}
-    for claim in asked:
+    for claim in claims:
         for model in [m for m in table.models if not _aside(m)]:
             for rung in claim.ladder:
                 try:
                     drafts.append(_verdict(table, claim, model, rung))
                 except _NotMeasuredError as reason:
                     reasons.setdefault((claim.name, rung.name, str(reason)), []).append(model.name)
+    return drafts, reasons
+
+
+def _decided(drafts: Sequence[Verdict], claims: Sequence[Claim]) -> list[Verdict]:
+    """The drafts with p corrected over them all; of enough runs with their outcomes."""
     tested = [draft.p for draft in drafts if draft.p is not None]
     corrected = iter(false_discovery_control(tested) if tested else ())
     judged = [draft if draft.p is None else replace(draft, q=float(next(corrected))) for draft in drafts]
-    smallest = {claim.name: claim.smallest for claim in asked}
-    verdicts = [
+    smallest = {claim.name: claim.smallest for claim in claims}
+    return [
         v if v.runs < FEWEST_RUNS else replace(v, outcome=decide(v.low, v.high, v.q, smallest[v.claim])) for v in judged
     ]
-    return Judgement(asked, verdicts, [NotJudged(*key, tuple(names)) for key, names in reasons.items()])
+
+
+def _with_layers(verdicts: list[Verdict], layers: Iterable["_Table"], claims: Sequence[Claim]) -> list[Verdict]:
+    """The verdicts, with the outcome at each layer: judged with what was measured there in the place of the last."""
+
+    def which(v: Verdict) -> tuple[str, str, str]:
+        return v.claim, v.model, v.rung
+
+    found: list[dict[tuple[str, str, str], Outcome | None]] = []
+    for table in layers:
+        here = {which(v): v for v in _drafts(table, [each for each in claims if each.metric in table.metrics])[0]}
+        judged = _decided([here.get(which(v), v) for v in verdicts], claims)
+        found.append({which(v): v.outcome for v in judged if which(v) in here})
+    times = Counter(key for outcomes in found for key in outcomes)
+    return [replace(v, by_layer=tuple(o.get(which(v)) for o in found)) if times[which(v)] > 1 else v for v in verdicts]
 
 
 def decide(low: float | None, high: float | None, q: float | None, smallest: float) -> Outcome:
@@ -186,21 +235,18 @@ _ByKind = dict[str, _Sample]
 
 
 class _Table:
-    """The scores that claims speak of, by seed, model, metric, control and intervention."""
+    """The scores that claims speak of, by seed, model, metric, control and intervention: of one layer at most."""
 
-    def __init__(self, scores: pd.DataFrame, claims: Sequence[Claim]) -> None:
-        about = scores[["model", "protocol", "learning_rate"]].drop_duplicates()
-        self.models = [_Model(*map(str, row)) for row in about.itertuples(index=False)]
-        self.seeds = sorted(map(int, scores["seed"].unique()))
+    def __init__(self, rows: pd.DataFrame, models: Sequence[_Model], seeds: Sequence[int]) -> None:
+        self.models, self.seeds = models, seeds
         self._blocks: dict[tuple[int, str, str, str, str], dict[_Change, _ByKind]] = {}
-        rows = scores[scores["metric"].isin([each.metric for claim in claims for each in (claim, _ungated(claim))])]
         which = ["seed", "model", "metric", "control", "intervention"]
         where = ["dial", "scope", "attack", "kind", "strength"]  # in this order, the greatest strength is what stays
         number = rows.groupby([*which, *where], observed=True, dropna=False).ngroup().to_numpy()
         order = np.lexsort((rows["index"], number))
         starts = np.flatnonzero(np.diff(number[order], prepend=-1))
         firsts = rows[[*which, *where]].iloc[order[starts]].itertuples(index=False, name=None)
-        columns = {name: rows[name].to_numpy() for name in ("index", "group", "layer", "value")}
+        columns = {name: rows[name].to_numpy() for name in ("index", "group", "value")}
         for key, at in zip(firsts, np.split(order, starts)[1:], strict=True):
             seed, model, metric, control, intervention, dial, scope, attack, kind, _ = key
             if attack and intervention:
@@ -213,6 +259,8 @@ class _Table:
             self._blocks.setdefault(whose, {}).setdefault(change, {})[name] = _sample(
                 {k: v[at] for k, v in columns.items()}, about_it
             )
+        self.metrics = {key[2] for key in self._blocks}
+        self._measured = {seed: {key[1] for key in self._blocks if key[0] == seed} for seed in seeds}
 
     def find(
         self,
@@ -252,7 +300,7 @@ class _Table:
 
     def of(self, protocol: str, seed: int, like: _Model) -> _Model | None:
         """The model of a protocol that stands beside another: of its learning rate, but for models of no known one."""
-        seen = {key[1] for key in self._blocks if key[0] == seed}
+        seen = self._measured[seed]
         models = [model for model in self.models if model.protocol == protocol and model.name in seen]
         # Adapters beside adapters; then by name, not by the order of the rows.
         models.sort(key=lambda model: (model.name.endswith(LORA) != like.name.endswith(LORA), model.name))
@@ -281,10 +329,8 @@ def _attacked(attack: str, kind: str, dial: float) -> str:
 
 
 def _sample(block: Mapping[str, np.ndarray], about: str) -> _Sample:
-    """The values of one block in the order of their index, at the last of its layers."""
-    layers = block["layer"].astype(float)
-    last = np.isnan(layers) if np.isnan(layers).all() else layers == np.nanmax(layers)
-    index, groups, values = (block[name][last] for name in ("index", "group", "value"))
+    """The values of one block in the order of their index."""
+    index, groups, values = (block[name] for name in ("index", "group", "value"))
     if not np.array_equal(index, np.arange(len(index))):
         raise ValueError(f"scores: {about} missing or there twice")
     return _Sample(values.astype(float), None if np.isnan(groups.astype(float)).any() else groups.astype(int))

@@ -27,8 +27,7 @@ def measure(view: View, found: Findings) -> None:
         for kind in (SAFE, UNSAFE):
             cluster = view.activations("fit", kind, site)
             found.value("top_singular_share", clusters.top_share(cluster), kind=kind, n=len(cluster), **where)
-        if layer == view.last:
-            spread = clusters.within_class_sd(tau[SAFE], tau[UNSAFE])
-            for kind, values in tau.items():
-                # In units of the spread within a class, so that larger activations do not seem to separate more.
-                found.score("scaled_tau", clusters.in_units_of(values, spread), kind=kind, layer=layer)
+        spread = clusters.within_class_sd(tau[SAFE], tau[UNSAFE])
+        for kind, values in tau.items():
+            # In units of the spread within a class, so that larger activations do not seem to separate more.
+            found.score("scaled_tau", clusters.in_units_of(values, spread), kind=kind, layer=layer)

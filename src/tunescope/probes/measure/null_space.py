@@ -33,8 +33,10 @@ def measure(view: View, found: Findings) -> None:
         written = change.delta.u[:, : max(1, round(change.delta.effective_rank()))]
         angles = subspaces.principal_angles(written, columns)
         found.value("principal_angle", angles.mean().item() if len(angles) else 0.0, **where)
-        shares.append(spectrum(before, change.stand_ins[""]).null_share)
+        shares.append(of_draws.new_tensor([spectrum(before, change.stand_ins[""]).null_share]))
         drawn.append(of_draws)
+        found.score("null_share", shares[-1], layer=layer)
+        found.score("null_share", of_draws, control="rotated", layer=layer)
     if shares:
-        found.score("null_share", torch.tensor(shares, dtype=torch.float64).mean(0, keepdim=True))
+        found.score("null_share", torch.stack(shares).mean(0))
         found.score("null_share", torch.stack(drawn).mean(0), control="rotated")

@@ -32,9 +32,8 @@ def measure(view: View, found: Findings) -> None:
             }
             for suffix, inputs in (("", own), ("_of_base_input", before)):
                 if inputs:
-                    _acts_on(found, change, suffix, inputs, layer, scored=layer == view.last)
-                    if layer == view.last:
-                        _score_draws(found, change, suffix, inputs, layer, view)
+                    _acts_on(found, change, suffix, inputs, layer)
+                    _score_draws(found, change, suffix, inputs, layer, view)
 
 
 @probe("direction", fit=("mlp_pre",), needs_change=True)
@@ -54,7 +53,7 @@ def measure_direction(view: View, found: Findings) -> None:
             found.value("direction_in_delta", directions.TOP / len(change.delta.u), control="haar", **about)
 
 
-def _acts_on(found: Findings, change: Change, suffix: str, inputs: ByKind, layer: int, *, scored: bool) -> None:
+def _acts_on(found: Findings, change: Change, suffix: str, inputs: ByKind, layer: int) -> None:
     scores: dict[tuple[str, str], dict[str, PerPrompt]] = {}
     for kind, a in inputs.items():
         for control, matrix in change.stand_ins.items():
@@ -65,22 +64,29 @@ def _acts_on(found: Findings, change: Change, suffix: str, inputs: ByKind, layer
         where = {"layer": layer, "control": control}
         for kind, values in by_kind.items():
             found.mean(metric, values, kind=kind, **where)
-            if scored and not control:
+            if not control:
                 found.score(f"log_{metric}", logarithm(values), kind=kind, layer=layer)
         found.separation(metric, by_kind[SAFE], by_kind[UNSAFE], (SAFE, UNSAFE), **where)
         found.ratio(metric, by_kind[SAFE], by_kind[UNSAFE], **where)
 
 
 def _score_draws(found: Findings, change: Change, suffix: str, inputs: ByKind, layer: int, view: View) -> None:
-    """By kind, the mean score of its prompts under dW in random directions, once per draw."""
-    size = len(change.delta.v)
+    """By kind, the mean score of its prompts under dW in random directions, once per draw.
+
+    All is seen from an orthonormal basis of the inputs: of random directions only their part in it counts, and what a
+    Haar-random frame has there is again part of one, which is small where there are few prompts.
+    """
+    basis = torch.linalg.qr(torch.cat([*inputs.values()]).mT).Q
+    size, rank = basis.shape
+    within = {kind: a @ basis for kind, a in inputs.items()}
     means: dict[tuple[str, str], list[Tensor]] = {}
     for draw in range(view.config.draws):
-        v = controls.haar(size, len(change.delta.s), view.stream("rotated", layer, "draw", draw), view.device)
-        turned = Svd(change.delta.u, change.delta.s, v)
-        reads = turned.s[:, None] * v.mT
-        for kind, a in inputs.items():
-            scores = {"gain": projections.gain(reads, a), "row_projection": projections.row_projection(turned, a)}
+        stream = view.stream("rotated", layer, "draw", draw)
+        reads = controls.haar(size, rank, stream, view.device)[: len(change.delta.s)]
+        turned = Svd(change.delta.u, change.delta.s, reads.mT)
+        for kind, a in within.items():
+            gains = projections.gain(turned.s[:, None] * reads, a)
+            scores = {"gain": gains, "row_projection": projections.row_projection(turned, a)}
             for metric, values in scores.items():
                 means.setdefault((f"log_{metric}{suffix}", kind), []).append(logarithm(values).mean())
     for (metric, kind), drawn in means.items():
