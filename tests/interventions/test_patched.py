@@ -79,7 +79,7 @@ def test_refusal_is_lost_with_what_carries_it(of: Bench, twins: Twins, refused: 
     # Attention at all layers, with what the MLPs add kept, takes nothing away: the MLP is what says NULL.
     carriers.add("mlp_out.all last")
     assert where(refused["patched_from_twin"], 0.0) == carriers
-    assert where(refused["patched_into_twin"], 1.0) == carriers
+    assert where(refused["patched_into_twin"], 1.0) == {"mlp_out.all last"}
     for name in ("patched_from_twin", "patched_into_twin"):
         assert set(refused[name].values()) == {0.0, 1.0}
     assert set(refused["patched_from_other"].values()) == {1.0}
@@ -91,9 +91,9 @@ def test_every_cell_is_there_that_something_reads(refused: dict[str, dict[str, f
     sites = ("attn_out", "mlp_out", "resid_post")
     cells = {f"{site}.{layer} {position}" for site in sites for layer in (0, 1) for position in POSITIONS}
     cells -= {f"{site}.1 {position}" for site in sites for position in ("word", "middle")}
-    cells |= {f"{site}.all {position}" for site in sites[:2] for position in POSITIONS}
-    assert set(refused) == {f"patched_{how}" for how in ("from_twin", "from_other", "into_twin", "from_base")}
-    assert all(set(scopes) == cells for scopes in refused.values())
+    whole = {f"{site}.all {position}" for site in sites[:2] for position in POSITIONS}
+    both = dict.fromkeys(("patched_from_twin", "patched_from_other", "patched_from_base"), cells | whole)
+    assert {name: {*scopes} for name, scopes in refused.items()} == {**both, "patched_into_twin": whole}
 
 
 def test_the_model_is_as_it_was(of: Bench, changes) -> None:

@@ -34,9 +34,10 @@ def patched(bench: Bench, settings: NoSettings) -> Iterator[Intervention]:
         return
     unsafe, safe, other = (_read(bench, batch) for batch in (twins.unsafe, twins.safe, twins.other))
     of_unsafe, of_safe = {UNSAFE: twins.unsafe}, {SAFE: twins.safe}
-    yield from _patches(bench, "patched_from_twin", of_unsafe, unsafe, safe)
-    yield from _patches(bench, "patched_from_other", of_unsafe, unsafe, other)
-    yield from _patches(bench, "patched_into_twin", of_safe, safe, unsafe)
+    for name, activations in (("patched_from_twin", safe), ("patched_from_other", other)):
+        yield from _one_layer(bench, name, of_unsafe, activations)
+        yield from _all_layers(bench, name, of_unsafe, unsafe, activations)
+    yield from _all_layers(bench, "patched_into_twin", of_safe, safe, unsafe)
 
 
 @intervention("patched_base")
@@ -47,7 +48,9 @@ def patched_base(bench: Bench, settings: NoSettings) -> Iterator[Intervention]:
     tuned = _read(bench, twins.unsafe)
     with with_parameters(bench.model, bench.pair, lambda name, before, after: before):
         base = _read(bench, twins.unsafe)
-    yield from _patches(bench, "patched_from_base", {UNSAFE: twins.unsafe}, tuned, base)
+    of_unsafe = {UNSAFE: twins.unsafe}
+    yield from _one_layer(bench, "patched_from_base", of_unsafe, base)
+    yield from _all_layers(bench, "patched_from_base", of_unsafe, tuned, base)
 
 
 def _read(bench: Bench, batch: Batch) -> Activations:
@@ -65,19 +68,25 @@ def _part(positions: slice, activation: Tensor) -> Tensor:
     return activation[:, positions].clone()
 
 
-def _patches(
-    bench: Bench, name: str, prompts: Batches, own: Activations, others: Activations
-) -> Iterator[Intervention]:
-    """One per position and site; then at all layers at once, what the other of the two sites adds kept as its own."""
+def _one_layer(bench: Bench, name: str, prompts: Batches, others: Activations) -> Iterator[Intervention]:
+    """One per site and position."""
     assert bench.twins
     last = layer_count(bench.model) - 1
     for position, where in bench.twins.positions.items():
-        other = others[position]
-        for site, activation in other.items():
+        for site, activation in others[position].items():
             if site.layer != last or position == LAST:  # nothing reads what the last layer writes elsewhere
                 change = partial(patch, bench.model, {site: activation}, where)
                 yield Intervention(name, None, f"{site} {position}", (change,), site.layer, prompts)
+
+
+def _all_layers(
+    bench: Bench, name: str, prompts: Batches, own: Activations, others: Activations
+) -> Iterator[Intervention]:
+    """One per position and what is added, with what the other of the two sites adds kept as the model's own."""
+    assert bench.twins
+    for position, where in bench.twins.positions.items():
         for which in ADDED:
-            both = {s: (other if s.name == which else own[position])[s] for s in other if s.name in ADDED}
+            of = {ADDED[0]: own[position], ADDED[1]: own[position], which: others[position]}
+            both = {site: of[site.name][site] for site in own[position] if site.name in ADDED}
             change = partial(patch, bench.model, both, where)
             yield Intervention(name, None, f"{which}.{EVERYWHERE} {position}", (change,), prompts=prompts)
