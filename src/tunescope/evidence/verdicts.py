@@ -44,7 +44,7 @@ class Verdict:
             varies within it. p: one-sided, of no effect. q: p, corrected over all verdicts (Benjamini & Hochberg 1995).
         over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them or `draws`. n: how many.
         runs: how many. per_run: the estimate of each.
-        by_layer: the outcome at each layer, from the first on, if it was measured at several; p is corrected over all
+        by_layer: the outcome at each layer, from 0 on, if it was measured at several; p is corrected over all
             verdicts with this layer in the place of the last. None: not judged there. Empty of fewer than three runs.
     """
 
@@ -109,8 +109,8 @@ def judge(scores: pd.DataFrame, claims: Sequence[Claim] | None = None) -> Judgem
     layer, last = _layers(scores)
     drafts, reasons = _drafts(_Table(scores[last], models, seeds), asked)
     verdicts = _decided(drafts, asked)
-    if len(seeds) >= FEWEST_RUNS:
-        layers = sorted(layer.dropna().unique())
+    if len(seeds) >= FEWEST_RUNS and layer.any():
+        layers = range(1 + int(layer.max()))
         verdicts = _with_layers(verdicts, (_Table(scores[layer == at], models, seeds) for at in layers), asked)
     return Judgement(asked, verdicts, [NotJudged(*key, tuple(names)) for key, names in reasons.items()])
 
@@ -193,6 +193,11 @@ def standing(verdicts: Sequence[Verdict], claim: Claim) -> str:
             break
         highest = rung
     return highest
+
+
+def at_layer(verdicts: Sequence[Verdict], layer: int) -> list[Verdict]:
+    """Those that have layers, with the outcome at one of them for their own."""
+    return [replace(v, outcome=v.by_layer[layer]) for v in verdicts if v.by_layer]
 
 
 def as_data(judgement: Judgement) -> dict[str, list[dict[str, object]]]:
