@@ -180,6 +180,18 @@ def decide(low: float | None, high: float | None, q: float | None, smallest: flo
     return Outcome.OPEN
 
 
+def judged_at(judgement: Judgement, factor: float) -> list[Outcome | None]:
+    """The outcome of each verdict, had all smallest effects of interest been this many times as large.
+
+    Intervals and corrected p-values know nothing of the smallest effect, and stay what they are.
+    """
+    smallest = {claim.name: claim.smallest for claim in judgement.claims}
+    return [
+        None if v.outcome is None else decide(v.low, v.high, v.q, factor * smallest[v.claim])
+        for v in judgement.verdicts
+    ]
+
+
 def standing(verdicts: Sequence[Verdict], claim: Claim) -> str:
     """The highest rung up to which a claim is supported for one model; empty where it is on none.
 
