@@ -16,7 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from tunescope.evidence.claims import LADDER
+from tunescope.evidence.claims import LADDER, Claim
+from tunescope.evidence.verdicts import Judgement, Verdict, judged_at
 from tunescope.files import write_text
 from tunescope.records.names import MARGIN, RETUNED
 from tunescope.records.pool import pool
@@ -28,6 +29,7 @@ from tunescope.report.tables import DASH, GLYPHS, TIMES
 
 MARKED = re.compile(r"(<!-- table: (\w+) -->).*?(<!-- end -->)", re.DOTALL)
 WANTED = (("safe", "compliance"), ("unsafe", "refusal"), (JAILBREAKS, "compliance"))
+FACTORS = {"half": 0.5, "double": 2.0}  # of the smallest effects of interest
 SAID = {"compliance": "answered", "refusal": "refused"}
 
 
@@ -79,6 +81,26 @@ def rungs(told: dict[str, Any]) -> str:
                 cells = [f"{GLYPHS[v['outcome']]} {_effect(claim, v)}" if v else DASH for v in steps]
                 rows[f"{claim['name']}, {model}".replace("|", "\\|")] = cells
     return table("claim, model", [rung.name for rung in LADDER], rows)
+
+
+def other_effects(told: dict[str, Any]) -> tuple[str, str]:
+    """At half and at double of the smallest effects: how many verdicts are others, by rung; then which."""
+    judgement = Judgement(tuple(Claim(**c) for c in told["claims"]), [Verdict(**v) for v in told["verdicts"]])
+    others = list(zip(*(judged_at(judgement, factor) for factor in FACTORS.values()), strict=True))
+    decided = [(v, other) for v, other in zip(judgement.verdicts, others, strict=True) if v.outcome]
+    counts, which = {}, {}
+    for rung in LADDER:
+        of_rung = [(v, other) for v, other in decided if v.rung == rung.name]
+        changed = [sum(other[at] != v.outcome for v, other in of_rung) for at in range(len(FACTORS))]
+        counts[rung.name] = [str(n) for n in (len(of_rung), *changed)]
+    for v, other in decided:
+        if {*other} != {v.outcome}:
+            name = f"{v.claim}, {v.model}, {v.rung}".replace("|", "\\|")
+            which[name] = [v.outcome or "", *(each or "" if each != v.outcome else "the same" for each in other)]
+    return (
+        table("rung", ["verdicts", *(f"others at {factor}" for factor in FACTORS)], counts),
+        table("claim, model, rung", ["verdict", *(f"at {factor}" for factor in FACTORS)], which),
+    )
 
 
 def _effect(claim: dict[str, Any], v: dict[str, Any] | None) -> str:
@@ -172,11 +194,14 @@ def tables(folder: Path) -> dict[str, str]:
     told = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
     behaviour = headline_rows(records)
     attacked = strongest_rows(attack_rows(final_rows(records), "compliance"), "dial", "name")
+    counts, which = other_effects(told)
     return {
         **{outcome: rates(behaviour[behaviour["metric"] == outcome], outcome) for outcome in SAID},
         "attacks": rates(attacked, "attack success", "name"),
         "ladders": ladders(told),
         "rungs": rungs(told),
+        "effects": counts,
+        "effects_which": which,
         "predictors": predictors(told),
         "across": across(told),
         "durability": durability(records),

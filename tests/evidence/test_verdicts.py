@@ -15,6 +15,7 @@ from scipy.stats import false_discovery_control
 from tunescope.errors import InputError
 from tunescope.evidence.claims import CLAIMS, JAILBREAKS, RUNGS, TENTH, Claim, claim, claims_for
 from tunescope.evidence.verdicts import (
+    Judgement,
     NotJudged,
     Outcome,
     Verdict,
@@ -23,6 +24,7 @@ from tunescope.evidence.verdicts import (
     decide,
     displayed,
     judge,
+    judged_at,
     standing,
 )
 from tunescope.records.names import CONTROLS
@@ -295,6 +297,25 @@ def test_what_was_not_measured_is_not_judged() -> None:
 )
 def test_decide_by_hand(low: float | None, high: float | None, q: float | None, outcome: Outcome) -> None:
     assert decide(low, high, q, 0.1) == outcome
+
+
+def test_outcomes_at_other_smallest_effects_by_hand() -> None:
+    """Of claim 1, s = 0.5: surely beyond half of it; surely between; surely within double of it; of one run."""
+    (draft, *_), (entry,) = judge(planted(CLAIM["1"], NOTHING, 3), (CLAIM["1"],)).verdicts, (CLAIM["1"],)
+    ends = [
+        (0.3, 0.9, O),
+        (0.6, 0.9, S),
+        (0.1, 0.2, M),
+        (0.1, 0.4, M),
+        (-0.9, 0.9, O),
+        (-0.9, -0.6, R),
+        (0.6, 0.9, None),
+    ]
+    verdicts = [replace(draft, low=low, high=high, q=0.01, outcome=outcome) for low, high, outcome in ends]
+    of = Judgement((entry,), verdicts)
+    assert judged_at(of, 1) == [v.outcome for v in verdicts] == [O, S, M, M, O, R, None]
+    assert judged_at(of, 0.5) == [S, S, M, O, O, R, None]
+    assert judged_at(of, 2) == [M, M, M, M, A, A, None]
 
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0.01, 1))

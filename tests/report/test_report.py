@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from tunescope.errors import InputError
@@ -25,10 +26,10 @@ from tunescope.records.tables import Record, Scores, Subject, read_records, read
 from tunescope.report import html
 from tunescope.report.figures import FIGURES, Drawing, figure, figures, in_order, save_figures
 from tunescope.report.html import load_records, render
-from tunescope.report.ladder import standing_rows
+from tunescope.report.ladder import SHADES, standing_rows
 from tunescope.report.select import vector_rows
 from tunescope.report.style import models_of
-from tunescope.report.tables import DASH, cautions, cost, duration, headline, summary, verdict
+from tunescope.report.tables import DASH, cautions, cost, duration, headline, layers_text, summary, verdict
 
 STRENGTHS = (0.0, 0.5, 1.0)
 HOSTILE = "</code><script>alert('x')</script> $\\frac{1}$ & \"quoted\" <b>"
@@ -174,14 +175,14 @@ def null_lengths(shifts: dict[int, float]) -> Iterator[Scores]:
 
 
 def ladder_scores(seeds: int) -> list[Scores]:
-    """Of a fine-tune whose clusters are apart, as are those of one that has seen unsafe prompts."""
+    """Of a fine-tune whose clusters are apart in the second layer, as are those of one that has seen unsafe prompts."""
     rng, scores = np.random.default_rng(0), []
     for seed in range(seeds):
-        for model, protocol, shift in (("base", "base", 0.0), ("seen-eta_m", "seen", 3.0), ("ssft-eta_m", "ssft", 3.0)):
+        for model, protocol, shift in (("base", "base", 0.0), ("seen-eta_m", "seen", 3.2), ("ssft-eta_m", "ssft", 3.2)):
             subject = Subject(model, protocol, "" if model == "base" else "eta_m", seed, 100)
-            for kind, sign in (("safe", 1), ("unsafe", 0)):
-                values = sign * shift + 0.1 * rng.normal(size=30)
-                scores.append(Scores(subject, "scaled_tau", values, kind=kind))
+            for layer, (kind, sign) in product((0, 1), (("safe", 1), ("unsafe", 0))):
+                values = sign * shift * layer + 0.1 * rng.normal(size=30)
+                scores.append(Scores(subject, "scaled_tau", values, kind=kind, layer=layer))
     return scores
 
 
@@ -503,6 +504,27 @@ def test_the_ladder_has_a_mark_for_every_rung(drawn: dict[str, Figure]) -> None:
     assert [text.get_text() for text in panel.get_yticklabels()] == ["1 clusters"]
 
 
+def test_each_layer_has_a_cell_as_dark_as_it_is_high(drawn: dict[str, Figure]) -> None:
+    (panel,) = drawn["layers"].axes
+    cells = {
+        (round(cell.get_x() + 0.48), round(cell.get_y() + 0.46)): to_hex(cell.get_facecolor()) for cell in panel.patches
+    }
+    assert cells == {(0, 0): SHADES[0].lower(), (1, 0): SHADES[1].lower()}
+    assert panel.get_title() == "SSFT ηₘ"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "text"),
+    [
+        ([], ""),
+        (["open"], "0 open"),
+        (["absent", "absent", "open", "supported", "supported"], "0 to 1 absent, 2 open, 3 to 4 supported"),
+    ],
+)
+def test_layers_in_words(outcomes: list[str], text: str) -> None:
+    assert layers_text(outcomes) == text
+
+
 def test_a_protocol_has_one_colour_and_unknown_ones_get_their_own(tmp_path: Path) -> None:
     rows = [*study(), *behaviour("odd-one-x", "odd_one", "eta_x", 100, "jb_new", 0.5)]
     models = models_of(frame(rows, tmp_path))
@@ -795,7 +817,7 @@ def test_seeds_are_drawn_as_their_mean(records: pd.DataFrame, drawn: dict[str, F
     other = records.assign(seed=8, value=records["value"] + 0.02)
     together = figures(pool(pd.concat([records, other])))
     # Scores and verdicts are not pooled with records, and a pair is no study.
-    assert {*together, "null_lengths", "ladder", "matrices"} == {*drawn}
+    assert {*together, "null_lengths", "ladder", "layers", "matrices"} == {*drawn}
     before, after = (line(panels(figure)["ηₘ"], "SSFT ηₘ") for figure in (drawn["null_space"], together["null_space"]))
     np.testing.assert_allclose(after - before, [[0, 0.01]] * 2)
 
@@ -834,6 +856,14 @@ def test_verdicts_are_on_the_page_with_their_controls(run: Path, seeds: int) -> 
         assert "Beyond chance. +3" in page
         assert "of each run +3" in page
         assert "Which claims held" in page
+        strips = re.findall(r'<span class="strip" role="img" title="([^"]*)" aria-label="([^"]*)">(.*?)</span>', page)
+        assert [label for label, _, _ in strips] == [label for _, label, _ in strips]
+        assert [label for label, _, _ in strips[:2]] == [
+            "beyond chance, by layer: 0 absent, 1 supported",
+            "beyond any fine-tuning, by layer: 0 to 1 absent",
+        ]
+        assert [re.sub("<[^>]*>", "", marks) for _, _, marks in strips] == ["○●", "○○", DASH, DASH]
+        assert "the small strips show" in page
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -45,7 +45,7 @@ class Verdict:
         over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them, `draws`, or `values` of
             something else. n: how many.
         runs: how many. per_run: the estimate of each.
-        by_layer: the outcome at each layer, from the first on, if it was measured at several; p is corrected over all
+        by_layer: the outcome at each layer, from 0 on, if it was measured at several; p is corrected over all
             verdicts with this layer in the place of the last. None: not judged there. Empty of fewer than three runs.
     """
 
@@ -110,8 +110,8 @@ def judge(scores: pd.DataFrame, claims: Sequence[Claim] | None = None) -> Judgem
     layer, last = _layers(scores)
     drafts, reasons = _drafts(_Table(scores[last], models, seeds), asked)
     verdicts = _decided(drafts, asked)
-    if len(seeds) >= FEWEST_RUNS:
-        layers = sorted(layer.dropna().unique())
+    if len(seeds) >= FEWEST_RUNS and layer.any():
+        layers = range(1 + int(layer.max()))
         verdicts = _with_layers(verdicts, (_Table(scores[layer == at], models, seeds) for at in layers), asked)
     return Judgement(asked, verdicts, [NotJudged(*key, tuple(names)) for key, names in reasons.items()])
 
@@ -181,6 +181,18 @@ def decide(low: float | None, high: float | None, q: float | None, smallest: flo
     return Outcome.OPEN
 
 
+def judged_at(judgement: Judgement, factor: float) -> list[Outcome | None]:
+    """The outcome of each verdict, had all smallest effects of interest been this many times as large.
+
+    Intervals and corrected p-values know nothing of the smallest effect, and stay what they are.
+    """
+    smallest = {claim.name: claim.smallest for claim in judgement.claims}
+    return [
+        None if v.outcome is None else decide(v.low, v.high, v.q, factor * smallest[v.claim])
+        for v in judgement.verdicts
+    ]
+
+
 def standing(verdicts: Sequence[Verdict], claim: Claim) -> str:
     """The highest rung up to which a claim is supported for one model; empty where it is on none.
 
@@ -194,6 +206,11 @@ def standing(verdicts: Sequence[Verdict], claim: Claim) -> str:
             break
         highest = rung
     return highest
+
+
+def at_layer(verdicts: Sequence[Verdict], layer: int) -> list[Verdict]:
+    """Those that have layers, with the outcome at one of them for their own."""
+    return [replace(v, outcome=v.by_layer[layer]) for v in verdicts if v.by_layer]
 
 
 def as_data(judgement: Judgement) -> dict[str, list[dict[str, object]]]:

@@ -1,25 +1,30 @@
-"""The first figure: how high on the ladder of controls each claim stands, for each model."""
+"""The first figures: how high on the ladder of controls each claim stands, for each model, and at each layer."""
 
+import math
 from collections.abc import Iterable
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
-from tunescope.evidence.verdicts import Judgement, by_claim
-from tunescope.report.draw import facet, figure, model_axis
+from tunescope.evidence.claims import LADDER
+from tunescope.evidence.verdicts import Judgement, at_layer, by_claim
+from tunescope.report.draw import Legend, facet, figure, model_axis
 from tunescope.report.style import Model
 from tunescope.report.tables import DASH, GLYPHS, height
 
-STANDING = "standing"  # metric of the rows
-COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome"]
+STANDING, AT_LAYER = "standing", "standing_at_layer"  # metrics of the rows
+COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome", "layer"]
 SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
 
 
 def standing_rows(judgement: Judgement) -> pd.DataFrame:
-    """By claim and model that were decided, on how many rungs the claim is supported, and the marks of all of them."""
-    rows = []
+    """By claim and model that were decided, on how many rungs the claim is supported, and the marks of all of them.
+
+    Then on how many it is at each layer, where it has layers.
+    """
+    rows: list[tuple[object, ...]] = []
     for claim, verdicts in by_claim(judgement):
         for model in dict.fromkeys(v.model for v in verdicts):
             its = [v for v in verdicts if v.model == model]
@@ -27,8 +32,10 @@ def standing_rows(judgement: Judgement) -> pd.DataFrame:
                 continue
             found = {v.rung: GLYPHS[v.outcome] for v in its}
             marks = "".join(found.get(rung.name, DASH) for rung in claim.ladder)
-            about = (model, its[0].protocol, its[0].learning_rate, "", STANDING, claim.name)
-            rows.append((*about, height(claim, its), marks))
+            about = (model, its[0].protocol, its[0].learning_rate, "")
+            rows.append((*about, STANDING, claim.name, height(claim, its), marks, math.nan))
+            for layer in range(max(len(v.by_layer) for v in its)):
+                rows.append((*about, AT_LAYER, claim.name, height(claim, at_layer(its, layer)), "", layer))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -56,10 +63,37 @@ def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
     return facet(draw, {"": ""}, height=0.6 + 0.24 * len(claims), xlabel="fine-tune")
 
 
+@figure("layers", "At which layers", lambda records: records[records["metric"] == AT_LAYER], point="cell")
+def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """How many controls each claim is beyond at each layer, over runs, of the claims whose metric has layers. A shade
+    stands for the control that is named and all before it.
+    """
+    claims, labels = list(dict.fromkeys(rows["kind"])), {model.name: model.label for model in models}
+    last = int(rows["layer"].max())
+
+    def draw(panel: Axes, name: str) -> None:
+        for row in rows[rows["model"] == name].to_dict("records"):
+            _rectangle(panel, claims.index(row["kind"]), int(row["layer"]), int(row["value"]))
+        panel.set(xlim=(-0.5, last + 0.5), ylim=(len(claims) - 0.5, -0.5))
+        panel.set_yticks(range(len(claims)), _short(claims))
+        panel.tick_params(length=0)
+        panel.grid(False)
+
+    beyond = ("not beyond chance", *(f"beyond {rung.beyond}" for rung in LADDER))
+    handles = [Patch(facecolor=shade, label=label) for shade, label in zip(SHADES, beyond, strict=True)]
+    return facet(
+        draw, labels, height=0.45 + 0.16 * len(claims), across=3, xlabel="layer", ticks=9, legend=Legend(handles, 3)
+    )
+
+
 def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None:
-    panel.add_patch(Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=SHADES[height], edgecolor="none"))
+    _rectangle(panel, line, column, height)
     ink = "white" if height > 2 else "black"
     panel.text(column, line, " ".join(glyphs), ha="center", va="center", color=ink, fontfamily="DejaVu Sans")
+
+
+def _rectangle(panel: Axes, line: int, column: int, height: int) -> None:
+    panel.add_patch(Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=SHADES[height], edgecolor="none"))
 
 
 def _short(claims: Iterable[str]) -> list[str]:

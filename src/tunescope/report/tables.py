@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -38,7 +39,11 @@ LITTLE = 0.05  # share of answers below which the odds of their openings say lit
 
 
 class Step(NamedTuple):
-    """One rung of one cell: the outcome with its glyph, the estimate with its interval, and all of it in a sentence."""
+    """One rung of one cell: the outcome with its glyph, the estimate with its interval, and all of it in a sentence.
+
+    Attributes:
+        layers: outcome and glyph at each layer; empty where the metric has none. by_layer: the same in words.
+    """
 
     rung: str
     outcome: str
@@ -46,6 +51,8 @@ class Step(NamedTuple):
     estimate: str
     interval: str
     detail: str
+    layers: Sequence[tuple[str, str]] = ()
+    by_layer: str = ""
 
 
 class Judged(NamedTuple):
@@ -99,7 +106,9 @@ def verdict_table(judgement: Judgement, models: Sequence[Model], records: pd.Dat
     over = f"over {runs} runs" if runs > 1 else f"over the {what} of this run"
     missing = [replace(entry, models=tuple(labels.get(m, m) for m in entry.models)) for entry in judgement.not_judged]
     decided = any(v.outcome for v in judgement.verdicts)
-    return {"models": columns, "rows": rows, "over": over, "not_judged": missing, "runs": runs, "decided": decided}
+    layered = any(v.by_layer for v in judgement.verdicts)
+    about = {"runs": runs, "decided": decided, "layered": layered}
+    return {"models": columns, "rows": rows, "over": over, "not_judged": missing, **about}
 
 
 def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judged]) -> str:
@@ -161,7 +170,20 @@ def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]
     outcome = v.outcome.lower() if v.outcome else "estimate"
     control = labels.get(v.control, v.control.replace("_", " "))
     detail = f"beyond {rung.beyond} ({control}): {outcome}; {estimate}; {over}; {tested}; own number {own}{runs}"
-    return Step(rung.name, outcome, GLYPHS[v.outcome], estimate, interval, detail)
+    layers = [(each.lower(), GLYPHS[each]) if each else ("none", DASH) for each in v.by_layer]
+    by_layer = layers_text([name.replace("none", "not judged") for name, _ in layers])
+    detail += f"; by layer: {by_layer}" if by_layer else ""
+    return Step(rung.name, outcome, GLYPHS[v.outcome], estimate, interval, detail, layers, by_layer)
+
+
+def layers_text(outcomes: Sequence[str]) -> str:
+    """Where the same holds, in words: `0 to 2 absent, 3 supported`."""
+    parts, first = [], 0
+    for outcome, group in groupby(outcomes):
+        last = first + len(list(group)) - 1
+        parts.append(f"{first} {outcome}" if first == last else f"{first} to {last} {outcome}")
+        first = last + 1
+    return ", ".join(parts)
 
 
 def _number(claim: Claim, value: float) -> str:
