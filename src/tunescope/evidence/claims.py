@@ -512,7 +512,7 @@ claim(
 )
 claim(
     Claim(
-        name="9b a few answered unsafe prompts remove refusal",
+        name="9b answered unsafe prompts remove refusal",
         statement="A few unsafe prompts among those of further training, answered, remove refusal.",
         source=QI,
         metric=REMOVED,
