@@ -2,16 +2,19 @@
 
 import math
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from live import LiveWeights
 from tunescope.config import Built, ProbeConfig
+from tunescope.evidence.claims import CLAIMS
 from tunescope.models.build import build_model
 from tunescope.models.inputs import Inputs
 from tunescope.models.pair import Pair
@@ -19,6 +22,7 @@ from tunescope.models.sites import Site, weight, weight_names
 from tunescope.probes import projections
 from tunescope.probes.collect import last_activations, stored
 from tunescope.probes.controls import haar
+from tunescope.probes.measure.specialisation import MEASURES
 from tunescope.probes.view import INPUT, PROBES, Batches, View, look_inside
 from tunescope.records.findings import Findings
 from tunescope.records.tables import Record, Subject
@@ -352,6 +356,41 @@ def test_random_directions_seen_from_few_prompts_are_as_random() -> None:
         ):
             assert one.mean() == pytest.approx(other.mean(), abs=4 * other.std() * (2 / 400) ** 0.5)
             assert one.std() == pytest.approx(other.std(), rel=0.2)
+
+
+@dataclass(frozen=True)
+class Scaled(Pair):
+    """As if fine-tuning had changed every matrix by so many times as much."""
+
+    times: float = 1.0
+
+    def matrices(self, layer: int, name: str) -> tuple[Tensor, Tensor]:
+        w, delta = super().matrices(layer, name)
+        return w, self.times * delta.double()
+
+
+def of_weights(times: float) -> dict[tuple, np.ndarray]:
+    base, other, score = build("gpt2"), build("gpt2", "other"), {kind: SCORE[kind] for kind in ("safe", "unsafe")}
+    seen = view(other, base, score=score)
+    seen.pair = Scaled(LiveWeights(base), LiveWeights(other), times)
+    found = look_inside(seen, SUBJECT, ("null_space", "specialisation"))
+    return {(s.metric, s.kind, s.layer, s.control): s.values for s in found.scores}
+
+
+@settings(max_examples=5)
+@given(st.floats(-4, 4).map(math.exp))
+def test_claims_about_weights_do_not_depend_on_the_size_of_dw(times: float) -> None:
+    """Scores of dW and of dW in random directions change by one constant at most, which no contrast of a claim has."""
+    one, other = of_weights(1.0), of_weights(times)
+    size = {"log_gain": math.log(times), "log_gain_of_base_input": math.log(times)}
+    about = {"null_share", *MEASURES}
+    compared = [key for key in one if key[0] in about]
+    assert {(metric, control) for metric, _, _, control in compared} == {(m, c) for m in about for c in ("", "rotated")}
+    for key in compared:
+        np.testing.assert_allclose(other[key], one[key] + size.get(key[0], 0.0), rtol=1e-6, atol=1e-6)
+    claims = {claim.name.split()[0]: claim for claim in CLAIMS.values() if claim.metric in about}
+    assert set(claims) == {"2", "3a", "3b", "3c", "5b"}
+    assert all(abs(sum(each.weights.values())) < 1e-12 for each in claims.values() if each.metric in size)
 
 
 def test_labels_that_chance_dealt_out_keep_the_classes_sizes(base: PreTrainedModel) -> None:
