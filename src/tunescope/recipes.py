@@ -90,7 +90,7 @@ def tiny() -> Study:
 
 @recipe
 def laptop() -> Study:
-    """About 11 minutes a run on two cores: the paper's ideas at a size that learns there."""
+    """About 8 minutes a run on two cores: the paper's ideas at a size that learns there."""
     return Study(
         name="laptop",
         task=WorldConfig(mix_start=(0.1, 0.5, 0.2, 0.2), mix_end=(0.1, 0.5, 0.2, 0.2)),
