@@ -21,13 +21,13 @@ def killer(view, findings):
 
 
 def test_two_processes_make_what_one_makes(
-    small_study: list[str], small_run: Path, run_folder: Path, results: Callable, no_report: None, capsys
+    small_study: list[str], small_run: Path, run_folder: Path, same_run: Callable, no_report: None, capsys
 ) -> None:
     for part in ("models/dpo-eta_m", "models/dpo-eta_s", "models/benign-eta_m", "parts"):
         remove(run_folder / part)
     assert cli.main([*small_study, "--out", str(run_folder), "--jobs", "2"]) == 0
     assert "tune-dpo-eta_s: " in capsys.readouterr().err
-    assert results(run_folder) == results(small_run)
+    same_run(run_folder, small_run)
 
 
 def test_several_runs_share_the_processes(
