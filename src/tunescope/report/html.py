@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from markupsafe import Markup, escape
 from tunescope.errors import InputError, shown
 from tunescope.evidence.claims import LADDER
 from tunescope.evidence.predictors import Predictor, predictors
-from tunescope.evidence.verdicts import Judgement, as_data, judge
+from tunescope.evidence.verdicts import Judgement, Verdict, as_data, costs, judge
 from tunescope.files import remove, write_text
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
@@ -38,11 +39,12 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    judgement, predicted, vectors = _of_scores(folder / "scores.parquet")
+    judgement, spent, predicted, vectors = _of_scores(folder / "scores.parquet")
     pooled = pool(records)
-    page = _told(folder, records, pooled, judgement) | {"predictors": predicted}  # before anything is written
+    page = _told(folder, records, pooled, judgement, spent) | {"predictors": predicted}  # before anything is written
     if judgement.verdicts or judgement.not_judged:
-        outcome = as_data(judgement) | {"predictors": [asdict(row) for row in predicted]}
+        outcome = as_data(judgement) | {"costs": [asdict(row) for row in spent]}
+        outcome |= {"predictors": [asdict(row) for row in predicted]}
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
@@ -96,18 +98,21 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-def _of_scores(path: Path) -> tuple[Judgement, list[Predictor], pd.DataFrame | None]:
-    """Verdicts on claims, what predicts attack success, and rows for figures; nothing where there are no scores."""
+def _of_scores(path: Path) -> tuple[Judgement, Sequence[Verdict], list[Predictor], pd.DataFrame | None]:
+    """Verdicts on claims, what changes cost, what predicts attack success, rows for figures; nothing of no scores."""
     if not path.is_file():
-        return Judgement(), [], None
+        return Judgement(), [], [], None
     scores = read_scores(path)
     try:
-        return judge(scores), predictors(scores), vector_rows(scores)
+        judgement = judge(scores)
+        return judgement, costs(scores, judgement.claims), predictors(scores), vector_rows(scores)
     except ValueError as error:
         raise InputError(f"{path}: {shown(error, 400)}") from error
 
 
-def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: Judgement) -> dict[str, Any]:
+def _told(
+    folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: Judgement, spent: Sequence[Verdict]
+) -> dict[str, Any]:
     """All that the page says of the records, the verdicts and the small files."""
     models = models_of(records)
     config = read_file(folder / "config.yaml", dict[str, Any], {})
@@ -118,7 +123,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: 
         "title": f"tunescope: {config.get('name', folder.resolve().name)}",
         "summary": tables.summary(records, config),
         "cautions": [*notes, *tables.cautions(records, config)],
-        "verdicts": tables.verdict_table(judgement, models, pooled),
+        "verdicts": tables.verdict_table(judgement, models, spent, pooled),
         "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
         "ladder": LADDER,
         "headline": tables.headline(pooled),
