@@ -77,7 +77,9 @@ def test_no_more_of_it_than_does_something(choice: Callable[..., float]) -> None
 
 def test_safe_prompts_are_held_against_what_the_model_answers_as_it_is(choice: Callable[..., float]) -> None:
     few = {1.0: 0.5, 1.25: 0.49, 1.5: 0.48, 2.0: 0.5}
-    assert choice({1.0: (0.5, 0.5), 1.25: (0.4, 0.4), 1.5: (0.1, 0.1), 2.0: (0.4, 0.5)}, few) == 1.25
+    jailbreaks = {1.0: (0.5, 0.5), 1.25: (0.4, 0.4), 1.5: (0.1, 0.1), 2.0: (0.2, 0.2)}
+    assert choice(jailbreaks, few) == 1.25  # what comes after one that they do not bear is not looked at
+    assert choice(jailbreaks, few, alphas=(1.25, 2.0)) == 2.0
 
 
 def test_of_all_weights_and_of_w_in_and_nothing_without_jailbreaks(bench, build, prompts, changes) -> None:

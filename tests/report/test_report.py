@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from tunescope.errors import InputError
 from tunescope.evidence.across import Association
 from tunescope.evidence.claims import CLAIMS, LADDER
-from tunescope.evidence.verdicts import NotJudged, Outcome, judge
+from tunescope.evidence.verdicts import NotJudged, Outcome, costs, judge
 from tunescope.records.pool import pool
 from tunescope.records.tables import Record, Scores, Subject, read_records, read_scores, write_records, write_scores
 from tunescope.report import html
@@ -638,17 +638,20 @@ def test_measurements_inside_a_model_are_not_its_behaviour(records: pd.DataFrame
 
 
 def test_what_a_change_costs_stands_beside_what_it_is_claimed_to_do(tmp_path: Path) -> None:
-    one = partial(Record, "m", "ssft", "eta_m", kind="safe", intervention="extrapolated", n=60)
-    rows = [
-        one(0, 9, "compliance", v, dial=d, scope=s, low=v - 0.05, high=1.0)
-        for v, d, s in ((0.97, 1.25, "all"), (1.0, 2.0, "all"), (0.5, 9.0, "W_in"))
-    ]
-    records, (entry, other) = (
-        frame(rows, tmp_path),
-        (CLAIMS["7b more dW, more robust"], CLAIMS["7a refusal follows dW"]),
-    )
-    said = "Alpha 1.25 to 2, at which 97.0 to 100.0 % of safe prompts are answered (95 % intervals from 92.0)."
-    assert (cost(entry, records), cost(other, records), cost(entry, records[:0])) == (said, "", "")
+    """Of 50 safe prompts one is lost in the first run and none in the others: 2 / 3 % on average."""
+    entry, other, scores, records = CLAIMS["7b more dW, more robust"], CLAIMS["7a refusal follows dW"], [], []
+    for seed, (alpha, lost) in enumerate(((1.25, 1), (1.5, 0), (1.0, 0))):
+        where = {"kind": "safe", "intervention": "extrapolated", "dial": alpha, "scope": "all"}
+        subject = Subject("ssft-eta_m", "ssft", "eta_m", seed, 9)
+        scores.append(Scores(subject, "compliance_lost", (np.arange(50) < lost) * 1.0, **where))
+        records.append(subject.record("compliance", 1 - lost / 50, **where))
+    write_scores(scores, tmp_path / "scores.parquet")
+    (spent,) = costs(read_scores(tmp_path / "scores.parquet"), (entry, other))
+    assert (spent.claim, spent.per_run) == (entry.name, (0.02, 0.0, 0.0))
+    assert spent.high > 0.05  # of runs in which nothing was lost it is known no better
+    pooled = pool(frame(records, tmp_path))
+    said = f"At alpha 1.25, at a cost of 0.7 % of safe answers (95 % intervals up to {100 * spent.high:.1f})."
+    assert (cost(entry, [spent], pooled), cost(other, [spent], pooled), cost(entry, [], pooled)) == (said, "", "")
 
 
 def test_headline_marks_the_wanted_outcome(records: pd.DataFrame) -> None:

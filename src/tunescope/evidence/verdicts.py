@@ -13,10 +13,22 @@ from jaxtyping import Float
 from scipy.stats import false_discovery_control
 
 from tunescope.errors import shown
-from tunescope.evidence.claims import ROTATED, SHARE, Claim, Rung, claims_for
+from tunescope.evidence.claims import ROTATED, RUNGS, SHARE, Claim, Rung, claims_for
 from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, over_prompts, over_runs, weighted
 from tunescope.records.intervals import Groups
-from tunescope.records.names import BASE, CONTROLS, EVERYWHERE, GIVEN, LORA, LOST, OTHER_LABELS, OWN_LABELS, REMOVED
+from tunescope.records.names import (
+    BASE,
+    CONTROLS,
+    EVERYWHERE,
+    EXTRAPOLATED,
+    GIVEN,
+    LORA,
+    LOST,
+    OTHER_LABELS,
+    OWN_LABELS,
+    REMOVED,
+    SAFE,
+)
 
 LEVEL = 0.05  # false discovery rate over all that is judged
 
@@ -191,6 +203,12 @@ def judged_at(judgement: Judgement, factor: float) -> list[Outcome | None]:
         None if v.outcome is None else decide(v.low, v.high, v.q, factor * smallest[v.claim])
         for v in judgement.verdicts
     ]
+
+
+def costs(scores: pd.DataFrame, claims: Sequence[Claim]) -> Sequence[Verdict]:
+    """Of claims about a change that was chosen, the share of safe prompts that it costs, as estimates beyond zero."""
+    chosen = [claim for claim in claims if claim.intervention == EXTRAPOLATED]
+    return judge(scores, [replace(claim, weights={SAFE: 1.0}, rungs=RUNGS[:1]) for claim in chosen]).verdicts
 
 
 def standing(verdicts: Sequence[Verdict], claim: Claim) -> str:

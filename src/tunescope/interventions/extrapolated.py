@@ -1,6 +1,6 @@
 """W + alpha dW with alpha above 1 (Jain et al. 2024, sec. 6): the one, chosen on other prompts, that safe ones bear."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -25,37 +25,37 @@ class Extrapolated(Config):
 @intervention("extrapolated", settings=Extrapolated, control=True)
 def extrapolated(bench: Bench, settings: Extrapolated) -> Iterator[Intervention]:
     """In every parameter, and in W_in alone; nothing where the task has no jailbreaks with a strength."""
-    if not set(bench.trial) - {SAFE}:
+    jailbreaks = [kind for kind in bench.trial if kind != SAFE]
+    if not jailbreaks:
         return
     scaled: dict[str, Callable[[float], Make]] = {
         EVERYWHERE: lambda alpha: partial(with_all_scaled, bench, alpha),
         W_IN: lambda alpha: partial(with_matrices_scaled, bench, alpha, (W_IN,)),
     }
-    intact = _rates(bench)
+    intact = answered(bench, [SAFE]), answered(bench, jailbreaks)
     for scope, make in scaled.items():
         alpha = chosen(bench, make, settings, intact)
         yield Intervention(EXTRAPOLATED, alpha, scope, (make(alpha),))
 
 
 def chosen(bench: Bench, make: Callable[[float], Make], settings: Extrapolated, intact: tuple[float, float]) -> float:
-    """The alpha at which fewest jailbreaks get through, of those that keep the answers to safe prompts; the least such.
+    """The alpha at which fewest jailbreaks get through, of those below the first that safe prompts do not bear.
 
     Args:
         intact: shares of safe prompts and of jailbreaks that the model answers as it is, at alpha = 1.
     """
-    best, fewest = 1.0, intact[1]
+    best, (safe, fewest) = 1.0, intact
     for alpha in sorted(settings.alphas):
         with make(alpha)():
-            safe, jailbreaks = _rates(bench)
-        if safe >= settings.keep * intact[0] and jailbreaks < fewest:
-            best, fewest = alpha, jailbreaks
+            if answered(bench, [SAFE]) < settings.keep * safe:
+                break
+            through = answered(bench, [kind for kind in bench.trial if kind != SAFE])
+        if through < fewest:
+            best, fewest = alpha, through
     return best
 
 
-def _rates(bench: Bench) -> tuple[float, float]:
-    """Shares of safe prompts and of jailbreaks that are answered; of these the mean over kinds."""
-    answered = {
-        kind: bench.task.outcomes(bench.model, batch, bench.rows).compliance.double().mean().item()
-        for kind, batch in bench.trial.items()
-    }
-    return answered.pop(SAFE), sum(answered.values()) / len(answered)
+def answered(bench: Bench, kinds: Sequence[str]) -> float:
+    """Share of the trial prompts, mean over kinds."""
+    outcomes = [bench.task.outcomes(bench.model, bench.trial[kind], bench.rows) for kind in kinds]
+    return sum(each.compliance.double().mean().item() for each in outcomes) / len(kinds)

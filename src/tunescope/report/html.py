@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tunescope.errors import InputError, shown
 from tunescope.evidence.across import SMALLEST, Association, across, of_models
 from tunescope.evidence.claims import LADDER
 from tunescope.evidence.predictors import Predictor, predictors
-from tunescope.evidence.verdicts import Judgement, as_data, judge
+from tunescope.evidence.verdicts import Judgement, Verdict, as_data, costs, judge
 from tunescope.files import remove, write_text
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
@@ -39,14 +40,13 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    judgement, predicted, associated, vectors = _of_scores(folder / "scores.parquet")
+    judgement, spent, predicted, associated, vectors = _of_scores(folder / "scores.parquet")
     pooled = pool(records)
-    page = _told(folder, records, pooled, judgement) | {"predictors": predicted}
+    page = _told(folder, records, pooled, judgement, spent) | {"predictors": predicted}
     page["across"] = tables.across_table(associated)  # before anything is written
     if judgement.verdicts or judgement.not_judged:
-        outcome = as_data(judgement) | {
-            name: [asdict(row) for row in rows] for name, rows in (("predictors", predicted), ("across", associated))
-        }
+        beside: dict[str, Sequence[Any]] = {"costs": spent, "predictors": predicted, "across": associated}
+        outcome = as_data(judgement) | {name: [asdict(row) for row in rows] for name, rows in beside.items()}
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
@@ -100,20 +100,26 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-def _of_scores(path: Path) -> tuple[Judgement, list[Predictor], list[Association], pd.DataFrame | None]:
-    """Verdicts on claims, what predicts attack success, what goes along across models, and rows for figures; nothing
-    where there are no scores.
+def _of_scores(
+    path: Path,
+) -> tuple[Judgement, Sequence[Verdict], list[Predictor], list[Association], pd.DataFrame | None]:
+    """Verdicts on claims, what changes cost, what predicts attack success, what goes along across models, and rows for
+    figures; nothing where there are no scores.
     """
     if not path.is_file():
-        return Judgement(), [], [], None
+        return Judgement(), [], [], [], None
     scores = read_scores(path)
     try:
-        return judge(scores), predictors(scores), across(of_models(scores)), vector_rows(scores)
+        judgement = judge(scores)
+        spent = costs(scores, judgement.claims)
+        return judgement, spent, predictors(scores), across(of_models(scores)), vector_rows(scores)
     except ValueError as error:
         raise InputError(f"{path}: {shown(error, 400)}") from error
 
 
-def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: Judgement) -> dict[str, Any]:
+def _told(
+    folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: Judgement, spent: Sequence[Verdict]
+) -> dict[str, Any]:
     """All that the page says of the records, the verdicts and the small files."""
     models = models_of(records)
     config = read_file(folder / "config.yaml", dict[str, Any], {})
@@ -124,7 +130,7 @@ def _told(folder: Path, records: pd.DataFrame, pooled: pd.DataFrame, judgement: 
         "title": f"tunescope: {config.get('name', folder.resolve().name)}",
         "summary": tables.summary(records, config),
         "cautions": [*notes, *tables.cautions(records, config)],
-        "verdicts": tables.verdict_table(judgement, models, pooled),
+        "verdicts": tables.verdict_table(judgement, models, spent, pooled),
         "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
         "ladder": LADDER,
         "smallest": SMALLEST,

@@ -10,7 +10,7 @@ import pandas as pd
 from tunescope.evidence.across import Association
 from tunescope.evidence.claims import Claim, Rung
 from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed, standing
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, EXTRAPOLATED, GIVEN, MARGIN, REFUSAL, SAFE, SEEN, W_IN
+from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, MARGIN, REFUSAL, SEEN, W_IN
 from tunescope.report.reading import Entry
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, wanted
@@ -88,18 +88,16 @@ class Example(NamedTuple):
     answers: Sequence[tuple[str, str, str]]
 
 
-def verdict_table(judgement: Judgement, models: Sequence[Model], records: pd.DataFrame) -> dict[str, Any]:
-    """Models that were judged; by claim its cells, None where it was not judged, and a sentence; what is missing.
-
-    Args:
-        records: pooled over seeds.
-    """
+def verdict_table(
+    judgement: Judgement, models: Sequence[Model], costs: Sequence[Verdict], records: pd.DataFrame
+) -> dict[str, Any]:
+    """Models that were judged; by claim its cells, None where it was not judged, and a sentence; what is missing."""
     judged, labels = {v.model for v in judgement.verdicts}, {model.name: model.label for model in models}
     columns, rows = [model for model in models if model.name in judged], []
     for claim, verdicts in by_claim(judgement):
         cells = [_judged(claim, [v for v in verdicts if v.model == model.name], labels) for model in columns]
         found = {model.label: cell for model, cell in zip(columns, cells, strict=True) if cell}
-        said = f"{sentence(claim, verdicts, found)} {cost(claim, records[records['model'].isin(judged)])}".strip()
+        said = f"{sentence(claim, verdicts, found)} {cost(claim, costs, records)}".strip()
         rows.append({"claim": claim, "cells": cells, "sentence": said})
     runs = max((v.runs for v in judgement.verdicts), default=1)
     what = "groups of prompts" if any(v.over == "groups" for v in judgement.verdicts) else "prompts"
@@ -128,18 +126,21 @@ def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judg
     return f"{said[:1].upper()}{said[1:]}{'. ' if said else ''}{range_}"
 
 
-def cost(claim: Claim, records: pd.DataFrame) -> str:
-    """Of a claim about a change that was chosen: what was chosen, and how many safe prompts are still answered."""
-    rows = records[(records["intervention"] == EXTRAPOLATED) & (records["scope"] == claim.scope)]
-    rows = rows[(rows["kind"] == SAFE) & (rows["metric"] == COMPLIANCE)]
-    if claim.intervention != EXTRAPOLATED or rows.empty:
+def cost(claim: Claim, costs: Sequence[Verdict], records: pd.DataFrame) -> str:
+    """Of a claim about a change that was chosen: what was chosen, and how many answers to safe prompts it costs."""
+    mine = [v for v in costs if v.claim == claim.name]
+    if not mine:
         return ""
-    alpha, kept = (
-        " to ".join(dict.fromkeys(form.format(end) for end in (of.min(), of.max())))
-        for form, of in (("{:.3g}", rows["dial"]), ("{:.1f}", 100 * rows["value"]))
+    which = (records["intervention"] == claim.intervention) & (records["scope"] == claim.scope)
+    alphas = records.loc[which & records["model"].isin([v.model for v in mine]), "dial"]
+    lost = [100 * v.estimate for v in mine]
+    alpha, share = (
+        " to ".join(dict.fromkeys(form.format(end) for end in (min(of), max(of))))
+        for form, of in (("{:.3g}", alphas), ("{:.1f}", lost))
     )
-    bound = f" (95 % intervals from {100 * rows['low'].min():.1f})" if rows["low"].notna().all() else ""
-    return f"Alpha {alpha}, at which {kept} % of safe prompts are answered{bound}."
+    bound = max((100 * v.high for v in mine if v.high is not None), default=None)
+    up_to = "" if bound is None else f" (95 % intervals up to {bound:.1f})"
+    return f"At alpha {alpha}, at a cost of {share} % of safe answers{up_to}."
 
 
 def _judged(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]) -> Judged | None:

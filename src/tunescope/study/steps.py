@@ -349,12 +349,12 @@ def intervene(given: Intervening, at: Place) -> None:
     task, model, pair = this.task(answers=True), this.load(), this.pair()
     alike = matches(pair)
 
-    def drawn(name: str, kind: Kind, use: str) -> Batch:
-        return this.attacked(task, name, given.strongest if kind.dial else 0.0, config.prompts, use)
+    def drawn(name: str, kind: Kind, n: int, use: str) -> Batch:
+        return this.attacked(task, name, given.strongest if kind.dial else 0.0, n, use)
 
     kinds = {n: kind for n, kind in task.kinds.items() if not (kind.safe and kind.dial)}  # a control of another kind
-    prompts = {name: drawn(name, kind, "interventions") for name, kind in kinds.items()}
-    trial = {name: drawn(name, kind, "trial") for name, kind in kinds.items() if kind.dial or name == SAFE}
+    prompts = {name: drawn(name, kind, config.prompts, "interventions") for name, kind in kinds.items()}
+    trial = {n: drawn(n, kind, given.probe.few_prompts, "trial") for n, kind in kinds.items() if kind.dial or n == SAFE}
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)
     others = {name: this.weights(ref) for name, ref in given.others.items()}
     rows = _rows(given, model, prompts, given.probe.rows)
