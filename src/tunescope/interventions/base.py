@@ -139,6 +139,7 @@ def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Inter
         for make in change.makes:
             with make():
                 draws.append(_outcomes(bench, batches))
+        sensible = _sensible(intact, draws)
         for kind, before in intact.items():
             where = {
                 "kind": kind,
@@ -154,7 +155,7 @@ def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Inter
                 here.score(outcome, now, **where)
                 here.score(f"{outcome}_lost", was - now, **where)
                 if outcome == REFUSAL and change.prompts is None:
-                    here.score(REMOVED, (was - now) * _sensible(intact, draws), **where)
+                    here.score(REMOVED, (was - now) * sensible, **where)
                 elif outcome == REFUSAL:  # nothing else tells what the intact model does with these prompts
                     here.mean(LOST, was - now, **where)
 

@@ -57,15 +57,12 @@ def _read(bench: Bench, batch: Batch) -> Activations:
     """What the model computes, by group of positions."""
     assert bench.twins
     sites = [Site(layer, name) for layer in range(layer_count(bench.model)) for name in SITES]
-    found = {}
-    for name, positions in bench.twins.positions.items():
-        with torch.no_grad(), capture(bench.model, sites, take=partial(_part, positions)) as found[name]:
-            bench.model(**batch.prompts.arguments(), use_cache=False, logits_to_keep=1)
-    return found
-
-
-def _part(positions: slice, activation: Tensor) -> Tensor:
-    return activation[:, positions].clone()
+    with torch.no_grad(), capture(bench.model, sites, take=torch.clone) as whole:
+        bench.model(**batch.prompts.arguments(), use_cache=False, logits_to_keep=1)
+    return {
+        name: {site: activation[:, positions] for site, activation in whole.items()}
+        for name, positions in bench.twins.positions.items()
+    }
 
 
 def _one_layer(bench: Bench, name: str, prompts: Batches, others: Activations) -> Iterator[Intervention]:
