@@ -45,6 +45,7 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
         raise InputError(f"seed {twice[0]} is there twice among {', '.join(map(str, folders))}")
     notes = [note for folder in folders for note in read_file(folder / NOTES, list[str], [])]
+    notes += _of_one_world(configs)
     write_text(out / MARKER, json.dumps({"seeds": seeds}))
     for name, schema in TABLES.items():
         merge_tables([folder / name for folder in folders], out / name, schema)
@@ -53,6 +54,18 @@ def gather(folders: Sequence[Path], out: Path) -> None:
         write_text(out / NOTES, json.dumps(list(dict.fromkeys(notes))))
     else:
         remove(out / NOTES)  # of an earlier gathering
+
+
+def _of_one_world(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """A caution where runs that could differ in their worlds do not."""
+    tasks = [config.get("task") for config in configs]
+    worlds = [task["seed"] for task in tasks if isinstance(task, dict) and "seed" in task]
+    if len(worlds) < 2 or len({*worlds}) > 1:
+        return []
+    return [
+        f"All runs are of one world (task.seed {worlds[0]}): intervals and verdicts speak of this world. Leave out "
+        "task.seed, and each run draws its own."
+    ]
 
 
 def _without_seeds(config: dict[str, Any]) -> dict[str, Any]:
