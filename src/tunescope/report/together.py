@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from tunescope.errors import InputError
 from tunescope.files import remove, write_text
 from tunescope.records.tables import SCHEMA, SCORES_SCHEMA, merge_tables, read_table
@@ -13,6 +15,7 @@ from tunescope.report.reading import read_file
 
 MARKER = "seeds.json"  # by which a folder of several seeds is known
 NOTES = "notes.json"
+FEW = 4  # settings that a message names
 TABLES = {"records.parquet": SCHEMA, "scores.parquet": SCORES_SCHEMA}
 
 
@@ -38,8 +41,13 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     check_joint(out)
     configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
-        if _without_seeds(config) != _without_seeds(configs[0]):
-            raise InputError(f"{folder}: its config differs from that of {folders[0]} in more than the seeds")
+        own, first = (pd.json_normalize(_without_seeds(each)).to_dict("records")[0] for each in (config, configs[0]))
+        if other := [key for key in first | own if own.get(key) != first.get(key)]:
+            values = "; ".join(f"{key} is {own.get(key)}, there {first.get(key)}" for key in other[:FEW])
+            more = f"; and {len(other) - FEW} more" if len(other) > FEW else ""
+            raise InputError(
+                f"{folder}: its config differs from that of {folders[0]} in more than the seeds: {values}{more}"
+            )
     tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in TABLES.items()}
     seeds = [int(seed) for table in tables["records.parquet"] for seed in table["seed"].unique().to_pylist()]
     if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
