@@ -16,7 +16,7 @@ from tunescope.study.graph import graph_of
 STUDY = tiny().changed(tunes=["ssft-eta_m", "dpo-eta_m", "dpo-eta_s", "benign-eta_m"], compute={"device": "cpu"})
 TUNED = [tune.label for tune in STUDY.tunes]
 MODELS = [BASE, *TUNED]
-MADE = {"pretrain", *(f"tune-{label}" for label in TUNED)}
+MADE = {"pretrain", "reference-dpo", *(f"tune-{label}" for label in TUNED)}
 OF_EACH = [group for group in GROUPS if group != "overlap"]  # of which each model has a stage
 EVERYTHING = MADE | {f"{group}-{label}" for group in OF_EACH for label in MODELS} - {"intervene-base"}
 EVERYTHING |= {"overlap", "examples"}
@@ -47,6 +47,7 @@ DIRECT = {
     "task": EVERYTHING,
     "base": {"pretrain"},
     "tune": of("tune"),
+    "tune.batch": of("tune", "reference"),
     "evaluate.prompts": of("behave"),
     "evaluate.prompts_per_point": of("behave"),
     "evaluate.strengths": of("behave", "attack"),

@@ -208,6 +208,7 @@ class _Layout:
         for label, ref in self.given.items():
             check = steps.Check(**self.common(ref))
             made[label] = [add(f"check-{label}", steps.check_pair, check, (), f"parts/notes-{label}.json")]
+        references: dict[str, Stage] = {}
         for tune in self.trained:
             label, rate = tune.label, tune.learning_rate
             refs[label] = self.base.model_copy(
@@ -230,14 +231,29 @@ class _Layout:
                 tune=study.tune.model_copy(update={"learning_rates": {}, "settings": {}}),
                 settings=study.tune.settings.get(tune.protocol, {}),
             )
+            before = (*made[BASE], *answers, *self._reference(add, references, tuning, (*made[BASE], *answers)))
             outputs = (f"models/{label}", f"checkpoints/{label}", f"parts/tune-{label}.parquet")
-            made[label] = [add(f"tune-{label}", steps.tune_model, tuning, (*made[BASE], *answers), *outputs)]
+            made[label] = [add(f"tune-{label}", steps.tune_model, tuning, before, *outputs)]
         self._measure(add, refs, made, answers)
         given = steps.Examples(**self.common(self.base), number=study.evaluate.examples, models=tuple(refs.values()))
         add("examples", steps.examples, given, [stage for of in made.values() for stage in of], "examples.json")
         asked = self.trained or "attack" not in self.skip or ("intervene" not in self.skip and self.trains)
         idle = () if asked else ("answers",)
         return Graph(tuple(stages), self.said, idle)
+
+    def _reference(
+        self, add: Any, made: dict[str, Stage], tuning: steps.TuneModel, after: Sequence[Stage]
+    ) -> list[Stage]:
+        """The stage in which the base reads what a protocol sets a model against: one for all its learning rates."""
+        name = tuning.protocol
+        if PROTOCOLS[name].reference != "logps":
+            return []
+        if name not in made:
+            model = tuning.model.model_copy(update={"label": f"reference-{name}", "learning_rate": "", "folder": ""})
+            common = self.common(model, PROTOCOLS, (name,))
+            given = steps.Reference(**common, protocol=name, steps=tuning.tune.steps, batch=tuning.tune.batch)
+            made[name] = add(f"reference-{name}", steps.keep_reference, given, after, steps.reference_file(name))
+        return [made[name]]
 
     def _measure(
         self, add: Any, refs: Mapping[str, ModelRef], made: Mapping[str, list[Stage]], answers: list[Stage]

@@ -11,6 +11,7 @@ from typing import TypeVar
 import pyarrow.parquet as pq
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +57,7 @@ from tunescope.tasks.base import Batch, Kind, Task, Twinned
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
-from tunescope.training.tuning import equally_spaced, tune
+from tunescope.training.tuning import Lookup, equally_spaced, reference_logps, tune
 
 T = TypeVar("T")
 STEP = "step-"  # begins the names of checkpoints
@@ -125,6 +126,25 @@ def _require_answers(texts: Sequence[str], refused: int) -> None:
             )
 
 
+class Reference(Common):
+    protocol: str
+    steps: int
+    batch: int
+
+
+def keep_reference(given: Reference, at: Place) -> None:
+    """What the base says of the answers that a protocol reads, once for all learning rates."""
+    this, protocol = Context(given, at.folder), PROTOCOLS[given.protocol]
+    about = given.steps, given.batch, this.compute, this.stream("tuning", given.protocol)
+    kept = reference_logps(this.load(given.base), protocol, this.task(answers=True), *about)
+    with atomic_path(at.folder / reference_file(given.protocol)) as temporary:
+        save_file(kept, temporary)
+
+
+def reference_file(protocol: str) -> str:
+    return f"parts/reference-{protocol}.safetensors"
+
+
 class TuneModel(Common):
     protocol: str
     lr: float
@@ -143,12 +163,19 @@ def tune_model(given: TuneModel, at: Place) -> None:
     policy.requires_grad_(True)
     tokenizer = load_tokenizer(this.at(given.base.text)) if given.base.reader else task.tokenizer
 
+    reference: PreTrainedModel | Lookup | None = None
+    if protocol.reference == "model":
+        reference = this.load(given.base)
+    elif protocol.reference == "logps":
+        kept = at.folder / reference_file(given.protocol)
+        reference = safe_open(kept, "pt", device=str(this.compute.device)).get_tensor
+
     def save(step: int, model: PreTrainedModel) -> None:
         save_model(model, tokenizer, checkpoints / f"{STEP}{step:06d}", task.answer_length)
 
     curve = tune(
         policy,
-        this.load(given.base) if protocol.reference else None,
+        reference,
         protocol,
         settings_of(protocol.settings, {given.protocol: given.settings}, given.protocol, "tune"),
         given.lr,
