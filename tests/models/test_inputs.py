@@ -1,5 +1,6 @@
 """Inputs go through a model as its own arguments do, as tokens or as embeddings, with padding or without."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from transformers import PreTrainedModel
 
 from tunescope.models.inputs import Inputs
-from tunescope.models.logps import answer_logits, follows, gathered_logps, token_logps, which_follows
+from tunescope.models.logps import (
+    answer_logits,
+    divergence,
+    follows,
+    gathered_logps,
+    next_logps,
+    token_logps,
+    which_follows,
+)
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
@@ -37,6 +46,19 @@ def test_answer_logits_are_those_of_one_sequence(model: PreTrainedModel) -> None
         torch.testing.assert_close(answer_logits(model, prompts, ANSWER), whole, rtol=1e-4, atol=1e-4)
     logps = token_logps(model, torch.cat([IDS, ANSWER], dim=1), torch.float32)[:, 5:]
     torch.testing.assert_close(gathered_logps(whole, ANSWER), logps, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_what_comes_next_in_each_place_of_an_answer(model: PreTrainedModel, rows: int) -> None:
+    want = answer_logits(model, Inputs(IDS), ANSWER).log_softmax(-1)
+    torch.testing.assert_close(next_logps(model, padded(IDS, 2), rows, ANSWER), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(next_logps(model, Inputs(IDS), rows), want[:, :1], rtol=1e-4, atol=1e-4)
+
+
+def test_divergence_by_hand() -> None:
+    before, after = torch.tensor([[0.5, 0.5], [0.8, 0.2]]), torch.tensor([[0.25, 0.75], [0.8, 0.2]])
+    want = torch.tensor([0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0.0])
+    torch.testing.assert_close(divergence(before.log(), after.log()), want)
 
 
 def test_follows_is_greedy_generation(model: PreTrainedModel) -> None:
