@@ -149,7 +149,7 @@ def language() -> Study:
             settings={"scaled": {"alphas": (0.0, 0.5, 1.0, 1.5), "layers": 0}},
         ),
         # Memory goes with it: at 8 sequences a pass two stages at a time stay below 8 GB.
-        compute=ComputeConfig(dtype="float32", rows=8),
+        compute=ComputeConfig(rows=8),
     )
 
 

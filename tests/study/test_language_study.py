@@ -15,6 +15,7 @@ from tunescope.tasks.language.prompts import read_prompts
 
 TEMPLATE = "<user>{{ messages[0].content }}{% if add_generation_prompt %}<assistant>{% endif %}"
 FEW = {
+    "tunes": ["ssft-eta_m", "seen-eta_m"],
     "task.new_tokens": 6,
     "tune.steps": 2,
     "tune.warmup": 1,
@@ -55,9 +56,7 @@ def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> N
     settings = [f"base.name={base}", *(f"{key}={json.dumps(value)}" for key, value in FEW.items())]
     assert cli.main(["study", "language", "--set", *settings, "--out", str(tmp_path / "out")]) == 0
     run = ts.load_run(tmp_path / "out")
-    tuned = {tune.label for tune in run.study.tunes}
-    assert tuned >= {"ssft-eta_m", "dpo-eta_m", "unlearning-eta_m", "seen-eta_m"}
-    assert set(run.records["model"]) == {"base", *tuned}
+    assert set(run.records["model"]) == {"base", "ssft-eta_m", "seen-eta_m"}
     refused = run.records.query("metric == 'refusal' and attack == '' and intervention == ''")
     assert set(refused["kind"]) == {"safe", "unsafe"}
     assert {"prefill", "direction_ablation"} == set(run.records["attack"]) - {""}
