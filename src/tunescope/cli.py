@@ -116,6 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_stages(compare)
     compare.set_defaults(command=_compare)
 
+    gguf = commands.add_parser(
+        "import",
+        help="an ordinary model folder from a GGUF file",
+        description="Write the model of a GGUF file, in float32, with its tokenizer as a folder that any command reads "
+        "(needs the extra gguf).",
+    )
+    gguf.add_argument("file", type=Path, metavar="FILE.gguf", help="the model")
+    gguf.add_argument("folder", type=Path, metavar="DIR", help="where it goes; must not be there yet")
+    gguf.set_defaults(command=_import)
+
     report = commands.add_parser(
         "report",
         help="judge and draw again",
@@ -290,6 +300,12 @@ def _weights(options: argparse.Namespace) -> None:
     from tunescope.study.weights import compare_weights
 
     print(compare_weights(options.base, options.tuned, options.out, exact=options.svd, device=options.device))
+
+
+def _import(options: argparse.Namespace) -> None:
+    from tunescope.models.gguf import import_gguf
+
+    print(import_gguf(options.file, options.folder))
 
 
 def _report(options: argparse.Namespace) -> None:

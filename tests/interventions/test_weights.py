@@ -145,6 +145,13 @@ def test_the_change_is_in_proportion_to_alpha(alpha: float, base: PreTrainedMode
             torch.testing.assert_close(r, p + alpha * (q - p), rtol=1e-5, atol=1e-6)
 
 
+def test_mlps_are_scaled_alone_at_evenly_spaced_layers(build, bench, changes) -> None:
+    deep = build("llama", "base", layers=7)
+    for layers, found in ((0, []), (1, [0]), (3, [0, 3, 6]), (8, list(range(7)))):
+        made = changes(bench(deep, deepcopy(deep)), "scaled", layers=layers)
+        assert [scope for _, alpha, scope in made if scope[:4] == "mlp." and alpha == 0] == [f"mlp.{i}" for i in found]
+
+
 def test_only_what_was_named_is_scaled(base: PreTrainedModel, of: Bench, tuned: PreTrainedModel, changes) -> None:
     mlp = {"gpt2": {"W_in", "W_out"}, "llama": {"W_gate", "W_in", "W_out"}}[base.config.model_type]
     scopes = {"mlp": (mlp, {0, 1}), "W_in": ({"W_in"}, {0, 1}), "mlp.0": (mlp, {0}), "mlp.1": (mlp, {1})}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -20,6 +21,7 @@ class Scaled(Config):
     alphas: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Once] = Field(
         (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), min_length=1, description="values of alpha, every parameter"
     )
+    layers: int = Field(8, ge=0, description="at most so many layers, evenly spaced, whose MLP alone is changed")
 
 
 @intervention("scaled", settings=Scaled, control=True)
@@ -27,7 +29,9 @@ def scaled(bench: Bench, settings: Scaled) -> Iterator[Intervention]:
     for alpha in settings.alphas:
         yield Intervention("scaled", alpha, EVERYWHERE, (partial(with_all_scaled, bench, alpha),))
     scopes: dict[str, tuple[tuple[str, ...], list[int] | None]] = {"mlp": (MLP, None), W_IN: ((W_IN,), None)}
-    scopes |= {f"mlp.{layer}": (MLP, [layer]) for layer in range(layer_count(bench.model))}
+    deep = layer_count(bench.model)
+    spaced = torch.linspace(0, deep - 1, min(deep, settings.layers)).round().int().tolist()
+    scopes |= {f"mlp.{layer}": (MLP, [layer]) for layer in spaced}
     for scope, (names, layers) in scopes.items():
         for alpha in WITHOUT, TWICE:
             yield Intervention("scaled", alpha, scope, (partial(with_matrices_scaled, bench, alpha, names, layers),))

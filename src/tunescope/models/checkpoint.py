@@ -133,7 +133,7 @@ def load_model(
                 **_LOCAL,
             )
         model, info = loaded
-        _check_tensors(folder, model, info)
+        require_tensors(folder, model, info)
         return (model if spread else model.to(device)).eval(), tokenizer
     except CheckpointError:
         raise
@@ -232,13 +232,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise refusal(file, f"not a usable tokenizer ({shown(error)}); {AGAIN}") from error
+    return as_kept(tokenizer)
+
+
+def as_kept(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same, saved as it was read: transformers would write down, with it, how it was loaded."""
     for how in ("is_local", "local_files_only"):
-        # transformers would write down, with the tokenizer, how it was loaded: the bytes would differ from those read.
         tokenizer.init_kwargs.pop(how, None)
     return tokenizer
 
 
-def _check_tensors(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
+def require_tensors(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Refuse a model whose tensors, by what transformers says of loading them, are not those of its files.
+
+    Raises:
+        CheckpointError: one is missing, unexpected, of the wrong shape or not finite.
+    """
     faults = [
         *(f"tensor {plain(name)} is missing" for name in sorted(info["missing_keys"])),
         *(f"tensor {plain(name)} is not part of the model" for name in sorted(info["unexpected_keys"])),

@@ -1,0 +1,66 @@
+"""The recipe `language` from end to end, on a small model of byte pairs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+import tunescope as ts
+from tunescope import cli
+from tunescope.models.checkpoint import save_model
+from tunescope.tasks.language.prompts import read_prompts
+
+TEMPLATE = "<user>{{ messages[0].content }}{% if add_generation_prompt %}<assistant>{% endif %}"
+FEW = {
+    "tunes": ["ssft-eta_m", "seen-eta_m"],
+    "task.new_tokens": 6,
+    "tune.steps": 2,
+    "tune.warmup": 1,
+    "tune.batch": 5,
+    "evaluate.prompts": 6,
+    "probe.prompts": 8,
+    "probe.fit_prompts": 8,
+    "probe.few_prompts": 4,
+    "attack.searched": 4,
+    "attack.settings.prefill.tokens": [1],
+    "intervene.prompts": 4,
+    "intervene.draws": 1,
+}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    how = {
+        "special_tokens": ["<eos>", "<user>", "<assistant>"],
+        "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
+    }
+    texts = [each.prompt for each in read_prompts()]
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, show_progress=False, **how))
+    told = {"eos_token": "<eos>", "pad_token": "<eos>", "chat_template": TEMPLATE}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **told)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, eos_token_id=0, pad_token_id=0, **sizes)
+        save_model(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "base", 6)
+    return tmp_path / "base"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> None:
+    settings = [f"base.name={base}", *(f"{key}={json.dumps(value)}" for key, value in FEW.items())]
+    assert cli.main(["study", "language", "--set", *settings, "--out", str(tmp_path / "out")]) == 0
+    run = ts.load_run(tmp_path / "out")
+    assert set(run.records["model"]) == {"base", "ssft-eta_m", "seen-eta_m"}
+    refused = run.records.query("metric == 'refusal' and attack == '' and intervention == ''")
+    assert set(refused["kind"]) == {"safe", "unsafe"}
+    assert {"prefill", "direction_ablation"} == set(run.records["attack"]) - {""}
+    assert {"scaled", "in_null_space", "direction_ablated"} <= set(run.records["intervention"])
+    assert {"0", "1"} <= {claim[0] for claim in run.verdicts["claim"]}
+    changed = run.load("ssft-eta_m").get_input_embeddings().weight
+    assert not torch.equal(changed, AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight)
