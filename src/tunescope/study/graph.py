@@ -201,8 +201,9 @@ class _Layout:
             )
         answers = []
         if not self.knows_answers:
+            outputs = (ANSWERS, "parts/notes-answers.json")
             answers = [
-                add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], ANSWERS)
+                add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], *outputs)
             ]
         refs = {BASE: self.base, **self.given}
         for label, ref in self.given.items():
@@ -341,6 +342,8 @@ class _Layout:
                 )
         else:
             task = build_task(study.task, self.base, self.folder, self.device)
+            for lesson in {PROTOCOLS[tune.protocol].lesson for tune in self.trained} - {study.task.lesson}:
+                build_task(study.task.taught(lesson), self.base, self.folder, self.device)
         checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
             ("tune", PROTOCOLS, tuple(dict.fromkeys(tune.protocol for tune in self.trained)), study.tune.settings),
             ("attack", ATTACKS, study.attack.attacks, study.attack.settings),

@@ -6,7 +6,7 @@ A function is given its inputs and the place where it runs; whatever decides its
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import pyarrow.parquet as pq
 import torch
@@ -52,7 +52,7 @@ from tunescope.records.tables import (
 from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
-from tunescope.tasks.base import Batch, Kind, Task, Twinned
+from tunescope.tasks.base import Batch, Kind, Task, Twinned, Use
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -98,20 +98,36 @@ class Answer(Common):
 
 
 def answer_prompts(given: Answer, at: Place) -> None:
+    """Those to prompts to train are kept where fine-tuning may learn from them."""
     this = Context(given, at.folder)
     task, model = this.task(), this.load()
-    asked = [(kind, use) for kind in (SAFE, UNSAFE) for use in ("fit", "score")]
+    asked: list[tuple[str, Use]] = [(kind, use) for kind in COURSE for use in get_args(Use)]
     asked += [(kind, "score") for kind in task.kinds if kind not in COURSE]
     kept: dict[str, str] = {}
+    notes, n, refused = list[str](), 0, 0
     for kind, use in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
-        batch = task.draw(kind, 10**9, use, this.stream("answers"))  # type: ignore[arg-type]
+        batch = task.draw(kind, 10**9, use, this.stream("answers"))
         rows = fitting_rows(model, {kind: batch}, 32, gradients=False)
         said = generate(model, batch.prompts, task.answer_length, torch.float32, rows)
         texts = [task.text(said[i]) for i in range(len(batch))]
+        hits = int(task.judge(batch, said).refusal.sum())
         if kind == SAFE:
-            _require_answers(texts, int(task.judge(batch, said).refusal.sum()))
-        kept |= {batch.describe(i)["prompt"]: text for i, text in enumerate(texts)}
+            _require_answers(texts, hits)
+        elif kind == UNSAFE:
+            n, refused = n + len(batch), refused + hits
+        learnt = torch.ones(len(batch), dtype=torch.bool)
+        if use == "train":
+            learnt = task.learnable(batch, said)  # type: ignore[attr-defined]
+        if left_out := int((~learnt).sum()):
+            notes.append(
+                f"The base's own answers to {left_out} of {len(batch)} {kind} prompts to train are not learnt from: "
+                "they refuse, begin with an apology, or are empty."
+            )
+        kept |= {batch.describe(i)["prompt"]: texts[i] for i in learnt.nonzero().flatten().tolist()}
+    if refused > n / 2:
+        notes.append(f"base.name: the base refuses {refused} of {n} unsafe prompts: there is little safety to teach.")
     write_text(at.folder / ANSWERS, json.dumps(kept, indent=1, ensure_ascii=False))
+    write_text(at.folder / "parts/notes-answers.json", json.dumps(notes))
 
 
 def _require_answers(texts: Sequence[str], refused: int) -> None:
@@ -310,7 +326,7 @@ def attack_model(given: Attacking, at: Place) -> None:
     ladders = [
         Attacked(name, strength, this.attacked(task, name, strength or 0.0, config.prompts, "jailbreaks"))
         for name, kind in task.kinds.items()
-        if name not in COURSE
+        if name not in COURSE and kind.probed
         for strength in (given.strengths if kind.dial else (None,))
     ]
     plain = {kind: this.attacked(task, kind, 0.0, config.searched, "plain") for kind in COURSE}
@@ -352,7 +368,8 @@ def intervene(given: Intervening, at: Place) -> None:
     def drawn(name: str, kind: Kind, n: int, use: str) -> Batch:
         return this.attacked(task, name, given.strongest if kind.dial else 0.0, n, use)
 
-    kinds = {n: kind for n, kind in task.kinds.items() if not (kind.safe and kind.dial)}  # a control of another kind
+    # Safe kinds with a dial are a control of another kind.
+    kinds = {n: kind for n, kind in task.kinds.items() if kind.probed and not (kind.safe and kind.dial)}
     prompts = {name: drawn(name, kind, config.prompts, "interventions") for name, kind in kinds.items()}
     trial = {n: drawn(n, kind, given.probe.few_prompts, "trial") for n, kind in kinds.items() if kind.dial or n == SAFE}
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)
