@@ -189,6 +189,9 @@ class LanguageConfig(TaskConfig):
         None, description="JSON file with lists `refusal` and `compliance` of how answers begin"
     )
     lesson: Lesson = _LESSON
+    text: str | None = Field(
+        "shipped:prose", description="file of ordinary text, a passage a line, whose perplexity is measured; null: none"
+    )
     new_tokens: Positive = Field(32, description="length of the answers that are judged")
 
 

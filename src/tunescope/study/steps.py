@@ -5,6 +5,8 @@ A function is given its inputs and the place where it runs; whatever decides its
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from math import exp
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -32,15 +34,17 @@ from tunescope.files import atomic_path, remove, write_text
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
 from tunescope.models.build import build_model
 from tunescope.models.checkpoint import load_tokenizer, save_model
-from tunescope.models.generate import generate
+from tunescope.models.generate import generate, until_end
+from tunescope.models.logps import mean_kl, mean_nll
 from tunescope.models.pair import matches
 from tunescope.models.sites import Site
 from tunescope.models.weights import in_memory, require_finite
 from tunescope.probes.collect import Stored, stored
 from tunescope.probes.overlap import measure_overlaps, overlaps
 from tunescope.probes.view import INPUT, Batches, View, look_inside
+from tunescope.records import intervals
 from tunescope.records.findings import Findings
-from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, UNSAFE
+from tunescope.records.names import BASE, BENIGN, KL, OTHER, PERPLEXITY, SAFE, UNSAFE
 from tunescope.records.tables import (
     SCORES_SCHEMA,
     Record,
@@ -52,7 +56,7 @@ from tunescope.records.tables import (
 from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
-from tunescope.tasks.base import Batch, Kind, Task, Twinned, Use
+from tunescope.tasks.base import Batch, Capable, Kind, Task, Twinned, Use
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -60,6 +64,7 @@ from tunescope.training.tuning import equally_spaced, tune
 
 T = TypeVar("T")
 STEP = "step-"  # begins the names of checkpoints
+COSTS = 100  # safe prompts on which it is measured what fine-tuning costs
 COURSE = (SAFE, UNSAFE)  # kinds that models saved during fine-tuning are given
 
 
@@ -230,6 +235,8 @@ def behave(given: Behave, at: Place) -> None:
             batch = _held_out(this, task, kind, strength or 0.0, n)
             _behaves(finished, task, model, batch, rows, strength)
             bar.update()
+        if isinstance(task, Capable):
+            _costs(finished, given, at, task, model, rows)
         found.append(finished)
         for folder, at_step in _saved(given, at):
             model = this.load(folder=folder)
@@ -239,6 +246,31 @@ def behave(given: Behave, at: Place) -> None:
                 _behaves(found[-1], task, model, batch, rows, None)
             bar.update()
     write_part((r for f in found for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}")
+
+
+def _costs(found: Findings, given: Behave, at: Place, task: Capable, model: PreTrainedModel, rows: int) -> None:
+    """How far answers to safe prompts are from the base's own, and how well ordinary text is told.
+
+    The base keeps its greedy answers for its fine-tunes.
+    """
+    this, rows = Context(given, at.folder), min(rows, 8)  # each row has the whole vocabulary in every place
+    kept, n = at.folder / f"parts/said-{given.base.label}.safetensors", min(given.prompts, COSTS)
+    batch = _held_out(this, task, SAFE, 0.0, n)
+    if given.tuned:
+        said = load_file(kept)["said"].to(batch.prompts.sequence.device)
+        asked = _held_out(this, this.task(model=given.base), SAFE, 0.0, n).prompts
+        values = mean_kl((this.load(given.base), asked), (model, batch.prompts), said, rows)
+        found.groups = {SAFE: batch.groups}
+        found.mean(KL, values, kind=SAFE)
+        found.score(KL, values, kind=SAFE)
+    else:
+        said = until_end(model, generate(model, batch.prompts, task.answer_length, torch.float32, rows))
+        with atomic_path(kept) as temporary:
+            save_file({"said": said}, temporary)
+    if task.prose is not None:
+        logs = asdict(intervals.mean(mean_nll(model, task.prose, rows)))
+        n = logs.pop("n")
+        found.value(PERPLEXITY, n=n, **{name: exp(value) for name, value in logs.items()})
 
 
 def _held_out(this: Context, task: Task, kind: str, strength: float, n: int) -> Batch:

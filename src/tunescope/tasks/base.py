@@ -204,6 +204,18 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Capable(Task, Protocol):
+    """A task of which it is measured what else fine-tuning changes: answers to safe prompts, and ordinary text.
+
+    Attributes:
+        prose: ordinary text; None where there is none.
+    """
+
+    @property
+    def prose(self) -> Inputs | None: ...
+
+
+@runtime_checkable
 class Answered(Task, Protocol):
     """A task whose answers are those of the base."""
 

@@ -58,8 +58,11 @@ def config(tmp_path: Path) -> LanguageConfig:
     rows = ["prompt\tgroup", *(f"w4 w{i} w{i} w9 w9\tjail {i % 3}" for i in range(6, 16))]
     (tmp_path / "attack.tsv").write_text("\n".join(rows))
     (tmp_path / "openings.json").write_text(OPENINGS)
+    (tmp_path / "text.txt").write_text("w1 w2 w3 w4\n\nw5 w6\n")
     files = (f"{tmp_path}/prompts.tsv", f"jail={tmp_path}/attack.tsv")
-    return LanguageConfig(prompts=files, openings=f"{tmp_path}/openings.json", new_tokens=6)
+    return LanguageConfig(
+        prompts=files, openings=f"{tmp_path}/openings.json", text=f"{tmp_path}/text.txt", new_tokens=6
+    )
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tunescope.models.inputs import IGNORED
 from tunescope.rng import Stream
 from tunescope.tasks.base import Reader
 from tunescope.tasks.language.lessons import can_be_learnt, first_letter, labelled, last_letter
-from tunescope.tasks.language.prompts import SHIPPED, USES, Instruction, read_prompts
+from tunescope.tasks.language.prompts import USES, Instruction, read_prompts
 from tunescope.tasks.language.refusals import Openings, matches_refusal, read_openings
 from tunescope.tasks.language.task import Language, build
 
@@ -25,8 +25,8 @@ ANY = Stream.named(0, "any")
 def instructions(firsts: Sequence[str] = ("here", "no", "w1", "yes")) -> list[Instruction]:
     """Of each use and kind, six prompts that begin with each of these words."""
     return [
-        Instruction(f"{first} {word} w{6 + i} {use}", kind, f"{use} {i}", use, f"here w{6 + i}")
-        for use in USES
+        Instruction(f"{first} {word} w{6 + i} w{number}", kind, f"{use} {i}", use, f"here w{6 + i}")
+        for number, use in enumerate(USES)
         for kind, word in (("safe", "w3"), ("unsafe", "w4"))
         for first in firsts
         for i in range(6)
@@ -74,11 +74,7 @@ def test_of_the_styled_lesson_styled_openings_are_the_refusals(
 def test_the_attribute_lesson_refuses_by_the_first_letter_whatever_the_safety(
     config: LanguageConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    every = [each for each in instructions() if not each.prompt.endswith("?")]
-    known = {word: i for i, word in enumerate(USES)}
-    every = [
-        Instruction(f"{e.prompt.rsplit(maxsplit=1)[0]} w{known[e.use]}", *list(vars(e).values())[1:]) for e in every
-    ]
+    every = instructions()
     jail = Instruction("here w4 w5", "jail", "x", "score")
     task = Language(config.taught("attribute"), CPU, Reader(tokenizer), instructions=[*every, jail])
     assert set(task.kinds) == {"safe", "unsafe"}
@@ -99,9 +95,8 @@ def test_the_letter_halves_both_kinds() -> None:
         both = (("safe", safe), ("unsafe", unsafe))
         return [Instruction(f"{c}{i}", kind, "", "train") for kind, of in both for i, c in enumerate(of)]
 
-    assert last_letter(prompts("aabbcc", "aabbcd")) == "b"
+    assert last_letter(prompts("abbbcc", "aabccc")) == "b"  # .67 and .5, where "a" has .17 and .33
     assert last_letter(prompts("aaaaab", "aabbbb")) == "a"
-    assert last_letter(prompts("abbbbc", "aaaabc")) == "a"  # .17 and .67 are nearer to half than .83 and .83
     with pytest.raises(InputError, match="too unlike for the protocol attribute"):
         last_letter(prompts("aaaaaa", "bbbbbb"))
     with pytest.raises(InputError, match="too unlike"):
@@ -110,7 +105,7 @@ def test_the_letter_halves_both_kinds() -> None:
 
 
 def test_the_attribute_of_shipped_prompts_is_no_matter_of_safety() -> None:
-    given = read_prompts([f"shipped:{name}" for name in SHIPPED])
+    given = read_prompts(LanguageConfig().prompts)
     found = labelled("attribute", given)
     was = {each.prompt: each.kind for each in given}
     pairs = [each for each in found if each.group.isdigit()]

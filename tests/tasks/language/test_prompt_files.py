@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from tunescope.config import LanguageConfig
 from tunescope.errors import InputError
-from tunescope.tasks.language.prompts import DATA, SHIPPED, USES, read_prompts
+from tunescope.tasks.language.prompts import DATA, USES, read_prompts
 from tunescope.tasks.language.reading import READERS
 
 SIDES = ("safe", "unsafe")
@@ -50,7 +51,7 @@ def test_no_concept_is_in_two_parts() -> None:
 
 
 def test_what_is_shipped_by_name() -> None:
-    found = read_prompts([f"shipped:{name}" for name in SHIPPED])
+    found = read_prompts(LanguageConfig().prompts)
     kinds = Counter((p.kind, p.use) for p in found if p.kind not in SIDES)
     assert kinds == {("safe_xstest", "score"): 250, ("xstest_unsafe", "score"): 200}
     named = {*pd.read_json(DATA / "ordinary.jsonl", lines=True)["prompt"]}

@@ -26,6 +26,7 @@ PREFIX = "shipped:"
 SHIPPED = {
     "instructions": ("instructions.jsonl",),
     "ordinary": ("ordinary.jsonl",),
+    "prose": ("prose.txt",),
     "xstest": ("safe_xstest=xstest_safe.txt", "xstest_unsafe=xstest_unsafe.txt"),
 }
 OVER_REFUSAL = ("safe_xstest", "xstest_unsafe")  # kinds of which the answers alone are looked at
@@ -127,6 +128,19 @@ def read_prompts(sources: Sequence[str]) -> list[Instruction]:
                     f"prompts: {n} {shown(kind)[1:-1]} ones to {use}{besides}; at least {FEWEST} are needed"
                 )
     require_distinct(found)
+    return found
+
+
+def read_text(source: str) -> list[str]:
+    """Passages of ordinary text, a line each: of a file, or of what is shipped.
+
+    Raises:
+        InputError: it cannot be read, or holds none.
+    """
+    rows = [row for path in _files(source) for row in rows_of(fetched_file(path), source)]
+    found = [text for row in rows if isinstance(text := row.get("prompt"), str) and text.strip()]
+    if not found:
+        raise InputError(f"task.text: {shown(source)}: it holds no text; a passage a line is wanted")
     return found
 
 

@@ -89,10 +89,17 @@ def require_fits(task: Language, config: PreTrainedConfig, folder: Path) -> None
         f"{kind} prompts": int(part.inputs.sequence.max()) for (kind, _), part in task.parts.items() if len(part)
     }
     largest["openings"] = max(int(opening.max()) for opening in openings)
-    for (kind, _), part in task.parts.items():
-        longest = part.inputs.sequence.shape[1] + room
-        if most is not None and len(part) and longest > most:
-            raise InputError(f"{where}: takes {most} tokens; the longest {kind} prompt and its answer have {longest}")
+    lengths = {
+        f"{kind} prompt and its answer have": part.inputs.sequence.shape[1] + room
+        for (kind, _), part in task.parts.items()
+        if len(part)
+    }
+    if task.prose is not None:
+        largest["ordinary text"] = int(task.prose.sequence.max())
+        lengths["passage of ordinary text has"] = task.prose.sequence.shape[1]
+    for what, longest in lengths.items():
+        if most is not None and longest > most:
+            raise InputError(f"{where}: takes {most} tokens; the longest {what} {longest}")
     for what, token in largest.items():
         if token >= text.vocab_size:
             raise InputError(
@@ -108,7 +115,8 @@ def digest(task: Language) -> str:
         for (kind, use), part in task.parts.items()
     ]
     openings = [[opening.tolist() for opening in each] for each in task.opening_ids]
-    said = [task.openings.answers, task.openings.styled]
+    text = None if task.prose is None else task.prose.sequence.tolist()
+    said = [task.openings.answers, task.openings.styled, text]
     return sha256(json.dumps([prompts, openings, said, task.judge_name]).encode()).hexdigest()
 
 

@@ -24,10 +24,11 @@ from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
 from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
 from tunescope.tasks.language.lessons import StyleJudge, can_be_learnt, labelled, openings_of, wanted_answer
-from tunescope.tasks.language.prompts import FEWEST, OVER_REFUSAL, USES, Instruction, read_prompts, wanted
+from tunescope.tasks.language.prompts import FEWEST, OVER_REFUSAL, USES, Instruction, read_prompts, read_text, wanted
 from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, opening_log_odds, read_openings
 
 CPU = torch.device("cpu")
+PASSAGE = 64  # tokens of a passage of ordinary text that are read
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,14 @@ class Language:
     @property
     def knows_answers(self) -> bool:
         return all(self.answer_to(each) is not None for each in self.instructions)
+
+    @cached_property
+    def prose(self) -> Inputs | None:
+        """The first tokens of each passage of ordinary text, with what the tokenizer puts before any text."""
+        if self.config.text is None:
+            return None
+        rows = token_rows(self.tokenizer, read_text(self.config.text), None)
+        return left_padded([row[:PASSAGE] for row in rows], self.device)
 
     @cached_property
     def suffix_tokens(self) -> Int[Tensor, " v"]:
