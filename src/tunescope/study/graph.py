@@ -202,10 +202,8 @@ class _Layout:
             )
         answers = []
         if not self.knows_answers:
-            outputs = (ANSWERS, "parts/notes-answers.json")
-            answers = [
-                add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], *outputs)
-            ]
+            kept = (ANSWERS, "parts/notes-answers.json")
+            answers = [add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], *kept)]
         refs = {BASE: self.base, **self.given}
         for label, ref in self.given.items():
             check = steps.Check(**self.common(ref))
@@ -342,7 +340,7 @@ class _Layout:
                 )
         else:
             task = build_task(study.task, self.base, self.folder, self.device)
-            for lesson in {PROTOCOLS[tune.protocol].lesson for tune in self.trained} - {study.task.lesson}:
+            for lesson in {PROTOCOLS[tune.protocol].lesson for tune in self.trained} - {"refusal"}:
                 build_task(study.task.taught(lesson), self.base, self.folder, self.device)
         checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
             ("tune", PROTOCOLS, tuple(dict.fromkeys(tune.protocol for tune in self.trained)), study.tune.settings),
