@@ -107,7 +107,7 @@ def answer_prompts(given: Answer, at: Place) -> None:
     this = Context(given, at.folder)
     task, model = this.task(), this.load()
     asked: list[tuple[str, Use]] = [(kind, use) for kind in COURSE for use in get_args(Use)]
-    asked += [(kind, "score") for kind in task.kinds if kind not in COURSE]
+    asked += [(name, "score") for name, kind in task.kinds.items() if name not in COURSE and kind.probed]
     kept: dict[str, str] = {}
     notes, n, refused = list[str](), 0, 0
     for kind, use in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
