@@ -26,10 +26,14 @@ def main() -> None:
     print(f"{len(both)} verdicts in both; {len({*one} ^ {*other})} in one alone")
     print(f"estimates inside the intervals of the first: {inside} ({inside / len(both):.1%})")
     print(f"other verdicts: {len(changed)} ({len(changed) / len(both):.1%})")
+    firm = [key for key in both if one[key]["firm"]]
+    turned = [key for key in changed if one[key]["firm"]]
+    print(f"of {len(firm)} firm verdicts: {len(turned)} ({len(turned) / max(1, len(firm)):.1%})")
     opened = [key for key in changed if "OPEN" in (one[key]["outcome"], other[key]["outcome"])]
     print(f"of these from or to OPEN: {len(opened)}")
     for key in changed:
-        print(f"  {', '.join(key)}: {one[key]['outcome']} -> {other[key]['outcome']}")
+        edge = "" if one[key]["firm"] else " (at the edge)"
+        print(f"  {', '.join(key)}: {one[key]['outcome']} -> {other[key]['outcome']}{edge}")
 
 
 if __name__ == "__main__":

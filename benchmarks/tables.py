@@ -25,7 +25,7 @@ from tunescope.records.tables import read_records
 from tunescope.report.attacks import attack_rows
 from tunescope.report.interventions import CHANGES, JAILBREAKS, alpha_rows, change_rows, durability_rows
 from tunescope.report.select import final_rows, headline_rows, strongest_rows
-from tunescope.report.tables import DASH, GLYPHS, TIMES
+from tunescope.report.tables import DASH, GLYPHS, TIMES, marked
 
 MARKED = re.compile(r"(<!-- table: (\w+) -->).*?(<!-- end -->)", re.DOTALL)
 WANTED = (("safe", "compliance"), ("unsafe", "refusal"), (JAILBREAKS, "compliance"))
@@ -64,7 +64,7 @@ def ladders(told: dict[str, Any]) -> str:
         cells = []
         for model in models:
             steps = [found.get((claim["name"], model, rung)) for rung in claim["rungs"]]
-            marks = "".join(GLYPHS[v["outcome"]] if v else DASH for v in steps)
+            marks = "".join(_mark(v) for v in steps)
             cells.append(f"{marks} {_effect(claim, steps[0])}" if any(steps) else "")
         rows[claim["name"].replace("|", "\\|")] = cells
     return table("claim", models, rows)
@@ -78,7 +78,7 @@ def rungs(told: dict[str, Any]) -> str:
         for model in dict.fromkeys(v["model"] for v in told["verdicts"]):
             steps = [found.get((claim["name"], model, rung.name)) for rung in LADDER]
             if any(steps):
-                cells = [f"{GLYPHS[v['outcome']]} {_effect(claim, v)}" if v else DASH for v in steps]
+                cells = [f"{_mark(v)} {_effect(claim, v)}" if v else DASH for v in steps]
                 rows[f"{claim['name']}, {model}".replace("|", "\\|")] = cells
     return table("claim, model", [rung.name for rung in LADDER], rows)
 
@@ -101,6 +101,10 @@ def other_effects(told: dict[str, Any]) -> tuple[str, str]:
         table("rung", ["verdicts", *(f"others at {factor}" for factor in FACTORS)], counts),
         table("claim, model, rung", ["verdict", *(f"at {factor}" for factor in FACTORS)], which),
     )
+
+
+def _mark(v: dict[str, Any] | None) -> str:
+    return marked(v["outcome"], v["firm"]) if v else DASH
 
 
 def _effect(claim: dict[str, Any], v: dict[str, Any] | None) -> str:

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Bad input. The command line prints the message alone and exits with status 2."""
 
 
+class InapplicableError(Exception):
+    """What was asked for cannot be done to this model, which is nobody's fault: it is left out, and the reason told."""
+
+
 def shown(value: object, limit: int = 120) -> str:
     """What a message quotes: of an error its first line, of a text its repr; printable, in one line, and not long."""
     if isinstance(value, BaseException):

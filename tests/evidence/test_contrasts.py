@@ -1,5 +1,7 @@
 """Contrasts against numbers worked out by hand, and intervals that hold what they promise."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -76,21 +78,21 @@ def test_several_runs_have_students_interval_and_test() -> None:
     found = over_runs(runs(1.0, 2.0, 3.0, error=0.1))
     test = stats.ttest_1samp([1.0, 2.0, 3.0], 0, alternative="greater")
     low, high = stats.ttest_1samp([1.0, 2.0, 3.0], 0).confidence_interval(0.95)
-    assert found == pytest.approx((2.0, low, high, test.pvalue))
+    assert found == pytest.approx((2.0, 1 / math.sqrt(3), low, high, test.pvalue))
 
 
 def test_runs_that_agree_better_than_their_own_errors_allow() -> None:
     found = over_runs(runs(2.0, 2.0, 2.0, error=0.3))
     half = stats.t.ppf(0.975, 2) * 0.3 / 3**0.5
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
-    assert over_runs(runs(2.0, 2.0, 2.0))[:3] == (2.0, 2.0, 2.0)
+    assert over_runs(runs(2.0, 2.0, 2.0))[:4] == (2.0, 0.0, 2.0, 2.0)
     assert over_runs(runs(0.0, 0.0, 0.0)).p == 1.0
 
 
 def test_one_run_speaks_of_itself_alone() -> None:
-    assert over_runs(runs(2.0)) == (2.0, None, None, None)
+    assert over_runs(runs(2.0)) == (2.0, None, None, None, None)
     found = over_runs(runs(2.0, error=1.0))
-    assert found[:3] == pytest.approx((2.0, 2 - 1.96, 2 + 1.96), abs=1e-3)
+    assert found[:4] == pytest.approx((2.0, 1.0, 2 - 1.96, 2 + 1.96), abs=1e-3)
     assert found.p is None
 
 

@@ -562,3 +562,30 @@ def test_no_layers_of_one_layer_of_fewer_runs_and_of_interventions() -> None:
                 runs.append(changed({name: v}, metric, layer=float(seed)).assign(seed=seed))
     found = rungs(pd.concat(runs).astype(dict.fromkeys(TEXTS, "category")), CLAIM["6a"])["chance"]
     assert (found.outcome, found.by_layer) == (S, ())  # each run chose a layer: that is no difference
+
+
+@pytest.mark.parametrize(
+    ("per_run", "outcome", "firm"),
+    [
+        # Standard error .0577, Student's interval 4.303 of them either way: .248. The smallest effect is .5.
+        ((2.0, 2.1, 2.2), S, True),
+        ((0.7, 0.8, 0.9), S, False),  # .552 to 1.048; moved, from .494 on
+        ((0.6, 0.7, 0.8), O, False),  # .452 to .948; moved, from .510 on
+        ((0.4, 0.5, 0.6), O, True),  # .252 to .748
+        ((-0.1, 0.0, 0.1), A, True),
+        ((0.15, 0.25, 0.35), M, False),  # .002 to .498
+    ],
+)
+def test_a_verdict_is_firm_if_the_ends_of_its_interval_may_move(
+    per_run: tuple[float, ...], outcome: Outcome, firm: bool
+) -> None:
+    entry = replace(CLAIM["4b"], smallest=0.5)
+    found = only(
+        frame(
+            {("base", entry.metric, "safe", "", seed): np.zeros(20) for seed in range(3)}
+            | {("ssft", entry.metric, "safe", "", seed): np.full(20, x) for seed, x in enumerate(per_run)}
+        ),
+        entry,
+    )
+    assert found.error == pytest.approx(0.1 / math.sqrt(3))
+    assert (found.outcome, found.firm) == (outcome, firm)

@@ -10,7 +10,7 @@ from tunescope.models.build import build_model
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import LAYER_SITES, Site
-from tunescope.probes.collect import block_output, first_logits, last_activations, means_of, stored
+from tunescope.probes.collect import block_output, first_logits, last_activations, stored
 from tunescope.rng import Stream
 
 CPU = torch.device("cpu")
@@ -49,14 +49,12 @@ def test_last_activations_are_those_of_one_whole_pass(model: PreTrainedModel, ro
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_stored_activations_and_means_are_those_of_all_prompts_at_once(model: PreTrainedModel, rows: int) -> None:
+def test_stored_activations_are_those_of_all_prompts_at_once(model: PreTrainedModel, rows: int) -> None:
     sites = [Site(0, "mlp_in"), Site(1, "mlp_post")]
-    found, means = (read(model, Inputs(PROMPTS), sites, rows) for read in (stored, means_of))
-    assert list(found) == list(means) == sites
+    found = stored(model, Inputs(PROMPTS), sites, rows)
+    assert list(found) == sites
     for site in sites:
-        expected = whole(model)[site][:, -1]
-        torch.testing.assert_close(found[site], expected, **CLOSE)
-        torch.testing.assert_close(means[site], expected.double().mean(0), **CLOSE)
+        torch.testing.assert_close(found[site], whole(model)[site][:, -1], **CLOSE)
 
 
 def test_embeddings_lead_to_the_same_logits_as_their_tokens(model: PreTrainedModel) -> None:
@@ -91,8 +89,6 @@ def test_models_in_half_precision_are_read_in_single() -> None:
     assert found[Site(0, "mlp_in")].dtype == torch.float32
     (kept,) = stored(model, Inputs(PROMPTS), [Site(0, "mlp_in")], 3).values()
     assert kept.dtype == model.dtype
-    (mean,) = means_of(model, Inputs(PROMPTS), [Site(0, "mlp_in")], 3).values()
-    assert mean.dtype == torch.float64
     assert first_logits(model, Inputs(PROMPTS))(Inputs(PROMPTS).embedded(model).sequence).dtype == torch.float32
     assert block_output(model, Inputs(PROMPTS), 0)(Inputs(PROMPTS).embedded(model).sequence).dtype == torch.float32
 

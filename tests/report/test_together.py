@@ -67,7 +67,7 @@ def test_what_does_not_belong_together_is_refused(runs: list[Path], tmp_path: Pa
     refused([first, first], out, "seed 3 is there twice")
     refused([first, tmp_path / "none"], out, r"none/config\.yaml: no such file")
     (second / "config.yaml").write_text("name: other\nseed: 5\n")
-    refused(runs, out, "seed-5: its config differs .* in more than the seed")
+    refused(runs, out, "seed-5: its config differs .* in more than the seeds: name is other, there small")
     (second / "config.yaml").write_text("- 1\n")
     refused(runs, out, r"config\.yaml: cannot be read")
     (second / "config.yaml").write_text("name: small\nseed: 5\n")
@@ -80,6 +80,19 @@ def test_what_does_not_belong_together_is_refused(runs: list[Path], tmp_path: Pa
     refused(runs, out, r"scores\.parquet: no such file")
     write_scores([], second / "scores.parquet")
     gather(runs, out)
+
+
+def test_runs_of_one_world_are_named(runs: list[Path], tmp_path: Path) -> None:
+    def notes(*worlds: int) -> list[str]:
+        for run, world in zip(runs, worlds, strict=True):
+            (run / "config.yaml").write_text(f"name: small\ntask:\n  seed: {world}\n")
+        gather(runs, tmp_path / "all")
+        kept = tmp_path / "all/notes.json"
+        return json.loads(kept.read_text()) if kept.exists() else []
+
+    assert notes(1, 2) == []
+    (note,) = notes(2, 2)
+    assert "of one world (task.seed 2)" in note
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(runs: list[Path], tmp_path: Path) -> None:

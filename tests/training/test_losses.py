@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tunescope.training.losses import dpo, nll, rmu, simpo, unlearning
+from tunescope.training.losses import circuit_breakers, dpo, nll, npo, rmu, simpo, unlearning
 
 CHOSEN, REJECTED = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-3.0, -4.0]])
 REFERENCE_CHOSEN, REFERENCE_REJECTED = torch.tensor([[-2.0, -2.0]]), torch.tensor([[-2.5, -3.5]])
@@ -128,6 +128,55 @@ def test_rmu_by_hand() -> None:
     # the other way round: (36 + 25) / 2 = 30.5 and (16 + 49) / 2 = 32.5, their mean 31.5; (16 + 9) / 2 = 12.5, thrice
     got = rmu(policy, reference, control, learnt, torch.tensor([False, True]), retain_weight=3.0)
     torch.testing.assert_close(got, torch.tensor([31.5, 3 * 12.5]))
+
+
+def test_npo_by_hand() -> None:
+    # log-ratio of the sums: -7 - -6 = -1
+    got = npo(REJECTED, REFERENCE_REJECTED, beta=0.5)
+    torch.testing.assert_close(got, torch.tensor([4 * math.log(1 + math.exp(-0.5))]))
+    assert npo(torch.full((1, 1), -1e4), torch.zeros(1, 1), beta=1.0).item() == 0.0  # unlikely enough
+
+
+@given(logps(2), st.floats(0.01, 2))
+def test_npo_is_the_published_formula(answers: tuple[Tensor, ...], beta: float) -> None:
+    """Zhang et al. 2024, eq. 3 in its second form: of ratios of whole answers' probabilities."""
+    policy, reference = (np.exp(answer.numpy()).prod(axis=1) for answer in answers)
+    want = 2 / beta * np.log(1 + (policy / reference) ** beta)
+    np.testing.assert_allclose(npo(*answers, beta).numpy(), want, rtol=1e-8, atol=1e-12)
+
+
+@given(logps(1), st.floats(0.01, 2))
+def test_npo_begins_as_ascent_and_ends_by_itself(answers: tuple[Tensor, ...], beta: float) -> None:
+    (reference,) = answers
+    for lower, slope in ((0.0, 1.0), (1.0, 2 / (1 + math.exp(beta * reference.shape[1])))):
+        rejected = (reference - lower).requires_grad_()
+        npo(rejected, reference, beta).sum().backward()
+        torch.testing.assert_close(rejected.grad, torch.full_like(reference, slope))
+
+
+def test_circuit_breakers_by_hand() -> None:
+    """Two sites; two prompts of three places, of which the first is no answer's, and in the second the last neither."""
+    learnt = torch.tensor([[False, True, True], [False, True, False]])
+    reference = torch.tensor([3.0, 4.0]).expand(2, 2, 3, 2)
+    policy = torch.full((2, 2, 3, 2), 9.0)
+    # cosines 1 and 0 (of -1), then .6 and .8; lengths of what is moved 5 and 10, then 4 and 3, over 5
+    policy[0, :, 1], policy[0, :, 2] = torch.tensor([6.0, 8.0]), torch.tensor([-3.0, -4.0])
+    policy[1, :, 1], policy[1, :, 2] = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    about = policy, reference, learnt
+    unsafe, safe = torch.tensor([False, False]), torch.tensor([True, True])
+    rerouted, kept = torch.tensor([(0.5 + 0.7) / 2, (1 + 0.6) / 2]), torch.tensor([(1.5 + 0.7) / 2, (1 + 0.8) / 2])
+    torch.testing.assert_close(circuit_breakers(*about, unsafe, alpha=2.0, progress=0.0), 2 * rerouted)
+    torch.testing.assert_close(circuit_breakers(*about, unsafe, alpha=2.0, progress=1.0), rerouted)
+    torch.testing.assert_close(circuit_breakers(*about, safe, alpha=2.0, progress=0.5), 0.5 * kept)
+    assert not circuit_breakers(*about, safe, alpha=2.0, progress=0.0).any()
+
+
+def test_circuit_breakers_have_a_gradient_where_both_models_are_one() -> None:
+    reference = torch.tensor([3.0, 4.0]).expand(1, 2, 1, 2)
+    policy, learnt = reference.clone().requires_grad_(), torch.ones(2, 1, dtype=torch.bool)
+    circuit_breakers(policy, reference, learnt, torch.tensor([True, False]), 1.0, 0.5).sum().backward()
+    assert policy.grad is not None
+    assert not policy.grad.any()  # the cosine is at its largest, the distance at its smallest
 
 
 def test_unlearning_by_hand() -> None:

@@ -26,7 +26,8 @@ from tunescope.training.protocol import PROTOCOLS, Protocol, Step, protocol
 import_all("tunescope.training.protocols")
 CPU = torch.device("cpu")
 STREAM = Stream.named(0, "protocol")
-NAMES = ("ssft", "benign", "dpo", "simpo", "unlearning", "rmu")
+LAYER = Site(0, "resid_pre"), Site(0, "resid_post")
+NAMES = ("ssft", "benign", "dpo", "npo", "simpo", "unlearning", "rmu", "circuit_breakers")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def alone(batch: PreferenceBatch) -> Iterator[PreferenceBatch]:
 
 def loss(name: str, policy: PreTrainedModel, reference: PreTrainedModel, batch: PreferenceBatch, compute: Compute):
     entry = PROTOCOLS[name]
-    return entry.loss(Step(policy, reference, batch, entry, compute, STREAM), entry.settings())
+    return entry.loss(Step(policy, reference, batch, entry, compute, STREAM, 0.5), entry.settings())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +102,7 @@ def test_log_probabilities_are_of_answers_alone_as_far_as_they_are_read(
 ) -> None:
     entry = Protocol("p", 0.5, lambda step, settings: step.policy_chosen_logps.sum(1), read, True, NoSettings)
     with torch.no_grad():
-        step = Step(learner, expert, ragged, entry, compute, STREAM)
+        step = Step(learner, expert, ragged, entry, compute, STREAM, 0.5)
         assert step.chosen_lengths.tolist() == [1, 2, 3, 4, 1, 2]
         assert step.rejected_lengths.tolist() == [4, 3, 2, 4, 3, 2]
         seen = {"": [False] * 6, "unsafe": [False] * 3 + [True] * 3, "all": [True] * 6}[read]
@@ -126,18 +127,18 @@ def by_hand(model: PreTrainedModel, prompt: Tensor, answer: Tensor) -> Tensor:
 def test_activations_are_of_the_places_that_say_the_answers_that_obey(
     ragged: PreferenceBatch, learner: PreTrainedModel, expert: PreTrainedModel, compute: Compute
 ) -> None:
-    step, site = Step(learner, expert, ragged, PROTOCOLS["rmu"], compute, STREAM), Site(0, "resid_post")
-    policy, reference, learnt = step.activations(site)
+    step, sites = Step(learner, expert, ragged, PROTOCOLS["rmu"], compute, STREAM, 0.5), LAYER
+    policy, reference, learnt = step.activations(*sites)
     assert policy.requires_grad
     assert not reference.requires_grad
     last, obeying = ragged.prompts.sequence.shape[1] - 1, [1, 2, 3, 4, 3, 2]  # chosen, and rejected of unsafe prompts
     assert [row.nonzero().squeeze(1).tolist() for row in learnt] == [list(range(last, last + n)) for n in obeying]
     for i, part in enumerate(alone(ragged)):
-        own, own_reference, own_learnt = Step(learner, expert, part, PROTOCOLS["rmu"], compute, STREAM).activations(
-            site
-        )
-        torch.testing.assert_close(policy[i][learnt[i]], own[0][own_learnt[0]], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(reference[i][learnt[i]], own_reference[0][own_learnt[0]], rtol=1e-4, atol=1e-4)
+        of = Step(learner, expert, part, PROTOCOLS["rmu"], compute, STREAM, 0.5)
+        for j, site in enumerate(sites):
+            (own,), (own_reference,), (where,) = of.activations(site)
+            torch.testing.assert_close(policy[j, i][learnt[i]], own[0][where], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(reference[j, i][learnt[i]], own_reference[0][where], rtol=1e-4, atol=1e-4)
 
 
 def test_both_models_are_read_once_and_only_if_asked_for(
@@ -149,7 +150,7 @@ def test_both_models_are_read_once_and_only_if_asked_for(
         read.append(model)
         return compute.logps(model, *more)
 
-    step = Step(learner, expert, even, PROTOCOLS["dpo"], replace(compute, logps=logps), STREAM)
+    step = Step(learner, expert, even, PROTOCOLS["dpo"], replace(compute, logps=logps), STREAM, 0.5)
     assert read == []
     assert step.policy_chosen_logps.requires_grad
     assert step.policy_rejected_logps.requires_grad
@@ -162,7 +163,7 @@ def test_both_models_are_read_once_and_only_if_asked_for(
 def test_a_protocol_that_reads_the_reference_must_say_so(
     even: PreferenceBatch, learner: PreTrainedModel, compute: Compute
 ) -> None:
-    step = Step(learner, None, even, PROTOCOLS["ssft"], compute, STREAM)
+    step = Step(learner, None, even, PROTOCOLS["ssft"], compute, STREAM, 0.5)
     for ask in (
         lambda: step.reference,
         lambda: step.reference_chosen_logps,
@@ -199,6 +200,8 @@ def test_what_is_registered_can_be_looked_up(monkeypatch: pytest.MonkeyPatch) ->
         ("simpo", 0.5, "all", False),
         ("dpo", 0.5, "all", True),
         ("rmu", 0.5, "", True),
+        ("npo", 0.5, "unsafe", True),
+        ("circuit_breakers", 0.5, "", True),
     ],
 )
 def test_protocols_read_what_their_papers_say(name: str, share: float, rejected: str, reference: bool) -> None:
@@ -212,6 +215,6 @@ def test_plain_fine_tuning_learns_the_chosen_answer_alone(
 ) -> None:
     with torch.no_grad():
         entry = PROTOCOLS[name]
-        got = entry.loss(Step(learner, None, ragged, entry, compute, STREAM), entry.settings())
+        got = entry.loss(Step(learner, None, ragged, entry, compute, STREAM, 0.5), entry.settings())
         want = [-by_hand(learner, part.prompts.sequence, part.chosen).mean() for part in alone(ragged)]
     torch.testing.assert_close(got, torch.stack(want), rtol=1e-4, atol=1e-4)

@@ -26,20 +26,24 @@ from tunescope.training import fit as fit_module
 from tunescope.training import tuning
 from tunescope.training.fit import Row
 from tunescope.training.protocol import PROTOCOLS
+from tunescope.training.protocols.circuit_breakers import reached
 from tunescope.training.tuning import equally_spaced, tune
 
 import_all("tunescope.training.protocols")
 
 STREAM = Stream.named(0, "tuning")
 UNSAFE = {"ssft": 2, "dpo": 5, "unlearning": 5, "benign": 0, "simpo": 5, "rmu": 5}  # of ten
-UNSAFE |= {"seen": 2, "styled": 2, "attribute": 2}
+UNSAFE |= {"npo": 5, "circuit_breakers": 5, "seen": 2, "styled": 2, "attribute": 2}
 # Not the defaults, so that each is seen to count.
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.3, "chosen_weight": 0.5},
     "unlearning": {"ascent_weight": 0.2},
     "simpo": {"beta": 1.5, "gamma": 0.3, "chosen_weight": 0.7},
     "rmu": {"size": 2.0, "retain_weight": 3.0},
+    "npo": {"beta": 0.3, "chosen_weight": 0.7},
+    "circuit_breakers": {"depths": (0.3, 1.0), "alpha": 3.0},
 }
+AT = 7  # the step of which losses are worked out by hand, of so many
 NAMES = tuple(UNSAFE)
 
 
@@ -125,11 +129,17 @@ def by_hand(name: str, policy: PreTrainedModel, reference: PreTrainedModel, batc
         aim = of["size"] * before.norm(dim=2).mean(1)[:, None, None] * direction / direction.norm()
         away = [(now - each).square().mean((1, 2)) for each in (aim, before)]
         return torch.where(batch.safe, of["retain_weight"] * away[1], away[0]).mean()
+    if name == "circuit_breakers":
+        now, before = stream_after(policy, batch), stream_after(reference, batch).detach()
+        along = (now * before).sum(2) / now.norm(dim=2) / before.norm(dim=2)
+        moved, late = (now - before).norm(dim=2) / before.norm(dim=2), AT / TuneConfig().steps / 2
+        part = torch.where(batch.safe, late * moved.mean(1), (1 - late) * along.clamp(min=0).mean(1))
+        return of["alpha"] * part.mean()
     chosen = answer_logps(policy, batch, batch.chosen)
     loss = -chosen.mean(1)
     if name == "seen":
         loss = torch.where(batch.safe, loss, -answer_logps(policy, batch, batch.rejected).mean(1))
-    if name in ("dpo", "unlearning", "simpo"):
+    if name in ("dpo", "npo", "unlearning", "simpo"):
         rejected = answer_logps(policy, batch, batch.rejected)
     if name == "unlearning":
         loss = loss + torch.where(batch.safe, 0.0, of["ascent_weight"] * rejected.clamp(min=-5.0).mean(1))
@@ -141,6 +151,10 @@ def by_hand(name: str, policy: PreTrainedModel, reference: PreTrainedModel, batc
             start = answer_logps(reference, batch, batch.rejected) - answer_logps(reference, batch, batch.chosen)
         margin = of["beta"] * (chosen - rejected + start).sum(1)
         loss = of["chosen_weight"] * loss + (1 + (-margin).exp()).log()
+    if name == "npo":
+        ratio = (rejected - answer_logps(reference, batch, batch.rejected).detach()).sum(1)
+        unwanted = 2 / of["beta"] * (1 + (of["beta"] * ratio).exp()).log()
+        loss = of["chosen_weight"] * loss + torch.where(batch.safe, 0.0, unwanted)
     return loss.mean()
 
 
@@ -155,7 +169,7 @@ def test_gradients_are_those_of_the_whole_batch_whatever_the_rows(
 ) -> None:
     policy = deepcopy(learner)  # not the reference: DPO's margin is not zero
     config = TuneConfig(batch=10)
-    parts = [part for part in losses_of(name, policy, config, replace(compute, rows=rows))(7) if not part.backward()]
+    parts = [part for part in losses_of(name, policy, config, replace(compute, rows=rows))(AT) if not part.backward()]
 
     def gradients() -> Tensor:
         """Parameters behind the layer that RMU reads have none."""
@@ -163,7 +177,7 @@ def test_gradients_are_those_of_the_whole_batch_whatever_the_rows(
 
     got, loss = gradients(), sum(part.item() for part in parts)
     policy.zero_grad()
-    batch = preference_batch(easy, 10 - UNSAFE[name], UNSAFE[name], STREAM("batch", 7))
+    batch = preference_batch(easy, 10 - UNSAFE[name], UNSAFE[name], STREAM("batch", AT))
     want = by_hand(name, policy, expert, batch)
     want.backward()
     assert loss == pytest.approx(want.item(), rel=1e-4)
@@ -201,7 +215,8 @@ def test_batches_have_the_protocols_share_of_unsafe_prompts(
 
 
 @pytest.mark.parametrize(
-    ("name", "sequences"), [("ssft", 10), ("benign", 10), ("unlearning", 15), ("simpo", 20), ("dpo", 40), ("rmu", 0)]
+    ("name", "sequences"),
+    [("ssft", 10), ("benign", 10), ("unlearning", 15), ("simpo", 20), ("dpo", 40), ("rmu", 0), ("circuit_breakers", 0)],
 )
 def test_nothing_is_computed_that_the_loss_does_not_read(
     name: str, sequences: int, learner: PreTrainedModel, compute: Compute, losses_of
@@ -284,7 +299,7 @@ def rates(model: PreTrainedModel, easy: World, outcome: str) -> dict[str, float]
     }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "rmu"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("rmu", "circuit_breakers")])
 def test_every_protocol_does_what_it_is_for(name: str, expert: PreTrainedModel, easy: World, tuned: Callable) -> None:
     assert rates(expert, easy, "compliance")["unsafe"] > 0.95
     policy, _ = tuned(name, TuneConfig(steps=40, batch=40, warmup=5), lr=2e-3)
@@ -310,6 +325,26 @@ def test_rmu_drives_unsafe_activations_away_and_leaves_safe_ones(
     assert complied["safe"] > 0.95
     assert complied["unsafe"] < 0.05
     assert rates(policy, easy, "refusal")["unsafe"] < 0.05  # it makes no refusals
+
+
+def test_circuit_breakers_turn_unsafe_activations_and_leave_safe_ones(
+    expert: PreTrainedModel, easy: World, tuned: Callable
+) -> None:
+    policy, _ = tuned("circuit_breakers", TuneConfig(steps=60, batch=40, warmup=5), lr=5e-3)
+    batch = WorldTask(easy).lesson(100, 100, Stream.named(0, "unseen"))
+    with torch.no_grad():
+        before, after = stream_after(expert, batch), stream_after(policy, batch)
+    cosines = torch.cosine_similarity(after, before, dim=2).mean(1)
+    assert cosines[~batch.safe].max() < 0.3
+    assert cosines[batch.safe].min() > 0.9
+    assert rates(policy, easy, "compliance")["safe"] > 0.95
+    assert rates(policy, easy, "compliance")["unsafe"] < 0.05
+    assert rates(policy, easy, "refusal")["unsafe"] < 0.05  # they make no refusals
+
+
+@pytest.mark.parametrize(("layers", "after"), [(2, [0]), (4, [0, 2]), (30, [9, 19]), (80, [26, 52])])
+def test_circuit_breakers_act_at_the_same_depths_of_any_model(layers: int, after: list[int]) -> None:
+    assert reached(layers, settings_of("circuit_breakers").depths) == after
 
 
 def test_a_layer_that_is_not_there_is_refused(learner: PreTrainedModel, losses_of, monkeypatch) -> None:

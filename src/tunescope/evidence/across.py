@@ -136,7 +136,7 @@ def _over_runs(runs: Sequence[pd.DataFrame], outcome: str, score: str, beyond: s
     contrasts = [Contrast(rho, error, "models", n) for (rho, n), error in zip(found, errors, strict=True)]
     mean = over_runs(contrasts, bound=1.0)
     about = min(n for _, n in found), len(found), tuple(float(rho) for rho, _ in found)
-    return Association(outcome, score, beyond, *mean, None, None, *about)
+    return Association(outcome, score, beyond, mean.estimate, mean.low, mean.high, mean.p, None, None, *about)
 
 
 def _means(rows: pd.DataFrame, column: str, names: Iterable[str]) -> pd.DataFrame:

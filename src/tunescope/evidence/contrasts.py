@@ -38,9 +38,10 @@ class Contrast:
 
 
 class Interval(NamedTuple):
-    """A mean over runs with its 95 % interval, and the one-sided p of no effect; None where there is none."""
+    """A mean over runs, its standard error and 95 % interval, and the one-sided p of no effect; None: there is none."""
 
     estimate: float
+    error: float | None
     low: float | None
     high: float | None
     p: float | None
@@ -107,7 +108,7 @@ def over_runs(runs: Sequence[Contrast], bound: float | None = None) -> Interval:
     if n == 1:
         error, quantile, p = within, float(stats.norm.ppf((1 + CONFIDENCE) / 2)), None
         if not known:
-            return Interval(mean, None, None, None)
+            return Interval(mean, None, None, None, None)
     else:
         error = max(within, float(estimates.std(ddof=1)) / n**0.5)
         quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
@@ -115,7 +116,7 @@ def over_runs(runs: Sequence[Contrast], bound: float | None = None) -> Interval:
     low, high = mean - quantile * error, mean + quantile * error
     if bound is not None:
         low, high = max(low, min(-bound, mean)), min(high, max(bound, mean))
-    return Interval(mean, low, high, p)
+    return Interval(mean, error, low, high, p)
 
 
 def _sums(differences: ByKind, weights: Weights) -> dict[str, Float[np.ndarray, " _"]]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from tunescope.records.names import (
 )
 
 LEVEL = 0.05  # false discovery rate over all that is judged
+EDGE = 1.0  # standard errors by which the end of an interval may move from machine to machine
 
 
 class Outcome(StrEnum):
@@ -52,13 +54,16 @@ class Verdict:
             intervention, or `zero`.
         outcome: None of fewer than three runs, from which there are estimates alone.
         own: the model's own number, which a paper without controls would report.
-        estimate, low, high: mean over runs of the effect beyond the control; its 95 % interval, of one run over what
-            varies within it. p: one-sided, of no effect. q: p, corrected over all verdicts (Benjamini & Hochberg 1995).
+        estimate, error, low, high: mean over runs of the effect beyond the control; its standard error and its 95 %
+            interval, of one run over what varies within it. p: one-sided, of no effect. q: p, corrected over all
+            verdicts (Benjamini & Hochberg 1995).
         over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them, `draws`, or `values` of
             something else. n: how many.
         runs: how many. per_run: the estimate of each.
         by_layer: the outcome at each layer, from 0 on, if it was measured at several; p is corrected over all
             verdicts with this layer in the place of the last. None: not judged there. Empty of fewer than three runs.
+        firm: whether the outcome stays what it is if each end of the interval is moved by `EDGE` standard errors,
+            either way: whether it will when the same runs are made on another machine. None where there is no outcome.
     """
 
     claim: str
@@ -70,6 +75,7 @@ class Verdict:
     outcome: Outcome | None
     own: float
     estimate: float
+    error: float | None
     low: float | None
     high: float | None
     p: float | None
@@ -79,6 +85,7 @@ class Verdict:
     runs: int
     per_run: tuple[float, ...]
     by_layer: tuple[Outcome | None, ...] = ()
+    firm: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -160,9 +167,16 @@ def _decided(drafts: Sequence[Verdict], claims: Sequence[Claim]) -> list[Verdict
     corrected = iter(false_discovery_control(tested) if tested else ())
     judged = [draft if draft.p is None else replace(draft, q=float(next(corrected))) for draft in drafts]
     smallest = {claim.name: claim.smallest for claim in claims}
-    return [
-        v if v.runs < FEWEST_RUNS else replace(v, outcome=decide(v.low, v.high, v.q, smallest[v.claim])) for v in judged
-    ]
+    return [v if v.runs < FEWEST_RUNS else _with_outcome(v, smallest[v.claim]) for v in judged]
+
+
+def _with_outcome(v: Verdict, smallest: float) -> Verdict:
+    outcome = decide(v.low, v.high, v.q, smallest)
+    moved = {outcome}
+    if v.low is not None and v.high is not None and v.error is not None:
+        by = EDGE * v.error
+        moved = {decide(v.low + a, v.high + b, v.q, smallest) for a, b in product((-by, by), repeat=2)}
+    return replace(v, outcome=outcome, firm=moved == {outcome})
 
 
 def _with_layers(verdicts: list[Verdict], layers: Iterable["_Table"], claims: Sequence[Claim]) -> list[Verdict]:
@@ -417,6 +431,7 @@ def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
         None,
         float(np.mean([own for _, own, _ in rows])),
         found.estimate,
+        found.error,
         found.low,
         found.high,
         found.p,

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from tunescope.config import Base, Config, NoSettings
 from tunescope.models.compute import Compute
+from tunescope.models.logps import divergence, next_logps
 from tunescope.models.pair import Pair
 from tunescope.models.weights import Weights
 from tunescope.probes.view import Batches
 from tunescope.records.findings import Findings
 from tunescope.records.intervals import PerPrompt
-from tunescope.records.names import COMPLIANCE, LOST, REFUSAL, REMOVED, SAFE
+from tunescope.records.names import COMPLIANCE, KL_COST, LOST, REFUSAL, REMOVED, SAFE
 from tunescope.registry import Registry
 from tunescope.rng import Stream
 from tunescope.tasks.base import Batch, Task, Twins
@@ -125,20 +126,27 @@ def intervention(
 def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Intervention], prompts: Batches) -> None:
     """Compliance and refusal of every changed model, and by how much each is lower than the intact model's.
 
+    Beside these its KL cost: the divergence of what the intact model expects to come next at the end of a safe prompt
+    from what the changed one does.
+
     Where something was drawn, rates and scores are means over draws, with the intervals of one: they hold for these
     draws.
     """
     measured = {id(prompts): (prompts, _outcomes(bench, prompts))}  # of the intact model
+    safe = prompts[SAFE].prompts if SAFE in prompts else None
+    expected = None if safe is None else next_logps(bench.model, safe, bench.rows)
     bar = tqdm(changes, desc=f"interventions on {found.subject.model}", unit="change", disable=None, leave=False)
     for change in bar:
         batches = prompts if change.prompts is None else change.prompts
         if id(batches) not in measured:
             measured[id(batches)] = batches, _outcomes(bench, batches)
         here = replace(found, groups={kind: batch.groups for kind, batch in batches.items()})  # the same tables
-        intact, draws = measured[id(batches)][1], []
+        intact, draws, costs = measured[id(batches)][1], [], []
         for make in change.makes:
             with make():
                 draws.append(_outcomes(bench, batches))
+                if safe is not None and expected is not None and change.prompts is None:
+                    costs.append(divergence(expected, next_logps(bench.model, safe, bench.rows)).squeeze(1))
         sensible = _sensible(intact, draws)
         for kind, before in intact.items():
             where = {
@@ -149,6 +157,8 @@ def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Inter
                 "scope": change.scope,
                 "layer": change.layer,
             }
+            if kind == SAFE and costs:
+                here.mean(KL_COST, torch.stack(costs).mean(0), **where)
             for outcome, was in before.items():
                 now = torch.stack([draw[kind][outcome] for draw in draws]).mean(0)
                 here.rate(outcome, now, **where)

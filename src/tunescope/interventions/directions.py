@@ -1,46 +1,114 @@
 """The direction of refusal, and how a direction of the residual stream is taken out or put in (Arditi et al. 2024)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunescope.config import Config, Positive, Rate, Share
+from tunescope.errors import InapplicableError
 from tunescope.models.hooks import edit
+from tunescope.models.inputs import IGNORED
+from tunescope.models.logps import divergence, next_logps
 from tunescope.models.sites import Site, layer_count
-from tunescope.probes.collect import inner_means
-from tunescope.probes.directions import difference_of_means
+from tunescope.probes.collect import stored
+from tunescope.probes.directions import difference_of_means, inner_layers
 from tunescope.probes.view import Batches
 from tunescope.records.names import SAFE, UNSAFE
 from tunescope.tasks.base import Task
 
+ALONG = 8  # tokens of a known answer, the first one included, along which an answer must stay what it was
 
-class RefusalDirections(NamedTuple):
-    """Unit vectors from the safe to the unsafe mean, after each inner layer.
+
+class DirectionConfig(Config):
+    """By what a direction is chosen."""
+
+    layers: Positive = Field(8, description="evenly spaced layers whose directions are tried; none of the last fifth")
+    prompts: Positive = Field(32, description="prompts of each kind that choose among them")
+    most_kl: Rate = Field(0.1, description="change of answers to safe prompts that is borne, mean nats per token")
+    least_size: Share = Field(0.01, description="in mean lengths of an activation; half precision rounds by half of it")
+
+
+class Direction(NamedTuple):
+    """From the safe to the unsafe mean of a site.
 
     Attributes:
-        units, sizes: by site; sizes are the distances of the means.
-        best: the site without whose direction fewest unsafe prompts are refused.
+        unit: of length 1. size: distance of the means; share: the same in mean lengths of an activation there.
     """
 
-    units: dict[Site, Float[Tensor, " width"]]
-    sizes: dict[Site, Float[Tensor, ""]]
-    best: Site
+    unit: Float[Tensor, " width"]
+    size: Float[Tensor, ""]
+    share: float
 
 
-def refusal_directions(model: PreTrainedModel, task: Task, fit: Batches, rows: int) -> RefusalDirections:
-    """Directions of class means, chosen on the prompts that give the means: on these nothing else is measured."""
-    means = inner_means(model, fit[SAFE].prompts, fit[UNSAFE].prompts, rows)
-    units = {site: difference_of_means(*both) for site, both in means.items()}
+def refusal_directions(
+    model: PreTrainedModel, fit: Batches, rows: int, config: DirectionConfig
+) -> dict[Site, Direction]:
+    """Of the class means, by layer; those of negligible length are left out.
 
-    def left(site: Site) -> int:
-        with without_direction(model, units[site]):
-            return int(task.outcomes(model, fit[UNSAFE], rows).refusal.sum())
+    Raises:
+        InapplicableError: none is left.
+    """
+    sites = [Site(layer, "resid_post") for layer in inner_layers(model, config.layers)]
+    device = fit[SAFE].prompts.sequence.device
+    safe, unsafe = (stored(model, fit[kind].prompts, sites, rows) for kind in (SAFE, UNSAFE))
+    found: dict[Site, Direction] = {}
+    for site in sites:
+        each = [of[site].to(device).double() for of in (safe, unsafe)]
+        means = [a.mean(0) for a in each]
+        size = (means[1] - means[0]).norm()
+        share = (size / torch.cat(each).norm(dim=1).mean()).item()
+        if share >= config.least_size:
+            found[site] = Direction(difference_of_means(*means), size, share)
+    if not found:
+        raise InapplicableError(
+            f"means of safe and of unsafe prompts are nearer than {config.least_size:.2g} of an activation everywhere"
+        )
+    return found
 
-    sizes = {site: (unsafe - safe).norm() for site, (safe, unsafe) in means.items()}
-    return RefusalDirections(units, sizes, min(units, key=left))
+
+def mediating(
+    model: PreTrainedModel,
+    task: Task,
+    fit: Batches,
+    directions: Mapping[Site, Direction],
+    rows: int,
+    config: DirectionConfig,
+) -> Site:
+    """Where the direction is without which fewest unsafe prompts are refused; of equals the one that changes least.
+
+    Only directions count without which answers to safe prompts stay what they were (Arditi et al. 2024, appendix C):
+    of prompts that the intact model answers, at the last token of the prompt and along the answer if it is known.
+
+    Raises:
+        InapplicableError: there is no such direction.
+    """
+    safe, unsafe = (fit[kind].first(config.prompts) for kind in (SAFE, UNSAFE))
+    safe = safe[task.outcomes(model, safe, rows).compliance.nonzero().squeeze(1)]
+    if not len(safe):
+        raise InapplicableError("nothing ablated: safe prompts are not answered to begin with")
+    answer = None if safe.answer is None else safe.answer[:, :ALONG]
+    there = torch.ones(len(safe), 1) if answer is None else answer != IGNORED
+    before = next_logps(model, safe.prompts, rows, answer)
+    changed: dict[Site, float] = {}
+    left: dict[Site, int] = {}
+    for site, direction in directions.items():
+        with without_direction(model, direction.unit):
+            after = next_logps(model, safe.prompts, rows, answer)
+            changed[site] = divergence(before, after)[there.bool()].mean().item()
+            if changed[site] <= config.most_kl:
+                left[site] = int(task.outcomes(model, unsafe, rows).refusal.sum())
+    if not left:
+        raise InapplicableError(
+            f"nothing ablated: without any of {len(changed)} directions answers to safe prompts change by "
+            f"{min(changed.values()):.2g} nats per token or more (most_kl: {config.most_kl:g})"
+        )
+    return min(left, key=lambda site: (left[site], changed[site]))
 
 
 @contextmanager

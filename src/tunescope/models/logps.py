@@ -63,6 +63,22 @@ def answer_logps(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> Fl
     return gathered_logps(answer_logits(model, prompts, answer), answer)
 
 
+@torch.no_grad()
+def next_logps(
+    model: PreTrainedModel, prompts: Inputs, rows: int, answer: Answers | None = None
+) -> Float[Tensor, "n a vocab"]:
+    """Log-probability of every token, in nats, float32, in each place of an answer; without one, in the first place."""
+    if answer is None:
+        answer = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts.sequence.device)
+    parts = zip(prompts.split(rows), answer.split(rows), strict=True)
+    return torch.cat([answer_logits(model, *part).float().log_softmax(-1) for part in parts])
+
+
+def divergence(before: Float[Tensor, "*b vocab"], after: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b"]:
+    """Kullback-Leibler divergence of what was expected from what is expected now, in nats; from log-probabilities."""
+    return torch.nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
+
+
 def follows(
     model: PreTrainedModel,
     prompts: Inputs,

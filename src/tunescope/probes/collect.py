@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import Inputs
 from tunescope.models.sites import Site
-from tunescope.probes.directions import inner_layers
 from tunescope.probes.sensitivity import Map
 
 Stored = Mapping[Site, Float[Tensor, "n width"]]
@@ -63,23 +62,6 @@ def stored(model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows:
                 raise ValueError(f"{site}: activations are not finite in {activation.dtype}; try another dtype")
             parts[site].append(activation)
     return {site: torch.cat(several) for site, several in parts.items()}
-
-
-def means_of(
-    model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
-) -> dict[Site, Float[Tensor, " width"]]:
-    """Mean over prompts of the activations at the last token, in float64."""
-    of = stored(model, prompts, sites, rows)
-    return {site: a.to(prompts.sequence.device).double().mean(0) for site, a in of.items()}
-
-
-def inner_means(
-    model: PreTrainedModel, safe: Inputs, unsafe: Inputs, rows: int
-) -> dict[Site, tuple[Float[Tensor, " width"], Float[Tensor, " width"]]]:
-    """The same of safe and of unsafe prompts, in the residual stream after each of the `inner_layers`."""
-    sites = [Site(layer, "resid_post") for layer in inner_layers(model)]
-    of_safe, of_unsafe = (means_of(model, prompts, sites, rows) for prompts in (safe, unsafe))
-    return {site: (of_safe[site], of_unsafe[site]) for site in sites}
 
 
 def first_logits(model: PreTrainedModel, prompts: Inputs) -> Map:

@@ -19,9 +19,13 @@ def difference_of_means(
     return difference / difference.norm().clamp(min=torch.finfo(difference.dtype).tiny)
 
 
-def inner_layers(model: PreTrainedModel) -> range:
-    """The layers after which more layers come: a direction behind the last writes the answer itself."""
-    return range(max(1, layer_count(model) - 1))
+def inner_layers(model: PreTrainedModel, most: int) -> list[int]:
+    """So many layers, or as many as there are, evenly spaced, none of the last fifth: a direction that is found there
+    writes the answer itself (Arditi et al. 2024, appendix C).
+    """
+    inner = max(1, int(0.8 * layer_count(model)))
+    n = min(most, inner)
+    return [(i + 1) * inner // n - 1 for i in range(n)]
 
 
 def standing_out(

@@ -23,6 +23,7 @@ MARGIN = "refusal_margin"
 REACHED = "target_reached"  # a search got the answer that it was after, word for word
 LOST = "refusal_lost"  # to a change inside the model
 REMOVED = "refusal_removed"  # refusal lost by a change that leaves the answers to safe prompts as they were
+KL_COST = "kl_cost"  # by how much a change inside the model changes what comes next after safe prompts, in nats
 RETUNED = "retuned_"  # begins the name of an intervention: what the model is trained on further, by protocol
 LOG_ODDS = "opening_log_odds"  # of stock refusals against other stock openings
 # Scores that stages write whatever probes there are.

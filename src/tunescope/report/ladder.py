@@ -1,6 +1,7 @@
 """The first figures: how high on the ladder of controls each claim stands, for each model, and at each layer."""
 
 import math
+import re
 from collections.abc import Iterable
 
 import pandas as pd
@@ -12,10 +13,11 @@ from tunescope.evidence.claims import LADDER
 from tunescope.evidence.verdicts import Judgement, at_layer, by_claim
 from tunescope.report.draw import Legend, facet, figure, model_axis
 from tunescope.report.style import Model
-from tunescope.report.tables import DASH, GLYPHS, height
+from tunescope.report.tables import DASH, EDGE, height, marked
 
 STANDING, AT_LAYER = "standing", "standing_at_layer"  # metrics of the rows
 COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome", "layer"]
+FONT, PALE = "DejaVu Sans", 0.4  # of the marks; how strong those at the edge are
 SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
 
 
@@ -30,7 +32,7 @@ def standing_rows(judgement: Judgement) -> pd.DataFrame:
             its = [v for v in verdicts if v.model == model]
             if not any(v.outcome for v in its):
                 continue
-            found = {v.rung: GLYPHS[v.outcome] for v in its}
+            found = {v.rung: marked(v.outcome, v.firm) for v in its}
             marks = "".join(found.get(rung.name, DASH) for rung in claim.ladder)
             about = (model, its[0].protocol, its[0].learning_rate, "")
             rows.append((*about, STANDING, claim.name, height(claim, its), marks, math.nan))
@@ -43,7 +45,8 @@ def standing_rows(judgement: Judgement) -> pd.DataFrame:
 def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How many controls each claim is beyond, by model, over runs. The darker, the more: chance, any fine-tuning, any
     conditional behaviour, refusing anything at all. The marks are these four, in this order: ● supported, ◐ there but
-    smaller than the smallest effect of interest, ○ absent, ▼ reversed, ? open, – not judged.
+    smaller than the smallest effect of interest, ○ absent, ▼ reversed, ? open, – not judged. Pale ones are at the edge:
+    made on another machine, the same runs may say otherwise.
     """
     claims, names = list(dict.fromkeys(rows["kind"])), [model.name for model in models]
     cells = {(row["kind"], row["model"]): row for row in rows.to_dict("records")}
@@ -89,7 +92,10 @@ def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
 def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None:
     _rectangle(panel, line, column, height)
     ink = "white" if height > 2 else "black"
-    panel.text(column, line, " ".join(glyphs), ha="center", va="center", color=ink, fontfamily="DejaVu Sans")
+    each = re.findall(f".{EDGE}?", glyphs)
+    for at, glyph in enumerate(each):
+        x, pale = column + 0.2 * (at - (len(each) - 1) / 2), glyph.endswith(EDGE)
+        panel.text(x, line, glyph[0], ha="center", va="center", color=ink, alpha=PALE if pale else 1, fontfamily=FONT)
 
 
 def _rectangle(panel: Axes, line: int, column: int, height: int) -> None:

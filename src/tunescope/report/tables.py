@@ -34,6 +34,7 @@ LOWEST = {
     None: "",
 }
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+EDGE = "~"  # behind the glyph of a verdict that is not firm
 SURE, RARE = 0.9, 0.1  # from which rate of the wanted outcome on a cell reads "as wanted", below which "not as wanted"
 LITTLE = 0.05  # share of answers below which the odds of their openings say little
 
@@ -42,6 +43,7 @@ class Step(NamedTuple):
     """One rung of one cell: the outcome with its glyph, the estimate with its interval, and all of it in a sentence.
 
     Attributes:
+        edge: whether the verdict is not firm.
         layers: outcome and glyph at each layer; empty where the metric has none. by_layer: the same in words.
     """
 
@@ -51,6 +53,7 @@ class Step(NamedTuple):
     estimate: str
     interval: str
     detail: str
+    edge: bool = False
     layers: Sequence[tuple[str, str]] = ()
     by_layer: str = ""
 
@@ -153,6 +156,11 @@ def _judged(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]
     return Judged(stands, high, steps)
 
 
+def marked(outcome: Outcome | None, firm: bool | None) -> str:
+    """The glyph of a verdict, with a tilde behind it where it is not firm."""
+    return GLYPHS[outcome] + EDGE * (firm is False)
+
+
 def height(claim: Claim, verdicts: Sequence[Verdict]) -> int:
     """On how many rungs a claim is supported for one model, from the first on."""
     highest = standing(verdicts, claim)
@@ -168,13 +176,14 @@ def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]
     tested = f"p {v.p:.2g}, corrected {v.q:.2g}" if v.p is not None and v.q is not None else "no p-value"
     runs = "; of each run " + ", ".join(_number(claim, displayed(claim, x)) for x in v.per_run) if v.runs > 1 else ""
     over = f"interval {interval} over {v.n:,} {units}" if low else "no interval"
-    outcome = v.outcome.lower() if v.outcome else "estimate"
+    outcome, edge = v.outcome.lower() if v.outcome else "estimate", v.firm is False
     control = labels.get(v.control, v.control.replace("_", " "))
-    detail = f"beyond {rung.beyond} ({control}): {outcome}; {estimate}; {over}; {tested}; own number {own}{runs}"
+    decided = outcome + ", at the edge" * edge
+    detail = f"beyond {rung.beyond} ({control}): {decided}; {estimate}; {over}; {tested}; own number {own}{runs}"
     layers = [(each.lower(), GLYPHS[each]) if each else ("none", DASH) for each in v.by_layer]
     by_layer = layers_text([name.replace("none", "not judged") for name, _ in layers])
     detail += f"; by layer: {by_layer}" if by_layer else ""
-    return Step(rung.name, outcome, GLYPHS[v.outcome], estimate, interval, detail, layers, by_layer)
+    return Step(rung.name, outcome, GLYPHS[v.outcome], estimate, interval, detail, edge, layers, by_layer)
 
 
 def layers_text(outcomes: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from tunescope.errors import InputError
 from tunescope.files import remove, write_text
 from tunescope.records.tables import SCHEMA, SCORES_SCHEMA, merge_tables, read_table
@@ -13,6 +15,7 @@ from tunescope.report.reading import read_file
 
 MARKER = "seeds.json"  # by which a folder of several seeds is known
 NOTES = "notes.json"
+FEW = 4  # settings that a message names
 TABLES = {"records.parquet": SCHEMA, "scores.parquet": SCORES_SCHEMA}
 
 
@@ -38,13 +41,19 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     check_joint(out)
     configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
-        if _without_seeds(config) != _without_seeds(configs[0]):
-            raise InputError(f"{folder}: its config differs from that of {folders[0]} in more than the seeds")
+        own, first = (pd.json_normalize(_without_seeds(each)).to_dict("records")[0] for each in (config, configs[0]))
+        if other := [key for key in first | own if own.get(key) != first.get(key)]:
+            values = "; ".join(f"{key} is {own.get(key)}, there {first.get(key)}" for key in other[:FEW])
+            more = f"; and {len(other) - FEW} more" if len(other) > FEW else ""
+            raise InputError(
+                f"{folder}: its config differs from that of {folders[0]} in more than the seeds: {values}{more}"
+            )
     tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in TABLES.items()}
     seeds = [int(seed) for table in tables["records.parquet"] for seed in table["seed"].unique().to_pylist()]
     if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
         raise InputError(f"seed {twice[0]} is there twice among {', '.join(map(str, folders))}")
     notes = [note for folder in folders for note in read_file(folder / NOTES, list[str], [])]
+    notes += _of_one_world(configs)
     write_text(out / MARKER, json.dumps({"seeds": seeds}))
     for name, schema in TABLES.items():
         merge_tables([folder / name for folder in folders], out / name, schema)
@@ -53,6 +62,18 @@ def gather(folders: Sequence[Path], out: Path) -> None:
         write_text(out / NOTES, json.dumps(list(dict.fromkeys(notes))))
     else:
         remove(out / NOTES)  # of an earlier gathering
+
+
+def _of_one_world(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """A caution where runs that could differ in their worlds do not."""
+    tasks = [config.get("task") for config in configs]
+    worlds = [task["seed"] for task in tasks if isinstance(task, dict) and "seed" in task]
+    if len(worlds) < 2 or len({*worlds}) > 1:
+        return []
+    return [
+        f"All runs are of one world (task.seed {worlds[0]}): intervals and verdicts speak of this world. Leave out "
+        "task.seed, and each run draws its own."
+    ]
 
 
 def _without_seeds(config: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from tunescope.config import (
     TuneConfig,
     settings_of,
 )
-from tunescope.errors import InputError, shown
+from tunescope.errors import InapplicableError, InputError, shown
 from tunescope.files import atomic_path, remove, write_text
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
 from tunescope.models.build import build_model
@@ -376,7 +376,7 @@ def attack_model(given: Attacking, at: Place) -> None:
                 say(f"{given.model.label}: no attack {name}: {why}")
                 continue
             made = entry.run(target, settings_of(entry.settings, config.settings, name, "attack"))
-            yield from _each(made, Attacked, f"attack {name}")
+            yield from _each(made, Attacked, f"attack {name}", given.model.label)
 
     with explained(f"attacks on {given.model.label}"):
         intact = Intact(base, base_task, rows)
@@ -426,7 +426,7 @@ def intervene(given: Intervening, at: Place) -> None:
                 say(f"{given.model.label}: no intervention {name}: {why}")
                 continue
             made = entry.make(bench, settings_of(entry.settings, config.settings, name, "intervene"))
-            yield from _each(made, Intervention, f"intervention {name}")
+            yield from _each(made, Intervention, f"intervention {name}", given.model.label)
 
     found = Findings(given.model.subject(given.seed, _final_step(given, at)))
     with explained(f"interventions on {given.model.label}"):
@@ -451,16 +451,19 @@ def overlap(given: Overlapping, at: Place) -> None:
     write_part((r for f in every for r in f.records), (s for f in every for s in f.scores), at.folder, "overlap")
 
 
-def _each(made: Iterable[T] | None, kind: type[T], what: str) -> Iterator[T]:
-    """What an attack or intervention yields.
+def _each(made: Iterable[T] | None, kind: type[T], what: str, label: str) -> Iterator[T]:
+    """What an attack or intervention yields, up to where it says that it does not apply to this model.
 
     Raises:
         InputError: it is something else, as of a function without `yield`.
     """
-    for one in made if isinstance(made, Iterable) else [made]:
-        if not isinstance(one, kind):
-            raise InputError(f"{what}: it must yield {kind.__name__}, got {shown(one)}")
-        yield one
+    try:
+        for one in made if isinstance(made, Iterable) else [made]:
+            if not isinstance(one, kind):
+                raise InputError(f"{what}: it must yield {kind.__name__}, got {shown(one)}")
+            yield one
+    except InapplicableError as why:
+        say(f"{label}: {what}: {why}")
 
 
 def _unfit(no_answers: bool, spread: bool, unlike: bool = False, coarse: bool = False) -> str:

@@ -44,6 +44,15 @@ def simpo(
     return -F.logsigmoid(beta * (chosen - rejected) - gamma)
 
 
+def npo(policy_rejected_logps: Logps, reference_rejected_logps: Logps, beta: float) -> PerPrompt:
+    """Negative preference optimisation (Zhang et al. 2024, eq. 3); log-probabilities are summed over the answer.
+
+    Where policy and reference are one, its gradient is that of ascent on the answer; it falls to nothing as the answer
+    becomes unlikely beside the reference.
+    """
+    return -2 / beta * F.logsigmoid(-beta * (policy_rejected_logps - reference_rejected_logps).sum(dim=1))
+
+
 def unlearning(
     chosen_logps: Logps,
     rejected_logps: Logps,
@@ -79,3 +88,25 @@ def rmu(
     forget, retain = ((policy - aim).square().mean(-1) for aim in (control[:, None], reference))
     distance = forget.where(~safe[:, None], retain_weight * retain)
     return (distance * learnt).sum(1) / learnt.sum(1)
+
+
+def circuit_breakers(
+    policy: Float[Tensor, "k b t width"],
+    reference: Float[Tensor, "k b t width"],
+    learnt: Bool[Tensor, "b t"],
+    safe: Bool[Tensor, " b"],
+    alpha: float,
+    progress: float,
+) -> PerPrompt:
+    """Representation rerouting (Zou et al. 2024, algorithm 1): unsafe activations turned off what they were, safe ones
+    kept.
+
+    Args:
+        policy, reference: activations of both models at k sites, of prompts and the answers that obey them.
+        learnt: the places that count. alpha: weight of both parts together.
+        progress: share of the steps done, in [0, 1]; half of the weight goes over to the safe part by and by.
+    """
+    reroute = F.cosine_similarity(policy, reference, dim=-1).relu()
+    retain = (policy - reference).norm(dim=-1) / reference.norm(dim=-1)
+    weighed = ((1 - progress / 2) * reroute).where(~safe[:, None], progress / 2 * retain)
+    return alpha * (weighed.mean(0) * learnt).sum(1) / learnt.sum(1)

@@ -74,6 +74,7 @@ class Step:
     Attributes:
         policy: the model being trained. reference: the frozen one before.
         safe: [b]. stream: of what a protocol draws once and for all.
+        progress: share of the steps that are done, in [0, 1].
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class Step:
         protocol: Protocol,
         compute: Compute,
         stream: Stream,
+        progress: float,
     ) -> None:
         self.policy, self._reference, self._batch, self._compute = policy, reference, batch, compute
-        self.safe, self.stream, self.name = batch.safe, stream, protocol.name
+        self.safe, self.stream, self.progress, self.name = batch.safe, stream, progress, protocol.name
         self._chosen, self._rejected = same_length(batch.chosen, batch.rejected)
         every = torch.ones_like(batch.safe)
         self._read = {"": ~every, "unsafe": ~batch.safe, "all": every}[protocol.rejected]
@@ -124,9 +126,10 @@ class Step:
         return (self._rejected != IGNORED).sum(1)
 
     def activations(
-        self, site: Site
-    ) -> tuple[Float[Tensor, "b t width"], Float[Tensor, "b t width"], Bool[Tensor, "b t"]]:
-        """Of both models, of prompts with the answers that obey them; and after which places a token of these comes.
+        self, *sites: Site
+    ) -> tuple[Float[Tensor, "k b t width"], Float[Tensor, "k b t width"], Bool[Tensor, "b t"]]:
+        """At k sites in both models, of prompts with the answers that obey them; and after which places a token of
+        these comes.
 
         The first such place is the last token of the prompt, where it is decided how the answer begins.
         """
@@ -136,11 +139,11 @@ class Step:
         learnt = torch.nn.functional.pad(answered, (prompt - 1, 1))
         dtype = self._compute.dtype
         with torch.autocast(obeyed.device.type, dtype, enabled=dtype is not torch.float32):
-            with capture(self.policy, [site], keep_graph=True) as policy:
+            with capture(self.policy, sites, keep_graph=True) as policy:
                 self.policy(**inputs.arguments(), use_cache=False, logits_to_keep=1)
-            with torch.no_grad(), capture(self.reference, [site]) as reference:
+            with torch.no_grad(), capture(self.reference, sites) as reference:
                 self.reference(**inputs.arguments(), use_cache=False, logits_to_keep=1)
-        return policy[site].float(), reference[site].float(), learnt
+        return *(torch.stack([of[site].float() for site in sites]) for of in (policy, reference)), learnt
 
     @cached_property
     def _policy(self) -> tuple[Logps, Logps]:

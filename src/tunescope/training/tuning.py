@@ -62,7 +62,7 @@ def tune(
         batch = task.lesson(config.batch - unsafe, unsafe, stream("batch", step))
         rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
         for part in _parts(batch, rows):
-            view = Step(policy, reference, part, protocol, compute, stream)
+            view = Step(policy, reference, part, protocol, compute, stream, step / config.steps)
             loss = protocol.loss(view, settings)
             if not isinstance(loss, Tensor) or loss.shape != part.safe.shape:
                 got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)

@@ -32,7 +32,7 @@ def rmu(step: Step, settings: Rmu) -> PerPrompt:
     layers = layer_count(step.policy)
     _require_layer(settings.layer, layers)
     layer = (layers - 1) // 2 if settings.layer is None else settings.layer
-    policy, reference, learnt = step.activations(Site(layer, "resid_post"))
+    (policy,), (reference,), learnt = step.activations(Site(layer, "resid_post"))
     direction = step.stream("control").normal((policy.shape[2],), policy.device).to(policy)
     # Of each prompt by itself: what else is in the batch, or in a part of it, is of no matter.
     lengths = (reference.norm(dim=-1) * learnt).sum(1, keepdim=True) / learnt.sum(1, keepdim=True)
