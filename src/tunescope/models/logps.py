@@ -134,8 +134,8 @@ def mean_kl(
     found = []
     for start in range(0, len(answer), rows):
         part = slice(start, start + rows)
-        p, q = (answer_logits(of, prompts[part], answer[part]).float().log_softmax(-1) for of, prompts in (base, model))
-        each = (p.exp() * (p - q[..., : p.shape[-1]])).sum(-1).double()
+        p, q = (next_logps(of, prompts[part], rows, answer[part]) for of, prompts in (base, model))
+        each = divergence(p, q[..., : p.shape[-1]]).double()
         said = answer[part] != IGNORED
         found.append((each * said).sum(1) / said.sum(1))
     return torch.cat(found)
