@@ -57,7 +57,8 @@ def found(bench: Callable[..., Bench], changes, prompts: Callable[..., Batch]) -
     """The base says SAID, the tuned model NULL: halfway, at alpha .5, it turns."""
     tuned = says(NULL)
     batches = {kind: prompts(kind) for kind in ("safe", "unsafe", "jb_misgen")}
-    of = bench(says(SAID), tuned, {"dpo": deepcopy(tuned)}, batches)
+    fit = batches | {"safe": replace(batches["safe"], answer=batches["safe"].refusal)}  # the tuned model's answers
+    of = bench(says(SAID), tuned, {"dpo": deepcopy(tuned)}, fit)
     found = Findings(SUBJECT)
     for name in NAMES:
         measure_interventions(found, of, iter(changes(of, name, **SETTINGS.get(name, {})).values()), batches)
@@ -104,9 +105,10 @@ def test_every_change_has_both_rates_and_all_five_scores_of_every_kind(found: Fi
     assert done == {(r.intervention, r.dial, r.scope) for r in found.records}
     kinds = ("safe", "unsafe", "jb_misgen")
     assert set(of) == {(*key, metric, kind) for key in done for metric in metrics for kind in kinds}
-    assert len(found.records) == len(done) * 2 * 3
-    assert {r.metric for r in found.records} == {"compliance", "refusal"}
-    assert all(r.low is not None and r.high is not None and r.low <= r.value <= r.high for r in found.records)
+    assert len(found.records) == len(done) * (2 * 3 + 2)
+    assert {r.metric for r in found.records} == {"compliance", "refusal", "kl_cost", "kl_cost_sd"}
+    estimates = [r for r in found.records if r.metric != "kl_cost_sd"]
+    assert all(r.low is not None and r.high is not None and r.low <= r.value <= r.high for r in estimates)
     strengths = {(entry.kind, entry.strength) for entry in (*found.records, *found.scores)}
     assert strengths == {("safe", None), ("unsafe", None), ("jb_misgen", 1.0)}
 
@@ -265,8 +267,15 @@ def test_spaces_are_of_every_input_and_a_kind_that_does_not_vary_has_none(bench,
     assert spaces["unsafe"][input_site(tuned, 0, "W_in")].shape == (WIDTH, 1)  # one token of three
 
 
-def test_the_last_layer_s_output_is_not_looked_for_a_direction(found: Findings, build) -> None:
-    assert [list(inner_layers(build("gpt2", "layers", layers=n))) for n in (1, 2, 4)] == [[0], [0], [0, 1, 2]]
+@pytest.mark.parametrize(
+    ("layers", "most", "tried"),
+    [(1, 8, [0]), (2, 8, [0]), (4, 8, [0, 1, 2]), (10, 8, [0, 1, 2, 3, 4, 5, 6, 7]), (30, 8, [*range(2, 24, 3)])],
+)
+def test_few_layers_are_tried_and_none_of_the_last_fifth(layers: int, most: int, tried: list[int], build) -> None:
+    assert inner_layers(build("gpt2", "layers", layers=layers), most) == tried
+
+
+def test_a_direction_is_of_a_layer_and_nothing_else_is(found: Findings) -> None:
     assert {(r.layer, r.scope) for r in found.records if "direction" in r.intervention} == {(0, "resid_post")}
     assert {r.layer for r in found.records if "direction" not in r.intervention} == {None}
 
@@ -304,6 +313,24 @@ def test_the_direction_is_of_the_layer_where_it_does_most(bench, prompts, change
     assert made["direction_added"].layer in (0, 1)
     with made["random_direction_ablated"].makes[0]():
         assert of.refused(fit["unsafe"]).any()
+
+
+def test_kl_cost_is_what_a_change_does_to_what_comes_next(bench, prompts, changes) -> None:
+    """At alpha 0 the model is the base, at alpha 1 itself; of two draws it is the mean."""
+    base, tuned = says(SAID), says(NULL)
+    of, batches = bench(base, tuned), {kind: prompts(kind) for kind in ("safe", "unsafe")}
+    gone, there = (changes(of, "scaled", alphas=(alpha,))["scaled", alpha, "all"].makes[0] for alpha in (0.0, 1.0))
+    with torch.no_grad():
+        p, q = (each(batches["safe"].prompts.sequence).logits[:, -1].softmax(-1).double() for each in (tuned, base))
+    want = (p * (p / q).log()).sum(1).mean().item()
+    assert want > 1
+    found = Findings(SUBJECT)
+    made = [Intervention(f"{len(all_)}", None, "all", all_) for all_ in ((gone,), (gone, there), (there,) * 3)]
+    elsewhere = Intervention("other prompts", None, "all", (gone,), prompts={"safe": prompts("safe")})
+    measure_interventions(found, of, iter([*made, elsewhere]), batches)
+    costs = {r.intervention: r for r in found.records if r.metric == "kl_cost"}
+    assert {name: pytest.approx(r.value, rel=1e-4) for name, r in costs.items()} == {"1": want, "2": want / 2, "3": 0}
+    assert {(r.kind, r.n) for r in costs.values()} == {("safe", 4)}
 
 
 def test_every_number_is_finite(found: Findings) -> None:

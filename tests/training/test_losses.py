@@ -165,10 +165,11 @@ def test_circuit_breakers_by_hand() -> None:
     about = policy, reference, learnt
     unsafe, safe = torch.tensor([False, False]), torch.tensor([True, True])
     rerouted, kept = torch.tensor([(0.5 + 0.7) / 2, (1 + 0.6) / 2]), torch.tensor([(1.5 + 0.7) / 2, (1 + 0.8) / 2])
-    torch.testing.assert_close(circuit_breakers(*about, unsafe, alpha=2.0, progress=0.0), 2 * rerouted)
-    torch.testing.assert_close(circuit_breakers(*about, unsafe, alpha=2.0, progress=1.0), rerouted)
-    torch.testing.assert_close(circuit_breakers(*about, safe, alpha=2.0, progress=0.5), 0.5 * kept)
-    assert not circuit_breakers(*about, safe, alpha=2.0, progress=0.0).any()
+    for progress, weight in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
+        got = circuit_breakers(*about, unsafe, retain_weight=3.0, progress=progress)
+        torch.testing.assert_close(got, weight * rerouted)
+        got = circuit_breakers(*about, safe, retain_weight=3.0, progress=progress)
+        torch.testing.assert_close(got, 3 * (1 - weight) * kept)
 
 
 def test_circuit_breakers_have_a_gradient_where_both_models_are_one() -> None:

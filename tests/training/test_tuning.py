@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "simpo": {"beta": 1.5, "gamma": 0.3, "chosen_weight": 0.7},
     "rmu": {"size": 2.0, "retain_weight": 3.0},
     "npo": {"beta": 0.3, "chosen_weight": 0.7},
-    "circuit_breakers": {"depths": (0.3, 1.0), "alpha": 3.0},
+    "circuit_breakers": {"depths": (0.3, 1.0), "retain_weight": 3.0},
 }
 AT = 7  # the step of which losses are worked out by hand, of so many
 NAMES = tuple(UNSAFE)
@@ -133,8 +133,8 @@ def by_hand(name: str, policy: PreTrainedModel, reference: PreTrainedModel, batc
         now, before = stream_after(policy, batch), stream_after(reference, batch).detach()
         along = (now * before).sum(2) / now.norm(dim=2) / before.norm(dim=2)
         moved, late = (now - before).norm(dim=2) / before.norm(dim=2), AT / TuneConfig().steps / 2
-        part = torch.where(batch.safe, late * moved.mean(1), (1 - late) * along.clamp(min=0).mean(1))
-        return of["alpha"] * part.mean()
+        kept = of["retain_weight"] * late * moved.mean(1)
+        return torch.where(batch.safe, kept, (1 - late) * along.clamp(min=0).mean(1)).mean()
     chosen = answer_logps(policy, batch, batch.chosen)
     loss = -chosen.mean(1)
     if name == "seen":

@@ -32,7 +32,7 @@ from tunescope.records.names import (
 )
 
 LEVEL = 0.05  # false discovery rate over all that is judged
-EDGE = 1.0  # standard errors by which the end of an interval may move from machine to machine
+EDGE = 2.0  # standard errors by which the end of an interval may move from machine to machine
 
 
 class Outcome(StrEnum):

@@ -95,7 +95,7 @@ def circuit_breakers(
     reference: Float[Tensor, "k b t width"],
     learnt: Bool[Tensor, "b t"],
     safe: Bool[Tensor, " b"],
-    alpha: float,
+    retain_weight: float,
     progress: float,
 ) -> PerPrompt:
     """Representation rerouting (Zou et al. 2024, algorithm 1): unsafe activations turned off what they were, safe ones
@@ -103,10 +103,10 @@ def circuit_breakers(
 
     Args:
         policy, reference: activations of both models at k sites, of prompts and the answers that obey them.
-        learnt: the places that count. alpha: weight of both parts together.
-        progress: share of the steps done, in [0, 1]; half of the weight goes over to the safe part by and by.
+        learnt: the places that count. retain_weight: of safe prompts, whose distance is in lengths of the activation.
+        progress: share of the steps done, in [0, 1]; half of the weight goes over to safe prompts by and by.
     """
     reroute = F.cosine_similarity(policy, reference, dim=-1).relu()
     retain = (policy - reference).norm(dim=-1) / reference.norm(dim=-1)
-    weighed = ((1 - progress / 2) * reroute).where(~safe[:, None], progress / 2 * retain)
-    return alpha * (weighed.mean(0) * learnt).sum(1) / learnt.sum(1)
+    weighed = ((1 - progress / 2) * reroute).where(~safe[:, None], retain_weight * progress / 2 * retain)
+    return (weighed.mean(0) * learnt).sum(1) / learnt.sum(1)

@@ -143,7 +143,8 @@ class Step:
                 self.policy(**inputs.arguments(), use_cache=False, logits_to_keep=1)
             with torch.no_grad(), capture(self.reference, sites) as reference:
                 self.reference(**inputs.arguments(), use_cache=False, logits_to_keep=1)
-        return *(torch.stack([of[site].float() for site in sites]) for of in (policy, reference)), learnt
+        ours, theirs = (torch.stack([of[site].float() for site in sites]) for of in (policy, reference))
+        return ours, theirs, learnt
 
     @cached_property
     def _policy(self) -> tuple[Logps, Logps]:

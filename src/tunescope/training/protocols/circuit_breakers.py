@@ -16,14 +16,14 @@ class CircuitBreakers(Config):
     depths: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Once] = Field(
         (1 / 3, 2 / 3), min_length=1, description="after which shares of all layers activations are rerouted and kept"
     )
-    alpha: Rate = Field(10.0, description="weight of both parts of the loss together")
+    retain_weight: Rate = Field(10.0, description="weight of keeping safe activations as they were")
 
 
 @protocol("circuit_breakers", unsafe_share=0.5, reference=True, settings=CircuitBreakers)
 def circuit_breakers(step: Step, settings: CircuitBreakers) -> PerPrompt:
     layers = reached(layer_count(step.policy), settings.depths)
     activations = step.activations(*(Site(layer, "resid_post") for layer in layers))
-    return losses.circuit_breakers(*activations, step.safe, settings.alpha, step.progress)
+    return losses.circuit_breakers(*activations, step.safe, settings.retain_weight, step.progress)
 
 
 def reached(layers: int, depths: Sequence[float]) -> list[int]:
