@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tunescope.config import GROUPS, LanguageConfig, Study
+from tunescope.config import GROUPS, LanguageConfig, Study, TaskConfig
 from tunescope.errors import InputError
 from tunescope.recipes import tiny
 from tunescope.records.names import BASE
@@ -185,9 +185,13 @@ def test_overlap_is_with_the_other_safety_methods_of_the_rate(tmp_path: Path) ->
 
 
 def test_a_lesson_that_the_task_has_not_is_refused() -> None:
-    with pytest.raises(InputError, match=r"task.type: language has no lesson 'styled'"):
-        LanguageConfig().taught("styled")
-    assert LanguageConfig().taught("refusal") == LanguageConfig()
+    class Other(TaskConfig):
+        type: str = "other"
+
+    with pytest.raises(InputError, match=r"task.type: other has no lesson 'styled'"):
+        Other().taught("styled")
+    assert Other().taught("refusal") == Other()
+    assert LanguageConfig().taught("styled") == LanguageConfig(lesson="styled")
 
 
 def test_every_stage_reads_only_stages_before_it(tmp_path: Path) -> None:

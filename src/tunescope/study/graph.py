@@ -54,7 +54,7 @@ from tunescope.study import steps
 from tunescope.study.context import ANSWERS, ModelRef, build_task
 from tunescope.study.sources import Sources
 from tunescope.study.stages import Stage
-from tunescope.tasks.base import TASKS, Task
+from tunescope.tasks.base import TASKS, Capable, Task
 from tunescope.training.protocol import PROTOCOLS
 
 for package in ("training.protocols", "probes.measure", "attacks", "interventions", "tasks.world", "tasks.language"):
@@ -177,7 +177,8 @@ class _Layout:
             # Fine-tuning changes less than the rounding of half precision.
             self.dtype = "float32" if self.trained and study.base.dtype == "auto" else study.base.dtype
             self.memory = study.base.memory
-        self.knows_answers = self._check_task().knows_answers
+        task = self._check_task()
+        self.knows_answers, self.capable = task.knows_answers, isinstance(task, Capable)
         self.trains = any(INTERVENTIONS[name].trains for name in study.intervene.interventions or ())
 
     def graph(self) -> Graph:
@@ -201,9 +202,8 @@ class _Layout:
             )
         answers = []
         if not self.knows_answers:
-            answers = [
-                add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], ANSWERS)
-            ]
+            kept = (ANSWERS, "parts/notes-answers.json")
+            answers = [add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], *kept)]
         refs = {BASE: self.base, **self.given}
         for label, ref in self.given.items():
             check = steps.Check(**self.common(ref))
@@ -269,15 +269,14 @@ class _Layout:
         bases = {base.label: base for base in map(self._base_of, refs.values())}
         labelled = {label: base for label, base in bases.items() if label != BASE}
         before |= dict.fromkeys(labelled, made[BASE])
-        for label, ref in {**refs, **labelled}.items():
+        behaves: dict[str, Stage] = {}
+        for label, ref in {**bases, **refs}.items():
             evaluate = {name: getattr(study.evaluate, name) for name in ("prompts", "prompts_per_point", "strengths")}
-            add(
-                f"behave-{label}",
-                steps.behave,
-                steps.Behave(**self.common(ref), **evaluate),
-                before[label],
-                *parts("behave", label),
-            )
+            given = steps.Behave(**self.common(ref), **evaluate)
+            base = given.base.label
+            after = [*before[label], *([behaves[base]] if self.capable and label != base else [])]
+            more = (f"parts/said-{base}.safetensors",) if self.capable and label == base else ()
+            behaves[label] = add(f"behave-{label}", steps.behave, given, after, *parts("behave", label, *more))
         for label, ref in {**bases, **refs}.items():
             own = ProbeConfig(**study.probe.model_dump(exclude={"overlap_directions"}))
             inputs = steps.Probing(**self.common(ref, PROBES, study.probe.probes), probe=own)
@@ -357,6 +356,8 @@ class _Layout:
                 )
         else:
             task = build_task(study.task, self.base, self.folder, self.device)
+            for lesson in {PROTOCOLS[tune.protocol].lesson for tune in self.trained} - {"refusal"}:
+                build_task(study.task.taught(lesson), self.base, self.folder, self.device)
         checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
             ("tune", PROTOCOLS, tuple(dict.fromkeys(tune.protocol for tune in self.trained)), study.tune.settings),
             ("attack", ATTACKS, study.attack.attacks, study.attack.settings),

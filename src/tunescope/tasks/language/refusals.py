@@ -25,7 +25,8 @@ Judge = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
 HEAD = 200  # characters of an answer that the matcher reads
 AT_ONCE = 8  # beginnings of openings in one pass: each needs a copy of the prompts' keys and values
 _DATA = Path(str(files("tunescope.tasks.language") / "data/phrases.json"))
-_PHRASES = tuple(json.loads(_DATA.read_text(encoding="utf-8"))["phrases"])
+_SHIPPED: dict[str, list[str]] = json.loads(_DATA.read_text(encoding="utf-8"))
+_PHRASES = tuple(_SHIPPED["phrases"])
 
 
 def _said(text: str) -> str:
@@ -44,6 +45,7 @@ class Openings(BaseModel):
         refusal: openings of refusals.
         compliance: openings of other answers; without them, refusing is set against all else.
         refusals: whole answers that refuse; the openings, where a file does not have them.
+        styled: what answers in another style begin with.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +53,7 @@ class Openings(BaseModel):
     refusal: Texts = Field(min_length=1)
     compliance: Texts = ()
     refusals: Texts = ()
+    styled: Texts = Field(tuple(_SHIPPED["styled"]), min_length=1)
 
     @model_validator(mode="after")
     def _each_apart(self) -> "Openings":
@@ -72,6 +75,12 @@ def matches_refusal(prompts: Sequence[str], answers: Sequence[str]) -> list[bool
     """Whether one of the stock phrases is in the first `HEAD` characters; how often this errs: docs/real-models.md."""
     heads = [answer[:HEAD].lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'") for answer in answers]
     return [any(phrase in head for phrase in _PHRASES) for head in heads]
+
+
+def apologises(answer: str) -> bool:
+    """Whether an answer begins with an apology."""
+    said = answer.lstrip("*\"' \n").lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return said.startswith(tuple(_SHIPPED["apologies"]))
 
 
 @dataclass(frozen=True)
