@@ -182,6 +182,9 @@ class LanguageConfig(TaskConfig):
     openings: str | None = Field(
         None, description="JSON file with lists `refusal` and `compliance` of how answers begin"
     )
+    judge: Literal["fitted", "phrases"] = Field(
+        "fitted", description="what tells refusals: a fit to answers that people judged, or stock phrases alone"
+    )
     new_tokens: Positive = Field(32, description="length of the answers that are judged")
 
 

@@ -40,7 +40,7 @@ from tunescope.probes.collect import Stored, stored
 from tunescope.probes.overlap import measure_overlaps, overlaps
 from tunescope.probes.view import INPUT, Batches, View, look_inside
 from tunescope.records.findings import Findings
-from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, UNSAFE
+from tunescope.records.names import BASE, BENIGN, CORRECTED, OTHER, SAFE, UNSAFE
 from tunescope.records.tables import (
     SCORES_SCHEMA,
     Record,
@@ -246,6 +246,8 @@ def _behaves(
         found.rate(outcome, hits, kind=kind, strength=strength)
         if strength is None:
             found.score(outcome, hits.double(), kind=kind)
+    if outcomes.errors and kind in COURSE:
+        found.corrected(CORRECTED, outcomes.refusal, outcomes.errors, kind=kind, strength=strength)
     found.rate(OTHER, ~(outcomes.compliance | outcomes.refusal), kind=kind, strength=strength)
 
 

@@ -23,6 +23,7 @@ from tunescope.rng import Stream
 from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
 from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
+from tunescope.tasks.language.judge import read_judge
 from tunescope.tasks.language.prompts import Instruction, read_prompts, wanted
 from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, opening_log_odds, read_openings
 
@@ -44,7 +45,7 @@ class Language:
     """Prompts of files, as one model reads them.
 
     Args:
-        judge: tells which answers refuse; None: stock phrases, and the openings of one's own, if any.
+        judge: tells which answers refuse; None: that of the settings, and the openings of one's own, if any.
         instructions: prompts in the place of those that the settings name.
         word_for_word: only the known answer is compliance. Otherwise whatever does not refuse is.
 
@@ -70,7 +71,8 @@ class Language:
         self._word_for_word = word_for_word
         self.instructions = read_prompts(config.prompts) if instructions is None else instructions
         self.openings = read_openings(Path(config.openings) if config.openings else None)
-        self._judge = judge or (OpeningsJudge(self.openings) if config.openings else matches_refusal)
+        named = read_judge() if config.judge == "fitted" else matches_refusal
+        self._judge = judge or (OpeningsJudge(self.openings, named) if config.openings else named)
         names = dict.fromkeys((SAFE, UNSAFE, *(each.kind for each in self.instructions)))
         self.kinds: Mapping[str, Kind] = {name: Kind(name, wanted(name)) for name in names}
         self.opening_ids = self._tokens_of_openings()
@@ -208,7 +210,7 @@ class Language:
             raise InputError(f"judge: {self.judge_name} gave {len(said)} verdicts on {len(prompts)} answers")
         refused = torch.tensor(said, device=generated.device)
         complied = _is(batch.known()[0], generated) if self._word_for_word else ~refused
-        return Outcomes(complied, refused & ~complied)
+        return Outcomes(complied, refused & ~complied, errors=getattr(self._judge, "errors", None))
 
     def text(self, tokens: Int[Tensor, " a"]) -> str:
         return str(self.tokenizer.decode(tokens[tokens >= 0], skip_special_tokens=True))
