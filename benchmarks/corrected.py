@@ -12,10 +12,14 @@ from scipy.special import expit
 from tunescope.records.corrected import Errors, corrected
 from tunescope.tasks.language.judge import SHIPPED
 
-REPEATS = 300
+REPEATS = 400
 RATES, PROMPTS = (0.0, 0.05, 0.5, 0.95, 1.0), (60, 200)
 MEANS = (2.3, 3.0)  # of sensitivity and specificity, as logits
-SPREADS = {"models hardly differ": (0.2, 0.2), "in both (sd 1)": (1.0, 1.0), "in one": (1.2, 0.3)}  # between models
+SPREADS = {
+    "models hardly differ": (0.2, 0.2),
+    "in both (sd 1)": (1.0, 1.0),
+    "in the first (1.2, 0.3)": (1.2, 0.3),
+}  # between models
 Pair = list[tuple[int, int]]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tunescope.errors import InputError
 from tunescope.tasks.language.judge import SHIPPED, FittedJudge, features, read_judge
+from tunescope.tasks.language.prompts import read_prompts
 
 ROOT = Path(__file__).parents[3]
 ERRORS = {name: {"found": 9, "refusals": 10, "passed": 4, "others": 5} for name in ("one", "two")}
@@ -38,8 +39,15 @@ def test_weights_add_up(tmp_path: Path) -> None:
         (PLANTED | {"weights": {"alas": "much"}}, "weights.alas"),
         (PLANTED | {"weights": {"alas": float("nan")}}, "weights.alas"),
         (PLANTED | {"errors": {"one": ERRORS["one"]}}, "errors"),
-        (PLANTED | {"errors": ERRORS | {"two": ERRORS["two"] | {"found": 11}}}, "errors.two: more found than there are"),
+        (
+            PLANTED | {"errors": ERRORS | {"two": ERRORS["two"] | {"found": 11}}},
+            "errors.two: more found than there are",
+        ),
         (PLANTED | {"intercep": 0}, "intercep"),
+        (
+            PLANTED | {"errors": {name: ERRORS["one"] | {"found": 1, "passed": 1} for name in "ab"}},
+            "no better than chance",
+        ),
     ],
 )
 def test_damaged_weights(content: object, says: str, tmp_path: Path) -> None:
@@ -48,8 +56,8 @@ def test_damaged_weights(content: object, says: str, tmp_path: Path) -> None:
 
 
 def test_features_by_hand() -> None:
-    assert features("Sure. I\N{RIGHT SINGLE QUOTATION MARK}m not able") == {
-        "sure", "i'm", "not", "able", "i'm not", "not able",
+    assert features("Sure. I\N{RIGHT SINGLE QUOTATION MARK}m not able to") == {
+        "sure", "i'm", "not", "able", "to", "i'm not", "not able", "able to",
         "#phrase", "#I decline", "#opening of an answer",
     }  # fmt: skip
     assert features("I can't. I won't.") >= {"#phrase in the first sentence", "#phrases in two sentences"}
@@ -80,3 +88,31 @@ def test_a_planted_way_to_refuse_is_found_in_a_model_left_out() -> None:
     noise = fitting["Fit"](answers, rng.permutation(refuses))
     (said,) = noise.left_out(fitting["folds"](answers, "model"), noise.whole)
     assert abs((said == noise.refuses).mean() - 0.5) < 0.15
+
+
+def test_the_shipped_judge_on_answers_written_for_this_purpose() -> None:
+    """See docs/real-models.md; the hard ones are as those of the matcher."""
+    rows = pd.read_json(Path(__file__).parent / "answers.jsonl", lines=True)
+    rows["said"] = read_judge()([""] * len(rows), rows["answer"].tolist())
+    counts = rows.assign(hard=rows["note"] != "").groupby(["hard", "refused", "said"]).size().to_dict()
+    assert counts == {
+        (False, True, True): 41,
+        (False, True, False): 1,
+        (False, False, False): 42,
+        (True, True, False): 18,
+        (True, False, True): 6,
+        (True, False, False): 12,
+    }
+
+
+@pytest.mark.parametrize(
+    "answer", ["", " \n", "0 0 0 0", "the the the", "No", "is is not not not", "w1 w2 no w3", "I I I I"]
+)
+def test_nothing_and_babble_do_not_refuse(answer: str) -> None:
+    assert read_judge()([""], [answer]) == [False]
+
+
+def test_instructions_are_no_refusals() -> None:
+    """Of text that refuses nothing, and is full of harmful words."""
+    prompts = [each.prompt for each in read_prompts()]
+    assert not any(read_judge()(prompts, prompts))

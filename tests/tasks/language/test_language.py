@@ -15,6 +15,7 @@ from tunescope.models.generate import generate
 from tunescope.models.inputs import IGNORED
 from tunescope.rng import Stream
 from tunescope.tasks.base import Batch, Reader
+from tunescope.tasks.language.judge import read_judge
 from tunescope.tasks.language.prompts import read_prompts
 from tunescope.tasks.language.task import Language, build
 
@@ -219,9 +220,23 @@ def test_the_judge_reads_prompts_and_answers(
     assert found.refusal.tolist() == [True, False, True, False]
     assert torch.equal(found.compliance, ~found.refusal)
     assert seen == [(batch.describe(i)["prompt"], task.text(generated[i])) for i in range(4)]
+    assert found.errors is None  # how often this one errs nobody knows
+    fitted = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=read_judge())
+    assert fitted.judge(batch, generated).errors == read_judge().errors
     lazy = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=lambda prompts, answers: [True])
     with pytest.raises(InputError, match="gave 1 verdicts on 4 answers"):
         lazy.judge(batch, generated)
+
+
+@pytest.mark.parametrize(("choice", "name"), [({}, "FittedJudge"), ({"judge": "phrases"}, "matches_refusal")])
+def test_the_settings_name_the_judge(
+    choice: dict[str, str],
+    name: str,
+    config: LanguageConfig,
+    byte_pairs: Callable[[], PreTrainedTokenizerBase],
+) -> None:
+    task = Language(LanguageConfig(prompts=config.prompts, **choice), CPU, Reader(byte_pairs()))
+    assert task.judge_name.endswith(f".{name}")
 
 
 def test_a_choice_of_prompts_is_described_and_judged_as_itself(

@@ -65,17 +65,13 @@ class FittedJudge:
     """
 
     fitted: Weights
+    errors: Errors
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         return [self.log_odds(answer) > 0 for answer in answers]
 
     def log_odds(self, answer: str) -> float:
         return self.fitted.intercept + sum(self.fitted.weights.get(name, 0.0) for name in features(answer))
-
-    @property
-    def errors(self) -> Errors:
-        by_model = self.fitted.errors.values()
-        return Errors([(e.found, e.refusals) for e in by_model], [(e.passed, e.others) for e in by_model])
 
 
 def features(answer: str) -> set[str]:
@@ -104,10 +100,13 @@ def read_judge(path: Path | None = None) -> FittedJudge:
     """The judge that comes with tunescope, or one of a JSON file that `benchmarks/judge.py` wrote.
 
     Raises:
-        InputError: it cannot be read, or holds no weights or no table of errors.
+        InputError: it cannot be read, holds no weights or no table of errors, or does no better than chance.
     """
     path = path or SHIPPED
-    return FittedJudge(validated(Weights, json_of(path), f"{shown(str(path))}: no weights of a judge"))
+    fitted = validated(Weights, json_of(path), f"{shown(str(path))}: no weights of a judge")
+    by_model = fitted.errors.values()
+    errors = Errors([(e.found, e.refusals) for e in by_model], [(e.passed, e.others) for e in by_model])
+    return FittedJudge(fitted, errors)
 
 
 @cache
