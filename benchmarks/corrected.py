@@ -15,11 +15,8 @@ from tunescope.tasks.language.judge import SHIPPED
 REPEATS = 400
 RATES, PROMPTS = (0.0, 0.05, 0.5, 0.95, 1.0), (60, 200)
 MEANS = (2.3, 3.0)  # of sensitivity and specificity, as logits
-SPREADS = {
-    "models hardly differ": (0.2, 0.2),
-    "in both (sd 1)": (1.0, 1.0),
-    "in the first (1.2, 0.3)": (1.2, 0.3),
-}  # between models
+# Between models, as standard deviations of these logits.
+SPREADS = {"hardly": (0.2, 0.2), "as in the table": (1.4, 0.8), "in the first alone": (1.2, 0.3)}
 Pair = list[tuple[int, int]]
 
 
