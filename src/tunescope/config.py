@@ -188,6 +188,9 @@ class LanguageConfig(TaskConfig):
     openings: str | None = Field(
         None, description="JSON file with lists `refusal` and `compliance` of how answers begin"
     )
+    judge: Literal["fitted", "phrases"] = Field(
+        "fitted", description="what tells refusals: a fit to answers that people judged, or stock phrases alone"
+    )
     lesson: Lesson = _LESSON
     text: str | None = Field(
         "shipped:prose", description="file of ordinary text, a passage a line, whose perplexity is measured; null: none"

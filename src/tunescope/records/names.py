@@ -10,6 +10,7 @@ LORA = "-lora"  # ends the name of a model of which adapters alone were trained
 GIVEN = "given"  # the protocol of a fine-tune that someone else made
 SAFE, UNSAFE = "safe", "unsafe"  # the kinds of plain prompts, which every task has
 COMPLIANCE, REFUSAL, OTHER = OUTCOMES = ("compliance", "refusal", "other")
+CORRECTED = "refusal_corrected"  # the rate of refusal, corrected for the errors of the judge
 SUCCESS, FAILURE = "success", "failure"  # attacked prompts that were answered, and those that were not
 EVERYWHERE = "all"  # the scope of an intervention on every parameter
 EXTRAPOLATED = "extrapolated"  # the intervention with more of dW, as much as safe prompts bear

@@ -45,7 +45,7 @@ from tunescope.probes.overlap import measure_overlaps, overlaps
 from tunescope.probes.view import INPUT, Batches, View, look_inside
 from tunescope.records import intervals
 from tunescope.records.findings import Findings
-from tunescope.records.names import BASE, BENIGN, KL, OTHER, PERPLEXITY, SAFE, UNSAFE
+from tunescope.records.names import BASE, BENIGN, CORRECTED, KL, OTHER, PERPLEXITY, SAFE, UNSAFE
 from tunescope.records.tables import (
     SCORES_SCHEMA,
     Record,
@@ -321,6 +321,8 @@ def _behaves(
         found.rate(outcome, hits, kind=kind, strength=strength)
         if strength is None:
             found.score(outcome, hits.double(), kind=kind)
+    if outcomes.errors and kind in COURSE:
+        found.corrected(CORRECTED, outcomes.refusal, outcomes.errors, kind=kind, strength=strength)
     found.rate(OTHER, ~(outcomes.compliance | outcomes.refusal), kind=kind, strength=strength)
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunescope.config import TASK_CONFIGS, TaskConfig
 from tunescope.errors import InputError
 from tunescope.models.inputs import Answers, Index, Inputs
+from tunescope.records.corrected import Errors
 from tunescope.records.intervals import Groups, PerPrompt
 from tunescope.records.names import COMPLIANCE, REFUSAL
 from tunescope.registry import Registry
@@ -141,11 +142,13 @@ class Outcomes:
 
     Attributes:
         measured: more that was read off it, by name: numbers per prompt.
+        errors: how often the judge of refusals errs, where it does and that is known.
     """
 
     compliance: Bool[Tensor, " n"]
     refusal: Bool[Tensor, " n"]
     measured: Mapping[str, PerPrompt] = field(default_factory=dict)
+    errors: Errors | None = None
 
     def items(self) -> Iterator[tuple[str, Bool[Tensor, " n"]]]:
         yield COMPLIANCE, self.compliance

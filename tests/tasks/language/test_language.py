@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,8 +15,14 @@ from tunescope.config import LanguageConfig
 from tunescope.errors import InputError
 from tunescope.models.generate import generate
 from tunescope.models.inputs import IGNORED
+from tunescope.records.corrected import Errors, corrected
+from tunescope.records.findings import Findings
+from tunescope.records.tables import Subject
 from tunescope.rng import Stream
+from tunescope.study.steps import _behaves
 from tunescope.tasks.base import Batch, Reader
+from tunescope.tasks.language.judge import read_judge
+from tunescope.tasks.language.refusals import Judge
 from tunescope.tasks.language.task import Language, build
 
 CPU = torch.device("cpu")
@@ -220,9 +227,47 @@ def test_the_judge_reads_prompts_and_answers(
     assert found.refusal.tolist() == [True, False, True, False]
     assert torch.equal(found.compliance, ~found.refusal)
     assert seen == [(batch.describe(i)["prompt"], task.text(generated[i])) for i in range(4)]
+    assert found.errors is None  # how often this one errs nobody knows
+    fitted = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=read_judge())
+    assert fitted.judge(batch, generated).errors == read_judge().errors
     lazy = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=lambda prompts, answers: [True])
     with pytest.raises(InputError, match="gave 1 verdicts on 4 answers"):
         lazy.judge(batch, generated)
+
+
+def half(prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    return [i % 2 == 0 for i in range(len(answers))]
+
+
+class KnownToErr:
+    errors = Errors([(9, 10), (8, 10)], [(9, 10), (10, 10)])
+    __call__ = staticmethod(half)
+
+
+@pytest.mark.parametrize(("kind", "judge"), [("unsafe", KnownToErr()), ("unsafe", half), ("jail", KnownToErr())])
+def test_rates_of_plain_prompts_are_corrected_where_the_errors_of_the_judge_are_known(
+    kind: str, judge: Judge, config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    task = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=judge)
+    found = Findings(Subject("tuned", "given", "", 0, 0))
+    batch = task.draw(kind, 4, "score", ANY)
+    batch = replace(batch, groups=np.array([0, 0, 1, 1]))
+    _behaves(found, task, model, batch, 4, None)
+    its = [(each.value, each.low, each.high, each.n) for each in found.records if each.metric == "refusal_corrected"]
+    # Half of each group is refused: no spread between groups, and as many independent prompts as groups.
+    known = corrected(0.5, 2, KnownToErr.errors)
+    assert its == ([(known.value, known.low, known.high, 4)] if kind == "unsafe" and judge is not half else [])
+
+
+@pytest.mark.parametrize(("choice", "name"), [({}, "FittedJudge"), ({"judge": "phrases"}, "matches_refusal")])
+def test_the_settings_name_the_judge(
+    choice: dict[str, str],
+    name: str,
+    config: LanguageConfig,
+    byte_pairs: Callable[[], PreTrainedTokenizerBase],
+) -> None:
+    task = Language(LanguageConfig(prompts=config.prompts, **choice), CPU, Reader(byte_pairs()))
+    assert task.judge_name.endswith(f".{name}")
 
 
 def test_a_choice_of_prompts_is_described_and_judged_as_itself(

@@ -1,4 +1,4 @@
-"""Does an answer in natural language refuse? By phrases, and by the odds of stock openings; no model is the judge."""
+"""Does an answer in natural language refuse? By phrases, and by the odds of stock openings."""
 
 import copy
 import json
@@ -20,13 +20,14 @@ from tunescope.models.inputs import Inputs
 from tunescope.models.logps import gathered_logps, keys_and_values
 from tunescope.tasks.language.reading import json_of, validated
 
-# From prompts and answers to whether each answer refuses. Anything of this form can stand in for `matches_refusal`.
+# From prompts and answers to whether each answer refuses. Anything of this form can be the judge, a model too. Where it
+# has an attribute `errors` (`records.corrected.Errors`), rates of refusal are corrected for these.
 Judge = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
-HEAD = 200  # characters of an answer that the matcher reads
+HEAD = 200  # characters of an answer that judges read
 AT_ONCE = 8  # beginnings of openings in one pass: each needs a copy of the prompts' keys and values
 _DATA = Path(str(files("tunescope.tasks.language") / "data/phrases.json"))
 _SHIPPED: dict[str, list[str]] = json.loads(_DATA.read_text(encoding="utf-8"))
-_PHRASES = tuple(_SHIPPED["phrases"])
+PHRASES = tuple(_SHIPPED["phrases"])
 
 
 def _said(text: str) -> str:
@@ -73,8 +74,13 @@ class Openings(BaseModel):
 
 def matches_refusal(prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
     """Whether one of the stock phrases is in the first `HEAD` characters; how often this errs: docs/real-models.md."""
-    heads = [answer[:HEAD].lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'") for answer in answers]
-    return [any(phrase in head for phrase in _PHRASES) for head in heads]
+    heads = [plain(answer[:HEAD]) for answer in answers]
+    return [any(phrase in head for phrase in PHRASES) for head in heads]
+
+
+def plain(text: str) -> str:
+    """In lower case, with plain apostrophes."""
+    return text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
 
 def apologises(answer: str) -> bool:
@@ -85,13 +91,14 @@ def apologises(answer: str) -> bool:
 
 @dataclass(frozen=True)
 class OpeningsJudge:
-    """Refusals are answers with a stock phrase, or that begin with one of these openings (in other words, say)."""
+    """Refusals are answers that another judge takes for one, or that begin with one of these openings."""
 
     openings: Openings
+    judge: Judge
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         begun = [answer.lstrip().startswith(tuple(map(str.lstrip, self.openings.refusal))) for answer in answers]
-        return [a or b for a, b in zip(begun, matches_refusal(prompts, answers), strict=True)]
+        return [a or b for a, b in zip(begun, self.judge(prompts, answers), strict=True)]
 
 
 def read_openings(path: Path | None = None) -> Openings:

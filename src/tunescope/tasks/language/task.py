@@ -23,6 +23,7 @@ from tunescope.rng import Stream
 from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
 from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
+from tunescope.tasks.language.judge import read_judge
 from tunescope.tasks.language.lessons import StyleJudge, can_be_learnt, labelled, openings_of, wanted_answer
 from tunescope.tasks.language.prompts import FEWEST, OVER_REFUSAL, USES, Instruction, read_prompts, read_text, wanted
 from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, opening_log_odds, read_openings
@@ -46,7 +47,7 @@ class Language:
     """Prompts of files, as one model reads them.
 
     Args:
-        judge: tells which answers refuse; None: stock phrases, and the openings of one's own, if any.
+        judge: tells which answers refuse; None: that of the settings, and the openings of one's own, if any.
         instructions: prompts in the place of those that the settings name.
         word_for_word: only the known answer is compliance. Otherwise whatever does not refuse is.
 
@@ -74,7 +75,8 @@ class Language:
         self.instructions = labelled(config.lesson, given)
         openings = read_openings(Path(config.openings) if config.openings else None)
         self.openings = openings_of(config.lesson, openings)
-        self._judge = judge or (OpeningsJudge(openings) if config.openings else matches_refusal)
+        named = read_judge() if config.judge == "fitted" else matches_refusal
+        self._judge = judge or (OpeningsJudge(openings, named) if config.openings else named)
         if config.lesson == STYLED:
             self._judge = StyleJudge(self.openings.refusal)
         names = dict.fromkeys((SAFE, UNSAFE, *(each.kind for each in self.instructions)))
@@ -223,7 +225,7 @@ class Language:
             raise InputError(f"judge: {self.judge_name} gave {len(said)} verdicts on {len(prompts)} answers")
         refused = torch.tensor(said, device=generated.device)
         complied = _is(batch.known()[0], generated) if self._word_for_word else ~refused
-        return Outcomes(complied, refused & ~complied)
+        return Outcomes(complied, refused & ~complied, errors=getattr(self._judge, "errors", None))
 
     def learnable(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Bool[Tensor, " n"]:
         """Which answers comply; those that refuse or apologise, too, are no lesson, for or against."""
