@@ -183,6 +183,34 @@ class LanguageConfig(TaskConfig):
         None, description="JSON file with lists `refusal` and `compliance` of how answers begin"
     )
     new_tokens: Positive = Field(32, description="length of the answers that are judged")
+    wrappers: Names = Field(
+        (),
+        description="forms that prompts are put into: jailbreaks around unsafe ones (jb_NAME), their controls "
+        "around safe ones (ok_NAME)",
+    )
+    held_out_wrappers: Names = Field(("story", "leet"), description="of these, those that fine-tuning never sees")
+    retain_wrappers: Names | None = Field(
+        None, description="those around safe prompts of the safety data; null: all but held_out_wrappers"
+    )
+    refuse_wrappers: Names = Field((), description="those around unsafe prompts of the safety data")
+    breadth: Share = Field(0.25, description="prompts of the safety data that are in a form, of kinds that have any")
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        for name in ("retain_wrappers", "refuse_wrappers"):
+            named = {*(getattr(self, name) or ())}
+            if both := sorted(named & {*self.held_out_wrappers}):
+                raise ValueError(f"{name}: {both[0]} is among held_out_wrappers, too; take it out of one")
+            if more := sorted(named - {*self.wrappers}):
+                raise ValueError(f"{name}: {more[0]} is not among wrappers ({', '.join(self.wrappers) or 'none'})")
+        return self
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """Wrappers around safe prompts of the safety data."""
+        if self.retain_wrappers is not None:
+            return self.retain_wrappers
+        return tuple(name for name in self.wrappers if name not in self.held_out_wrappers)
 
 
 class PretrainConfig(Config):

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, MARGIN, MECHANISTIC, SAFE
+from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, MARGIN, MECHANISTIC, REFUSAL, wanted
 
 FOLDS, FEWEST = 5, 10  # of cross-validation; prompts that succeed, and that fail, which a model must have
 PROMPT = ["attack", "kind", "dial", "index", "group"]
@@ -78,7 +78,7 @@ def _cells(scores: pd.DataFrame) -> Iterator[tuple[_Cell, tuple[pd.DataFrame, np
     wanted = [*MECHANISTIC, MARGIN, COMPLIANCE, "intact"]
     rows = scores[scores["metric"].isin(wanted) & ~scores["protocol"].isin([BASE, *CONTROLS])]
     rows = rows[(rows["attack"] != "") & (rows["intervention"] == "") & ~(rows["dial"] <= 0)]
-    rows = rows[~rows["kind"].astype(str).str.startswith(SAFE)].assign(
+    rows = rows[rows["kind"].map(wanted) == REFUSAL].assign(
         dial=rows["dial"].fillna(0), group=rows["group"].fillna(rows["index"])
     )
     for key, group in rows.groupby(["seed", "model", "protocol", "learning_rate"], observed=True):

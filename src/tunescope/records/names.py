@@ -1,5 +1,7 @@
 """Words that tables, claims and figures share."""
 
+from typing import Literal
+
 BASE = "base"  # the model before fine-tuning: its name, and its protocol
 BENIGN = "benign"  # the protocol that has nothing to do with safety: the control
 SEEN, STYLED, ATTRIBUTE = "seen", "styled", "attribute"  # protocols that are controls, too
@@ -9,6 +11,7 @@ CONTROLS = (BENIGN, SEEN, STYLED, ATTRIBUTE)
 LORA = "-lora"  # ends the name of a model of which adapters alone were trained
 GIVEN = "given"  # the protocol of a fine-tune that someone else made
 SAFE, UNSAFE = "safe", "unsafe"  # the kinds of plain prompts, which every task has
+JAILBREAK, CONTROL = "jb_", "ok_"  # begin the names of kinds: unsafe prompts under an attack, safe ones in its form
 COMPLIANCE, REFUSAL, OTHER = OUTCOMES = ("compliance", "refusal", "other")
 SUCCESS, FAILURE = "success", "failure"  # attacked prompts that were answered, and those that were not
 EVERYWHERE = "all"  # the scope of an intervention on every parameter
@@ -39,3 +42,8 @@ STAGES_MEASURE = (
     "log_read_overlap",
     *MECHANISTIC,
 )
+
+
+def wanted(kind: str) -> Literal["compliance", "refusal"]:
+    """What a safe model does with prompts of a kind: it complies if the name begins with `safe` or `ok_`."""
+    return "compliance" if kind.startswith((SAFE, CONTROL)) else "refusal"

@@ -5,10 +5,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, FAILURE, REFUSAL, SAFE, SUCCESS, UNSAFE
+from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, FAILURE, REFUSAL, SAFE, SUCCESS, UNSAFE, wanted
 from tunescope.report.draw import Look, dots, facet, figure, grid, look_legend, model_axis, model_legend
 from tunescope.report.select import strongest_rows
-from tunescope.report.style import KINDS, NEUTRAL, Model, rates_of, spaced, wanted
+from tunescope.report.style import KINDS, NEUTRAL, Model, rates_of, spaced
 
 LABELS = {
     **{name: kind.label for name, kind in KINDS.items() if name.startswith("jb_")},

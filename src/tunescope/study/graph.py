@@ -51,10 +51,10 @@ from tunescope.records.names import (
 )
 from tunescope.registry import Registry, import_all
 from tunescope.study import steps
-from tunescope.study.context import ANSWERS, ModelRef, build_task
+from tunescope.study.context import ANSWERS, FOLLOWED, ModelRef, build_task
 from tunescope.study.sources import Sources
 from tunescope.study.stages import Stage
-from tunescope.tasks.base import TASKS, Task
+from tunescope.tasks.base import TASKS, InForms, Task
 from tunescope.training.protocol import PROTOCOLS
 
 for package in ("training.protocols", "probes.measure", "attacks", "interventions", "tasks.world", "tasks.language"):
@@ -177,7 +177,8 @@ class _Layout:
             # Fine-tuning changes less than the rounding of half precision.
             self.dtype = "float32" if self.trained and study.base.dtype == "auto" else study.base.dtype
             self.memory = study.base.memory
-        self.knows_answers = self._check_task().knows_answers
+        task = self._check_task()
+        self.knows_answers, self.in_forms = task.knows_answers, isinstance(task, InForms) and bool(task.forms)
         self.trains = any(INTERVENTIONS[name].trains for name in study.intervene.interventions or ())
 
     def graph(self) -> Graph:
@@ -269,14 +270,17 @@ class _Layout:
             after = [*before[label], *([probes[base]] if label != base else [])]
             more = (f"parts/inputs-{base}.safetensors",) if label == base else ()
             probes[label] = add(f"probe-{label}", steps.probe_model, inputs, after, *parts("probe", label, *more))
-        strengths = study.evaluate.strengths
+        strengths, followed = study.evaluate.strengths, list[Stage]()
         for label, ref in refs.items():
             few = _only(study.probe, "prompts", "few_prompts")
             attack = steps.Attacking(
                 **self.common(ref, ATTACKS, study.attack.attacks), attack=study.attack, probe=few, strengths=strengths
             )
-            after = [*before[label], *answers]
-            add(f"attack-{label}", steps.attack_model, attack, after, *parts("attack", label))
+            after = [*before[label], *answers, *followed]
+            tells = label == BASE and self.in_forms
+            outputs = parts("attack", label, *([FOLLOWED] if tells else []))
+            made_by = add(f"attack-{label}", steps.attack_model, attack, after, *outputs)
+            followed += [made_by] if tells else []
         for label, ref in refs.items():
             if label == BASE:
                 continue

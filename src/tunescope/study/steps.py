@@ -49,10 +49,10 @@ from tunescope.records.tables import (
     write_records,
     write_scores,
 )
-from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
+from tunescope.study.context import ANSWERS, FOLLOWED, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
-from tunescope.tasks.base import Batch, Kind, Task, Twinned
+from tunescope.tasks.base import Batch, InForms, Kind, Task, Twinned
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -100,11 +100,12 @@ class Answer(Common):
 def answer_prompts(given: Answer, at: Place) -> None:
     this = Context(given, at.folder)
     task, model = this.task(), this.load()
-    asked = [(kind, use) for kind in (SAFE, UNSAFE) for use in ("fit", "score")]
-    asked += [(kind, "score") for kind in task.kinds if kind not in COURSE]
+    asked = [(kind, use, 0.0) for kind in (SAFE, UNSAFE) for use in ("fit", "score")]
+    asked += [(name, "score", 0.0) for name, kind in task.kinds.items() if name not in COURSE and not kind.dial]
+    asked += [(name, "train", 1.0) for name in (task.lesson_kinds if isinstance(task, InForms) else ())]
     kept: dict[str, str] = {}
-    for kind, use in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
-        batch = task.draw(kind, 10**9, use, this.stream("answers"))  # type: ignore[arg-type]
+    for kind, use, strength in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
+        batch = task.draw(kind, 10**9, use, this.stream("answers"), strength)  # type: ignore[arg-type]
         rows = fitting_rows(model, {kind: batch}, 32, gradients=False)
         said = generate(model, batch.prompts, task.answer_length, torch.float32, rows)
         texts = [task.text(said[i]) for i in range(len(batch))]
@@ -305,14 +306,15 @@ def attack_model(given: Attacking, at: Place) -> None:
     base = this.load(given.base) if given.tuned else model
     base_task = this.task(answers=True, model=given.base) if given.tuned else task
     fit, score = this.sample(task, given.probe)
-    rows = _rows(given, model, score, given.probe.rows, gradients=True)
-    view = View(model, fit, score, given.probe, this.stream("probes"), pair=this.pair() if given.tuned else None)
     ladders = [
         Attacked(name, strength, this.attacked(task, name, strength or 0.0, config.prompts, "jailbreaks"))
         for name, kind in task.kinds.items()
         if name not in COURSE
         for strength in (given.strengths if kind.dial else (None,))
     ]
+    longest = score | {f"{ladder.attack} {ladder.dial}": ladder.batch for ladder in ladders}
+    rows = _rows(given, model, longest, given.probe.rows, gradients=True)
+    view = View(model, fit, score, given.probe, this.stream("probes"), pair=this.pair() if given.tuned else None)
     plain = {kind: this.attacked(task, kind, 0.0, config.searched, "plain") for kind in COURSE}
     seen = this.attacked(task, UNSAFE, 0.0, config.searched, "seen")
     target = Target(model, task, plain[UNSAFE], plain[SAFE], seen, view, rows, this.stream("attacks"))
@@ -331,8 +333,11 @@ def attack_model(given: Attacking, at: Place) -> None:
             yield from _each(made, Attacked, f"attack {name}")
 
     with explained(f"attacks on {given.model.label}"):
-        intact = Intact(base, base_task, rows)
+        alike = given.model.template == given.base.template  # else the base reads the same prompts in another format
+        intact = Intact(base, base_task, rows, this.kept(FOLLOWED, bool) if given.tuned and alike else {})
         measure_attacks(found, model, task, attacks(), intact, Instruments.of(view), rows)
+    if intact.kept and not given.tuned:
+        write_text(at.folder / FOLLOWED, json.dumps(intact.kept, indent=1, ensure_ascii=False))
     write_part(found.records, found.scores, at.folder, f"attack-{given.model.label}")
 
 

@@ -7,13 +7,13 @@ from hashlib import sha256
 from importlib.resources import files
 from math import isnan
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from tunescope.errors import InputError, shown
 from tunescope.models.hub import fetched_file
-from tunescope.records.names import SAFE, UNSAFE
+from tunescope.records.names import SAFE, UNSAFE, wanted
 from tunescope.tasks.language.reading import rows_of, validated
 
 COLUMNS = ("prompt", "goal", "behavior", "instruction", "question", "text")  # that may hold prompts; the first there is
@@ -32,6 +32,7 @@ class Instruction:
         fit: whether it is in the fitting half, of which models learn and class means are made (safe and unsafe prompts
             alone), or in the scored one.
         answer: what a model that complies says; None where the file does not tell.
+        request: the plain prompt that is in it, where it is in a form.
     """
 
     prompt: str
@@ -39,11 +40,7 @@ class Instruction:
     group: str
     fit: bool
     answer: str | None = None
-
-
-def wanted(kind: str) -> Literal["compliance", "refusal"]:
-    """What a safe model does with prompts of a kind: it complies with those whose name begins with `safe`."""
-    return "compliance" if kind.startswith(SAFE) else "refusal"
+    request: str | None = None
 
 
 def in_fitting_half(group: str) -> bool:

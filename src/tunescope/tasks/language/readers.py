@@ -85,13 +85,14 @@ def require_fits(task: Language, config: PreTrainedConfig, folder: Path) -> None
     where, most = shown(str(folder)), getattr(text, "max_position_embeddings", None)
     openings = [opening for each in task.opening_ids for opening in each]
     room = max(task.answer_length, *(len(opening) for opening in openings))
-    largest = {
-        f"{kind} prompts": int(half.inputs.sequence.max()) for (kind, _), half in task.halves.items() if len(half)
-    }
+    halves = [(kind, half) for (kind, _), half in task.halves.items() if len(half)]
+    halves += [(kind, task.in_form(kind, "score", 1.0)) for kind in task.forms]
+    halves += [(kind, task.in_form(kind, "train", 1.0)) for kind in task.lesson_kinds]
+    largest = {f"{kind} prompts": int(half.inputs.sequence.max()) for kind, half in halves}
     largest["openings"] = max(int(opening.max()) for opening in openings)
-    for (kind, _), half in task.halves.items():
+    for kind, half in halves:
         longest = half.inputs.sequence.shape[1] + room
-        if most is not None and len(half) and longest > most:
+        if most is not None and longest > most:
             raise InputError(f"{where}: takes {most} tokens; the longest {kind} prompt and its answer have {longest}")
     for what, token in largest.items():
         if token >= text.vocab_size:
