@@ -158,8 +158,13 @@ def test_every_attack_gives_sound_numbers(
     for name in ("prefill", "direction_ablation"):
         assert {s.metric for s in found.scores if s.attack == name} == {"compliance", "refusal", "intact"}
     assert all(len(s.values) == 6 for s in found.scores)
-    assert {r.budget for r in found.records if r.attack == "soft_prompt" and r.kind == "unsafe"} == {None, 0, 5, 20}
-    assert {r.budget for r in found.records if r.attack != "soft_prompt" or r.kind == "safe"} == {None}
+    per_prompt = {"soft_prompt": {None, 0, 1, 2}, "suffix": {None, 0, 1}}
+    for name in SETTINGS:
+        budgets = {r.budget for r in found.records if r.attack == name and r.kind == "unsafe"}
+        assert budgets == per_prompt.get(name, {None})
+    assert {r.budget for r in found.records if r.kind != "unsafe"} == {None}
+    tried = {r.attack: r.value for r in found.records if r.metric == "prompts_tried"}
+    assert tried == {"soft_prompt": 2, "suffix": 4}
 
 
 @pytest.mark.parametrize(("token", "success", "refusal"), [(SAID, 1.0, 0.0), (NULL, 0.0, 1.0), (7, 0.0, 0.0)])

@@ -25,11 +25,10 @@ from tunescope.probes.subspaces import Svd
 from tunescope.probes.view import View
 from tunescope.records.findings import Findings, logarithm
 from tunescope.records.intervals import PerPrompt
-from tunescope.records.names import COMPLIANCE, FAILURE, MARGIN, REACHED, REFUSAL, SAFE, SUCCESS, UNSAFE
+from tunescope.records.names import COMPLIANCE, FAILURE, INTACT, MARGIN, REACHED, REFUSAL, SAFE, SUCCESS, TRIES, UNSAFE
 from tunescope.tasks.base import Batch, InForms, Task
 
-WITHIN = (0, 5, 20)  # gradient steps after which the success of a soft prompt is noted
-INTACT = "intact"  # the base answers the attacked prompt: where it does not, an attack is only noise
+PARTS = 6  # of a search, after each of which its success is noted
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,9 @@ def measure_attacks(
             found.rate(metric, hits, **where)
             found.score(metric, hits.double(), **where)
         if attack.steps is not None:
-            for budget in WITHIN:
+            for budget in dict.fromkeys(round(attack.budget * part / PARTS) for part in range(PARTS + 1)):
                 found.rate(REACHED, (attack.steps >= 0) & (attack.steps <= budget), budget=budget, **where)
+            found.value(TRIES, attack.budget * attack.tries, **where)
         if scores:
             if attack.dial is not None:
                 ladders.setdefault((attack.attack, batch.kind.name), []).append((attack.dial, scores))

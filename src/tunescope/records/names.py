@@ -23,15 +23,17 @@ W_IN = "W_in"  # the matrix that the paper looks at
 MECHANISTIC = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")
 MARGIN = "refusal_margin"
 REACHED = "target_reached"  # a search got the answer that it was after, word for word
+TRIES = "prompts_tried"  # by a search, for each prompt, with all of its budget
 LOST = "refusal_lost"  # to a change inside the model
 REMOVED = "refusal_removed"  # refusal lost by a change that leaves the answers to safe prompts as they were
 RETUNED = "retuned_"  # begins the name of an intervention: what the model is trained on further, by protocol
 LOG_ODDS = "opening_log_odds"  # of stock refusals against other stock openings
+INTACT = "intact"  # the base answers the attacked prompt: where it does not, an attack is only noise
 # Scores that stages write whatever probes there are.
 STAGES_MEASURE = (
     COMPLIANCE,
     REFUSAL,
-    "intact",
+    INTACT,
     MARGIN,
     LOG_ODDS,
     "opening_share",

@@ -312,7 +312,7 @@ def attack_model(given: Attacking, at: Place) -> None:
         if name not in COURSE
         for strength in (given.strengths if kind.dial else (None,))
     ]
-    longest = score | {f"{ladder.attack} {ladder.dial}": ladder.batch for ladder in ladders}
+    longest = {**score} | {f"{ladder.attack} {ladder.dial}": ladder.batch for ladder in ladders}
     rows = _rows(given, model, longest, given.probe.rows, gradients=True)
     view = View(model, fit, score, given.probe, this.stream("probes"), pair=this.pair() if given.tuned else None)
     plain = {kind: this.attacked(task, kind, 0.0, config.searched, "plain") for kind in COURSE}

@@ -16,7 +16,15 @@ from tunescope.models.hub import fetched_file
 from tunescope.records.names import SAFE, UNSAFE, wanted
 from tunescope.tasks.language.reading import rows_of, validated
 
-COLUMNS = ("prompt", "goal", "behavior", "instruction", "question", "text")  # that may hold prompts; the first there is
+COLUMNS = (
+    "prompt",
+    "jailbreak",
+    "goal",
+    "behavior",
+    "instruction",
+    "question",
+    "text",
+)  # that may hold prompts; the first there is
 LABELS = {**dict.fromkeys(("safe", "harmless", "benign"), SAFE), **dict.fromkeys(("unsafe", "harmful"), UNSAFE)}
 FEWEST = 4  # safe, and unsafe, prompts without which there are no classes
 SHIPPED = Path(str(files("tunescope.tasks.language") / "data/instructions.jsonl"))
@@ -82,6 +90,7 @@ class Row(BaseModel):
     label: Annotated[str, BeforeValidator(_label)] = ""  # empty where the whole file is of one kind
     split: Annotated[str | None, AfterValidator(_split), BeforeValidator(_present)] = None
     group: Annotated[str | int | float | None, BeforeValidator(_present)] = None
+    goal: Annotated[str | int | float | None, BeforeValidator(_present)] = None
     answer: Annotated[str | None, BeforeValidator(_present)] = None
 
 
@@ -93,8 +102,9 @@ def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
             one's own for prompts under an attack. jsonl, json, csv, tsv, parquet or plain text, a prompt a line, on
             disk or on the hub (`hf://datasets/owner/name/file.csv`, `@revision` after the name). The prompt is
             in the first column of `COLUMNS`, the label in `label`; `group`, `split` (fit or score) and `answer` may be
-            there. Without `split`, half of the groups, by a hash of their name, are for fitting. Attacks are
-            scored, but not those of groups that models learn from.
+            there; a `goal` beside the prompt is its group, if it has no other. Without `split`, half of the groups, by
+            a hash of their name, are for fitting. Attacks are scored, but not those of groups that models learn from;
+            a goal for which there is no prompt is passed over.
 
     Raises:
         InputError: a file cannot be read, has no prompts or no labels, a prompt is there twice, or there are too few
@@ -166,6 +176,8 @@ def _read(source: str) -> Iterator[Instruction]:
         raise InputError(f"{shown(name)}: no column `label`; say what all of it is, as in unsafe=FILE")
     for number, row in enumerate(rows, 1):
         cells = {**row, "prompt": row.get(column)}
+        if kind not in ("", SAFE, UNSAFE) and row.get("goal") and _present(cells["prompt"]) is None:
+            continue  # an attack on this goal that has found nothing
         if kind:
             cells.pop("label", None)
         else:
@@ -175,6 +187,6 @@ def _read(source: str) -> Iterator[Instruction]:
 
 def _instruction(row: Row, kind: str) -> Instruction:
     kind = kind or row.label
-    group = row.prompt if row.group is None else str(row.group)
+    group = next(str(each) for each in (row.group, row.goal, row.prompt) if each is not None)
     fit = row.split == "fit" if row.split else in_fitting_half(group)
     return Instruction(row.prompt, kind, group, fit and kind in (SAFE, UNSAFE), row.answer)

@@ -282,7 +282,7 @@ class Language:
         return str(self.tokenizer.decode(tokens[tokens >= 0], skip_special_tokens=True))
 
     def answer_to(self, instruction: Instruction) -> str | None:
-        """What a model that complies says; None where that is not known. In a form, that to the plain request will do."""
+        """What a model that complies says, to the plain request at least; None where that is not known."""
         own, plain = self.reader.answers.get(instruction.prompt), instruction.answer
         if instruction.request is None:
             return own if plain is None else plain
