@@ -128,10 +128,11 @@ class Language:
         Raises:
             InputError: as `Task`; also where prompts of this kind are scored alone.
         """
-        half = self._find(kind, fit=use != "score") if kind not in self.forms else self.in_form(kind, use, strength)
-        if n < 1 or not 0 <= strength <= self.kinds[kind].strongest:
-            most = f"0 to {self.kinds[kind].strongest:g}" if self.kinds[kind].dial else "0"
+        dial = kind in self.forms
+        if n < 1 or not 0 <= strength <= int(dial):
+            most = "0 to 1" if dial else "0"
             raise InputError(f"{kind}: {n} prompts at strength {strength:g}: at least 1 is needed, and strength {most}")
+        half = self.in_form(kind, use, strength) if dial else self._find(kind, fit=use != "score")
         instructions, inputs = half.instructions, half.inputs
         if n < len(inputs):
             chosen = stream.uniform((len(inputs),), CPU).argsort(stable=True)[:n].sort().values
