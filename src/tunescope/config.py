@@ -382,6 +382,9 @@ class InterveneConfig(Config):
 
     interventions: Names | None = Field(None, description="names of interventions; all that apply, if null")
     prompts: int = Field(60, ge=2, description="prompts per kind; jailbreaks at their greatest strength")
+    kinds: Names | None = Field(
+        None, description="kinds of prompts beside safe and unsafe ones; all that apply, if null"
+    )
     draws: Positive = Field(3, description="random draws of every control that is drawn")
     settings: Overrides = Field(
         {}, description="of single interventions, as in intervene.settings.scaled.alphas=[0, 1]"

@@ -345,6 +345,8 @@ class _Layout:
                 )
         else:
             task = build_task(study.task, self.base, self.folder, self.device)
+        if unknown := [name for name in study.intervene.kinds or () if name not in task.kinds]:
+            raise InputError(f"intervene.kinds: unknown kind {unknown[0]!r}. Choose from: {', '.join(task.kinds)}.")
         checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
             ("tune", PROTOCOLS, tuple(dict.fromkeys(tune.protocol for tune in self.trained)), study.tune.settings),
             ("attack", ATTACKS, study.attack.attacks, study.attack.settings),

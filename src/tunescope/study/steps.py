@@ -357,7 +357,10 @@ def intervene(given: Intervening, at: Place) -> None:
     def drawn(name: str, kind: Kind, n: int, use: str) -> Batch:
         return this.attacked(task, name, given.strongest if kind.dial else 0.0, n, use)
 
-    kinds = {n: kind for n, kind in task.kinds.items() if not (kind.safe and kind.dial)}  # a control of another kind
+    asked = {*COURSE, *(task.kinds if config.kinds is None else config.kinds)}
+    kinds = {  # but for controls of other kinds
+        name: kind for name, kind in task.kinds.items() if name in asked and not (kind.safe and kind.dial)
+    }
     prompts = {name: drawn(name, kind, config.prompts, "interventions") for name, kind in kinds.items()}
     trial = {n: drawn(n, kind, given.probe.few_prompts, "trial") for n, kind in kinds.items() if kind.dial or n == SAFE}
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)

@@ -174,10 +174,12 @@ def _read(source: str) -> Iterator[Instruction]:
         )
     if not kind and "label" not in columns:
         raise InputError(f"{shown(name)}: no column `label`; say what all of it is, as in unsafe=FILE")
-    for number, row in enumerate(rows, 1):
-        cells = {**row, "prompt": row.get(column)}
-        if kind not in ("", SAFE, UNSAFE) and row.get("goal") and _present(cells["prompt"]) is None:
-            continue  # an attack on this goal that has found nothing
+    numbered = [(number, {**row, "prompt": row.get(column)}) for number, row in enumerate(rows, 1)]
+    if kind not in ("", SAFE, UNSAFE):  # an attack may have found nothing for a goal
+        numbered = [(n, cells) for n, cells in numbered if not cells.get("goal") or _present(cells["prompt"])]
+        if not numbered:
+            raise InputError(f"{shown(name)}: it has goals, and no prompt for any of them")
+    for number, cells in numbered:
         if kind:
             cells.pop("label", None)
         else:
