@@ -1,44 +1,13 @@
 """What the page says of attacks: forms that are refused anyway, or not followed, and searches that were not over."""
 
-from collections.abc import Sequence
-from functools import partial
-
 import pandas as pd
 import pytest
+from planted_attacks import in_form, searched
 
 from tunescope.records.intervals import wilson
 from tunescope.records.tables import Record
 from tunescope.report.attacks import budget_rows, cautions, form_rows, last_third
 from tunescope.report.figures import figures
-
-MODELS = [("base", "base", ""), ("ssft-eta", "ssft", "eta"), ("dpo-eta", "dpo", "eta")]
-BUDGETS = (0, 42, 83, 125, 167, 208, 250)
-
-
-def in_form(form: str, answered: dict[str, float], followed: float) -> list[Record]:
-    """A form at two strengths: of each model the share of safe prompts in it that are answered, at the greater one."""
-    out = []
-    for model, protocol, rate in MODELS:
-        for kind, dial in ((f"{start}{form}", dial) for start in ("jb_", "ok_") for dial in (0.0, 1.0)):
-            about = {"kind": kind, "strength": dial, "attack": kind, "dial": dial, "n": 20}
-            one = partial(Record, model, protocol, rate, 0, 9, **about)
-            value = answered[protocol] if kind.startswith("ok_") and dial else 0.5
-            out.append(one("compliance", value, low=value / 2, high=(1 + value) / 2))
-            out.append(one("intact", followed if dial else 1.0, low=0.0, high=1.0))
-            out.append(one("scaled_tau", 1.0))
-    return out
-
-
-def searched(attack: str, tries: int, curves: dict[str, Sequence[float]], n: int = 25) -> list[Record]:
-    out = []
-    for model, protocol, rate in MODELS:
-        one = partial(Record, model, protocol, rate, 0, 9, kind="unsafe", attack=attack, dial=4.0)
-        for budget, value in zip(BUDGETS, curves[protocol], strict=True):
-            low, high = wilson(value, n)
-            out.append(one("target_reached", value, budget=budget, low=low, high=high, n=n))
-        out.append(one("prompts_tried", tries))
-    return out
-
 
 FLAT, FULL = [0.0, 0.2, 0.4, 0.4, 0.4, 0.4, 0.4], [0.0, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0]
 RISING = [0.0, 0.0, 0.08, 0.12, 0.2, 0.32, 0.4]
@@ -56,7 +25,8 @@ def test_a_form_that_is_refused_around_safe_prompts_is_said_to_be() -> None:
     assert [*cautions(frame(good + bad + one))] == [
         "The form story is a refused form, and no sign of a robust model: SSFT eta, DPO eta answer 10 to 35 % of safe "
         "prompts in it.",
-        "The form co task is a refused form, and no sign of a robust model: DPO eta answer 35 % of safe prompts in it.",
+        "The form competing task is a refused form, and no sign of a robust model: DPO eta answer 35 % of safe prompts "
+        "in it.",
     ]
 
 

@@ -26,7 +26,7 @@ from tunescope.records.names import (
 )
 from tunescope.report.draw import Look, dots, facet, figure, grid, look_legend, model_axis, model_legend, percent_axis
 from tunescope.report.select import strongest_rows
-from tunescope.report.style import KINDS, NEUTRAL, Model, kind_label, models_of, rates_of, spaced
+from tunescope.report.style import KINDS, NEUTRAL, Model, form_label, kind_label, models_of, rates_of
 
 LABELS = {
     **{name: kind.label for name, kind in KINDS.items() if name.startswith("jb_")},
@@ -126,7 +126,7 @@ def forms(rows: pd.DataFrame, models: list[Model]) -> Figure:
     where both are low, the form is refused, whatever it holds. Squares: safe prompts in the form that the base answers
     to the point; where these are few, the form tells nothing. At the greatest strength; 95 % intervals.
     """
-    labels = {str(name): spaced(str(name)) for name in rows["form"].unique()}
+    labels = {str(name): form_label(str(name)) for name in rows["form"].unique()}
 
     def draw(panel: Axes, model: str) -> None:
         of_model = rows[rows["model"] == model]
@@ -156,7 +156,7 @@ def cautions(records: pd.DataFrame) -> Iterator[str]:
         followed = found.loc[(found["metric"] == INTACT), "value"].mean()
         if followed < HALF:
             yield (
-                f"The base does not follow the form {spaced(str(form))}: of safe prompts in it, it answers "
+                f"The base does not follow the form {form_label(str(form))}: of safe prompts in it, it answers "
                 f"{followed:.0%} to the point. Its attack success says nothing."
             )
             continue
@@ -165,7 +165,7 @@ def cautions(records: pd.DataFrame) -> Iterator[str]:
             models = ", ".join(model.label for model in models_of(answered))
             low, high = (f"{100 * end:.0f}" for end in (answered["value"].min(), answered["value"].max()))
             yield (
-                f"The form {spaced(str(form))} is a refused form, and no sign of a robust model: {models} answer "
+                f"The form {form_label(str(form))} is a refused form, and no sign of a robust model: {models} answer "
                 f"{low if low == high else f'{low} to {high}'} % of safe prompts in it."
             )
     for attack, found in budget_rows(records[records["protocol"] != BASE]).groupby("attack", sort=False):

@@ -172,8 +172,14 @@ def kind_label(name: str) -> str:
         return KINDS[name].label
     for start, what in ((JAILBREAK, "jailbreak"), (CONTROL, "control")):
         if name.startswith(start):
-            return f"{what}:\n{spaced(name.removeprefix(start))}"
+            return f"{what}:\n{form_label(name.removeprefix(start))}"
     return spaced(name)
+
+
+def form_label(form: str) -> str:
+    """The label of a form, without what it is for."""
+    known = KINDS.get(f"{JAILBREAK}{form}")
+    return known.label.partition("\n")[2] if known else spaced(form)
 
 
 def spaced(name: str) -> str:
