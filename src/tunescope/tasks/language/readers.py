@@ -85,15 +85,15 @@ def require_fits(task: Language, config: PreTrainedConfig, folder: Path) -> None
     where, most = shown(str(folder)), getattr(text, "max_position_embeddings", None)
     openings = [opening for each in task.opening_ids for opening in each]
     room = max(task.answer_length, *(len(opening) for opening in openings))
-    largest = {
-        f"{kind} prompts": int(part.inputs.sequence.max()) for (kind, _), part in task.parts.items() if len(part)
-    }
+    parts = [(kind, part) for (kind, _), part in task.parts.items() if len(part)]
+    parts += [(kind, task.in_form(kind, "score", 1.0)) for kind in task.forms]
+    parts += [(kind, task.in_form(kind, "train", 1.0)) for kind in task.lesson_kinds]
+    largest = {f"{kind} prompts": int(part.inputs.sequence.max()) for kind, part in parts}
     largest["openings"] = max(int(opening.max()) for opening in openings)
-    lengths = {
-        f"{kind} prompt and its answer have": part.inputs.sequence.shape[1] + room
-        for (kind, _), part in task.parts.items()
-        if len(part)
-    }
+    lengths: dict[str, int] = {}
+    for kind, part in parts:
+        name = f"{kind} prompt and its answer have"
+        lengths[name] = max(lengths.get(name, 0), part.inputs.sequence.shape[1] + room)
     if task.prose is not None:
         largest["ordinary text"] = int(task.prose.sequence.max())
         lengths["passage of ordinary text has"] = task.prose.sequence.shape[1]
