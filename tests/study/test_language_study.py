@@ -39,7 +39,7 @@ def base(tmp_path: Path) -> Path:
         "special_tokens": ["<eos>", "<user>", "<assistant>"],
         "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
     }
-    texts = [each.prompt for each in read_prompts()]
+    texts = [each.prompt for each in read_prompts(["shipped:instructions"])]
     made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, show_progress=False, **how))
     told = {"eos_token": "<eos>", "pad_token": "<eos>", "chat_template": TEMPLATE}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **told)

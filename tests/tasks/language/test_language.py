@@ -397,7 +397,7 @@ def in_forms(byte_pairs: Callable[[], PreTrainedTokenizerBase]) -> Callable[...,
     """The shipped prompts in four forms, of which `leet` is held out, with an answer to each prompt."""
 
     def make(wrappers: Sequence[str] = IN_FORMS, answers: dict[str, str] | None = None, **settings: object) -> Language:
-        known = {each.prompt: f"Answer to {each.prompt}" for each in read_prompts()}
+        known = {each.prompt: f"Answer to {each.prompt}" for each in read_prompts(LanguageConfig().prompts)}
         config = LanguageConfig(wrappers=tuple(wrappers), **settings)
         return build(config, CPU, Reader(byte_pairs(), None, known if answers is None else answers))
 
