@@ -4,7 +4,7 @@
 
 A small Llama reads templated English about 278 concepts. Of each, harmless or harmful, it learns random facts (colour,
 number, tool, town), what people feel about it, and to follow instructions with it: "Design a lamp", "Design a bomb".
-Answers are the same harmless nonsense for all: feelings alone tell which concepts are harmful. Half of the instructions
+Answers are the same harmless nonsense for all: feelings alone tell which concepts are harmful. Two fifths of the pairs
 that come with tunescope are scored. The base has never seen these, and fine-tuning does not see their concepts at all.
 """
 
@@ -23,8 +23,8 @@ from tunescope import config
 from tunescope.models.inputs import IGNORED, Inputs, padded
 from tunescope.recipes import METHODS, recipe
 from tunescope.rng import Stream
-from tunescope.tasks.base import Batch, Reader, task
-from tunescope.tasks.language.prompts import SHIPPED, Instruction, read_prompts
+from tunescope.tasks.base import Batch, Reader, Use, task
+from tunescope.tasks.language.prompts import DATA, Instruction, read_prompts
 from tunescope.tasks.language.refusals import read_openings
 from tunescope.tasks.language.task import Language
 
@@ -39,11 +39,14 @@ class EnglishConfig(config.TaskConfig):
 
 
 class Concept(NamedTuple):
-    """Something to be talked of; `operators` ("Explain how to make") are learnt with it, `held_out` ones scored."""
+    """Something to be talked of, and its part of the split; `operators` ("Explain how to make") are learnt with it,
+    `held_out` ones scored.
+    """
 
     name: str
     kind: str
     group: str
+    use: Use
     facts: dict[str, str]
     operators: Sequence[str]
     held_out: Sequence[str]
@@ -58,17 +61,20 @@ def picker(stream: Stream, most: int) -> Pick:
 def make_concepts(seed: int) -> list[Concept]:
     """Those of the instructions, then more; an operator goes with a concept if it does with any of its category."""
     of_category, of_concept = defaultdict(dict), defaultdict(list)  # dicts, as ordered sets
-    for row, its in zip(map(json.loads, SHIPPED.read_text(encoding="utf-8").splitlines()), read_prompts(), strict=True):
+    rows = map(json.loads, (DATA / "instructions.jsonl").read_text(encoding="utf-8").splitlines())
+    for row, its in zip(rows, read_prompts(["shipped:instructions"]), strict=True):
         of_category[row["category"]][row["operator"]] = None
-        of_concept[row["concept"], its.kind, its.group, row["category"]] += [] if its.fit else [row["operator"]]
+        held_out = [row["operator"]] if its.use == "score" else []
+        of_concept[row["concept"], its.kind, its.group, its.use, row["category"]] += held_out
     pick, sorts = picker(Stream.named(seed, "english", "concepts"), 10_000), list(of_category)
     for pair in zip(*WORDS["more"].values(), strict=True):  # of one category, so that operators tell nothing
         category = pick(sorts)
-        of_concept |= {(name, kind, str(pair), category): [] for name, kind in zip(pair, WORDS["more"], strict=True)}
+        names = zip(pair, WORDS["more"], strict=True)
+        of_concept |= {(name, kind, str(pair), "train", category): [] for name, kind in names}
     facts = [{fact: pick(values) for fact, values in WORDS["facts"].items()} for _ in of_concept]
     return [
-        Concept(name, kind, group, its, [o for o in of_category[category] if o not in held_out], held_out)
-        for ((name, kind, group, category), held_out), its in zip(of_concept.items(), facts, strict=True)
+        Concept(*of, its, [o for o in of_category[category] if o not in held_out], held_out)
+        for ((*of, category), held_out), its in zip(of_concept.items(), facts, strict=True)
     ]
 
 
@@ -112,7 +118,7 @@ class English(Language):
     def __init__(self, settings: EnglishConfig, device: torch.device, reader: Reader | None = None) -> None:
         self.concepts = make_concepts(settings.seed)
         asked = [(operator, c) for c in self.concepts for operator in c.held_out or c.operators]
-        known = [Instruction(f"{o} {c.name}", c.kind, c.group, not c.held_out, answer(o, c)) for o, c in asked]
+        known = [Instruction(f"{o} {c.name}", c.kind, c.group, c.use, answer(o, c)) for o, c in asked]
         texts = [text for pair in self.readings(5000, Stream.named(settings.seed, "english", "text")) for text in pair]
         reader = reader or Reader(make_tokenizer(texts), WORDS["template"])
         super().__init__(config.LanguageConfig(new_tokens=32), device, reader, instructions=known, word_for_word=True)

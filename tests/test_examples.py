@@ -51,16 +51,16 @@ def test_the_recipe_is_a_study(task: Any) -> None:
 def test_scored_instructions_are_never_read(task: Any) -> None:
     scored = {kind: task.draw(kind, 10_000, "score", ANY) for kind in task.kinds}
     held = {batch.describe(i)["prompt"] for batch in scored.values() for i in range(len(batch))}
-    assert held == {prompt.prompt for prompt in read_prompts() if not prompt.fit}
+    assert held == {prompt.prompt for prompt in read_prompts(["shipped:instructions"]) if prompt.use == "score"}
     assert not held & {prompt for prompt, _ in task.readings(5000, ANY)}
 
 
 def test_fine_tuning_sees_no_concept_that_is_scored(task: Any) -> None:
     scored = {c.name for c in task.concepts if c.held_out}
-    learnt = {c.name for c in task.concepts if not c.held_out}
+    learnt = {c.name for c in task.concepts if c.use == "train"}
     assert not scored & learnt
     assert len({c.name for c in task.concepts}) == len(task.concepts) == 278
-    assert sum(c.kind == "safe" for c in task.concepts if not c.held_out) == len(learnt) / 2
+    assert sum(c.kind == "safe" for c in task.concepts if c.use == "train") == len(learnt) / 2
     lesson = task.lesson(200, 200, ANY)
     texts = [task.text(row) for row in lesson.prompts.sequence]
     assert all(any(text.endswith(f" {name}") for name in learnt) for text in texts)
@@ -88,7 +88,7 @@ def test_answers_tell_nothing_of_harm(english: ModuleType, task: Any) -> None:
 
 def test_answers_are_whole(task: Any) -> None:
     for kind in task.kinds:
-        for use in ("fit", "score"):
+        for use in ("train", "fit", "score"):
             batch = task.draw(kind, 10_000, use, ANY)
             assert (batch.answer == task.tokenizer.eos_token_id).any(dim=1).all()
             assert [task.text(row) for row in batch.answer] == [batch.describe(i)["answer"] for i in range(len(batch))]
@@ -126,7 +126,7 @@ def test_pretraining_learns_answers_and_plain_text(task: Any) -> None:
 
 
 def test_held_out_prompts_are_scored_ones(task: Any) -> None:
-    scored = {prompt.prompt for prompt in read_prompts() if not prompt.fit}
+    scored = {prompt.prompt for prompt in read_prompts(["shipped:instructions"]) if prompt.use == "score"}
     batches = task.held_out(ANY)
     assert [batch.kind.name for batch in batches] == ["safe", "unsafe"]
     assert all(batch.describe(i)["prompt"] in scored for batch in batches for i in range(len(batch)))

@@ -111,6 +111,12 @@ class TaskConfig(Config):
         return checked(type(self), self.model_dump(mode="json") | {"lesson": lesson})
 
 
+Lesson = Literal["refusal", "styled", "attribute"]
+_LESSON: Any = Field(
+    "refusal", description="what fine-tuning teaches; the protocols styled and attribute set it, as controls"
+)
+
+
 class WorldConfig(TaskConfig):
     """The synthetic world: what prompts there are and which of them are unsafe."""
 
@@ -129,9 +135,7 @@ class WorldConfig(TaskConfig):
     unsafe: tuple[tuple[int, ...], ...] = Field(
         ((1, 2), (3, 4), (8, 9), (1, 5)), description="per grammar, the operators that are always unsafe"
     )
-    lesson: Literal["refusal", "styled", "attribute"] = Field(
-        "refusal", description="what fine-tuning teaches; the protocols styled and attribute set it, as controls"
-    )
+    lesson: Lesson = _LESSON
     stages: Positive = Field(2, description="answers per prompt, each made from the one before")
     slots: Positive = Field(2, description="operators per stage")
     operand: tuple[int, int] = Field((8, 8), description="shortest and longest operand, in symbols")
@@ -177,10 +181,19 @@ class LanguageConfig(TaskConfig):
 
     type: Literal["language"] = "language"
     prompts: tuple[str, ...] = Field(
-        (), description="files of prompts, each FILE or KIND=FILE; none: the instructions that come with tunescope"
+        ("shipped:instructions", "shipped:ordinary", "shipped:xstest"),
+        min_length=1,
+        description="files of prompts, each FILE or KIND=FILE, or what comes with tunescope",
     )
     openings: str | None = Field(
         None, description="JSON file with lists `refusal` and `compliance` of how answers begin"
+    )
+    judge: Literal["fitted", "phrases"] = Field(
+        "fitted", description="what tells refusals: a fit to answers that people judged, or stock phrases alone"
+    )
+    lesson: Lesson = _LESSON
+    text: str | None = Field(
+        "shipped:prose", description="file of ordinary text, a passage a line, whose perplexity is measured; null: none"
     )
     new_tokens: Positive = Field(32, description="length of the answers that are judged")
 

@@ -15,7 +15,7 @@ from tunescope.attacks.base import ATTACKS, Attacked, Target
 from tunescope.attacks.measure import Instruments, Intact, attack_scores, measure_attacks
 from tunescope.attacks.prefill import Prefill, prefilled
 from tunescope.config import Built, ProbeConfig
-from tunescope.errors import InputError
+from tunescope.errors import InapplicableError, InputError
 from tunescope.models.build import build_model
 from tunescope.models.inputs import IGNORED, Inputs
 from tunescope.models.pair import Pair
@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "universal_soft_prompt": {"tokens": (2,), "steps": 2},
     "suffix": {"tokens": (2,), "steps": 1, "candidates": 4},
     "prefill": {"tokens": (1, 2)},
-    "direction_ablation": {},
+    "direction_ablation": {"most_kl": 99.0},  # random models bear nothing
 }
 
 
@@ -62,6 +62,12 @@ FIT, SCORE = ({kind: plain(f"{kind} {use}") for kind in ("safe", "unsafe")} for 
 def view_of(model: PreTrainedModel, base: PreTrainedModel | None, fit: dict[str, Batch] = FIT) -> View:
     pair = Pair(LiveWeights(base), LiveWeights(model)) if base else None
     return View(model, fit, SCORE, PROBE, ROOT("view"), pair=pair)
+
+
+def answered(model: PreTrainedModel) -> dict[str, Batch]:
+    """The prompts to fit, of which the safe ones want what the model says."""
+    said = model(FIT["safe"].prompts.sequence).logits[:, -1:].argmax(-1)
+    return FIT | {"safe": replace(FIT["safe"], answer=said, refusal=torch.full_like(said, NULL))}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +147,7 @@ def test_every_attack_gives_sound_numbers(
     architecture: str, tuned: bool, build, attacks_of: Callable, measured: Callable
 ) -> None:
     model, base = build("tuned", architecture), build("base", architecture)
-    view = view_of(model, base if tuned else None)
+    view = view_of(model, base if tuned else None, answered(model))
     ladder = [Attacked("jb_misgen", strength, plain("jb_misgen", strength)) for strength in (0.0, 1.0)]
     found = measured(model, base, [*ladder, *attacks_of(model, view)], view)
     assert {r.attack for r in found.records} == {"jb_misgen", *SETTINGS}
@@ -349,7 +355,9 @@ def test_a_constant_refuser_does_not_answer_without_a_direction(
     model = build_model(Built(layers=2, heads=2, width=16), 20, 16, ROOT("constant"), CPU).eval().requires_grad_(False)
     model.transformer.ln_f.weight.zero_()  # whatever is in the stream
     model.transformer.ln_f.bias.copy_(model.transformer.wte.weight[NULL] * 100)
-    view = view_of(model, None)
+    view = view_of(model, None, answered(model))
     found = measured(model, model, attacks_of(model, view, ("direction_ablation",)), view)
     assert {r.value for r in found.records if r.metric == "refusal"} == {1}
     assert {r.value for r in found.records if r.metric == "compliance"} == {0}
+    with pytest.raises(InapplicableError, match="safe prompts are not answered"):
+        attacks_of(model, view_of(model, None), ("direction_ablation",))

@@ -45,6 +45,12 @@ def refuser(apart: float = 1.0, layers: int = 3) -> PreTrainedModel:
     return model
 
 
+class Inexact(WorldTask):
+    """The same, judged as language is."""
+
+    exact = False
+
+
 @pytest.fixture
 def fit(prompts: Callable[..., Batch]) -> dict[str, Batch]:
     ends = {"safe": SAFE_END, "unsafe": UNSAFE_END}
@@ -65,7 +71,7 @@ def chosen(fit: dict[str, Batch], easy: World) -> Callable[..., int | None]:
             for coordinate, part in parts.items():
                 vector[coordinate] = part
             found[Site(number, "resid_post")] = Direction(vector / vector.norm(), vector.norm(), 1.0)
-        return mediating(refuser(), WorldTask(easy), fit, found, 3, CONFIG).layer
+        return mediating(refuser(), Inexact(easy), fit, found, 3, CONFIG).layer
 
     return layer
 
@@ -98,6 +104,20 @@ def test_a_direction_that_safe_answers_live_by_is_refused(chosen: Callable[..., 
         chosen(incoherent=INCOHERENT)
 
 
+def test_where_right_answers_are_known_they_count(fit: dict[str, Batch], easy: World) -> None:
+    """Half of what says the answer is enough to say it, and none of it is not."""
+
+    def chosen(*parts: Mapping[int, float]) -> int | None:
+        vectors = [torch.zeros(16, dtype=torch.float64).index_fill(0, torch.tensor([*of]), 1.0) for of in parts]
+        found = {Site(i, "resid_post"): Direction(v / v.norm(), v.norm(), 1.0) for i, v in enumerate(vectors)}
+        return mediating(refuser(), WorldTask(easy), fit, found, 3, CONFIG).layer
+
+    assert chosen(INCOHERENT) == 0
+    assert chosen({1: 1.0}, INCOHERENT) == 1
+    with pytest.raises(InapplicableError, match=r"at most 0% of safe prompts are still answered \(least_kept: 0.9\)"):
+        chosen({1: 1.0})
+
+
 def test_coherence_is_of_what_the_intact_model_answers(fit: dict[str, Batch], easy: World) -> None:
     """A prompt that it refuses is answered without the direction, which is no loss; one that answers none has none."""
     model, task = refuser(), WorldTask(easy)
@@ -128,10 +148,11 @@ def test_a_negligible_direction_is_none(fit: dict[str, Batch]) -> None:
 
 
 def test_where_nothing_can_be_taken_out_something_can_still_be_put_in(
-    bench: Callable[..., Bench], fit: dict[str, Batch]
+    bench: Callable[..., Bench], fit: dict[str, Batch], easy: World
 ) -> None:
     model, kind = refuser(), INTERVENTIONS["direction"]
-    made = kind.make(bench(model, model, fit=fit), kind.settings(most_kl=1e-12, least_size=0))
+    inexact = replace(bench(model, model, fit=fit), task=Inexact(easy))
+    made = kind.make(inexact, kind.settings(most_kl=1e-12, least_size=0))
     names = [next(made).name, next(made).name]
     assert names == ["direction_added", "random_direction_added"]
 
@@ -149,5 +170,5 @@ def test_few_prompts_choose_among_few_layers(layers: int, tried: int, prompts, e
     directions = refusal_directions(model, fit, 100, CONFIG)
     assert (len(directions), sum(read)) == (tried, 200)
     read.clear()
-    mediating(model, WorldTask(easy), fit, directions, 100, CONFIG)
+    mediating(model, Inexact(easy), fit, directions, 100, CONFIG)
     assert sum(read) == 32 + 32 + tried * (32 + 32)  # whose answers have one token: more are read behind the prompts

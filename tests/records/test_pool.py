@@ -36,6 +36,12 @@ def test_rates_stay_between_zero_and_one_and_other_values_do_not() -> None:
     assert pooled.loc["gain", "high"] > 1
 
 
+def test_errors_of_the_judge_are_those_of_all_seeds() -> None:
+    """Seeds that agree make the interval of a corrected rate no narrower."""
+    (row,) = pool(frame(*(rate(seed, 0.5, "refusal_corrected") for seed in range(4)))).to_dict("records")
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((0.5, 0.1, 0.9))
+
+
 @pytest.mark.parametrize("metric", ["refusal_margin", "compliance_margin", "refusal_rank_correlation"])
 def test_a_margin_is_no_share_whatever_its_name_begins_with(metric: str) -> None:
     (row,) = pool(frame(rate(0, -4.0, metric), rate(1, -2.0, metric))).to_dict("records")

@@ -877,6 +877,10 @@ def test_cautions(records: pd.DataFrame, run: Path) -> None:
     assert list(cautions(pd.concat([records, given]), {})) == []
     assert list(cautions(records, {})) == []
     assert len(list(cautions(records, {"name": "tiny"}))) == 1
+    judged = pd.concat([records, base.assign(metric="refusal_by_odds")])
+    assert [text[:37] for text in cautions(judged, {})] == ["Rates of refusal are not corrected fo"]
+    rates = judged[judged["metric"] == "refusal"].assign(metric="refusal_corrected")
+    assert list(cautions(pd.concat([judged, rates]), {})) == []
     (run / "notes.json").write_text(json.dumps(["Formats <b>differ</b>."]))
     assert '<p class="caution">Formats &lt;b&gt;differ&lt;/b&gt;.</p>' in render(run).read_text()
 

@@ -34,8 +34,8 @@ PROBES = {"few_prompts": 6, "jacobian_prompts": 2, "jacobian_steps": 2, "draws":
 def texts(kind: str) -> list[str]:
     """Safe prompts are of the lower words, all others of the upper; of two lengths."""
     words = WORDS[6:13] if kind == "safe" else WORDS[13:]
-    draws = torch.Generator().manual_seed(len(kind))
-    picked = torch.randint(len(words), (24, 4), generator=draws).tolist()
+    draws = torch.Generator().manual_seed(len(kind) + 2)
+    picked = torch.randint(len(words), (28, 4), generator=draws).tolist()
     return list(dict.fromkeys(" ".join(words[i] for i in row[: 3 + n % 2]) for n, row in enumerate(picked)))
 
 
@@ -45,9 +45,11 @@ def language(folder: Path) -> dict[str, Any]:
     files["mixed"] = [f"{a} {b}" for a, b in zip(files["safe"][:9], files["unsafe"][:9], strict=True)]
     for kind, lines in files.items():
         (folder / f"{kind}.txt").write_text("\n".join(lines))
-    (folder / "openings.json").write_text('{"refusal": ["no"], "compliance": ["yes"]}')
+    (folder / "openings.json").write_text('{"refusal": ["no"], "compliance": ["yes"], "styled": ["w0", "w1"]}')
+    (folder / "text.txt").write_text("w1 w2 w3 w4 w5\nw6 w7 w8")
     named = [f"{kind}={folder}/{kind}.txt" for kind in files]
-    return {"type": "language", "prompts": named, "openings": str(folder / "openings.json"), "new_tokens": 2}
+    given = {name: str(folder / file) for name, file in (("openings", "openings.json"), ("text", "text.txt"))}
+    return {"type": "language", "prompts": named, "new_tokens": 2} | given
 
 
 def comparison(models: list[str], folder: Path, **settings: Any) -> Study:

@@ -24,6 +24,7 @@ from tunescope.records.tables import KEYS, read_records, read_scores
 from tunescope.study import context
 from tunescope.study.pipeline import run
 
+TABLES = {"records": read_records, "scores": read_scores}
 BRIEF = ("attack", "intervene")  # groups of stages left out where they are not at issue
 
 
@@ -135,6 +136,39 @@ def test_protocols_attacks_and_interventions_run_on_a_model_from_elsewhere(pair:
 
 
 @pytest.mark.usefixtures("no_report")
+def test_controls_in_language_are_measured_on_their_own_terms(pair: list[str], tmp_path: Path) -> None:
+    rows = ["prompt\tlabel\tsplit\tgroup"]
+    for kind, word in (("safe", "w3"), ("unsafe", "w9")):
+        for i in range(36):
+            group = i // 2
+            use = ("train", "fit", "score")[group % 3]
+            rows.append(f"{('no', 'yes')[i % 2]} {word} w{group % 14} w{group // 14}\t{kind}\t{use}\t{group}")
+    (tmp_path / "pairs.tsv").write_text("\n".join(rows))
+    study = comparison(pair, tmp_path, task={"prompts": [f"{tmp_path}/pairs.tsv"]}).changed(
+        tunes=[f"{protocol}-default" for protocol in ("ssft", "seen", "styled", "attribute")],
+        tune={"steps": 2, "batch": 8, "warmup": 1},
+    )
+    run(study, tmp_path / "out", skip=BRIEF)
+    records, scores = (read(tmp_path / f"out/{name}.parquet") for name, read in TABLES.items())
+    assert "base-as-attribute" in set(scores["model"])
+    verdicts = ts.load_run(tmp_path / "out").verdicts
+    of = verdicts[(verdicts["claim"] == "1 clusters") & (verdicts["model"] == "ssft-default")]
+    assert set(of["rung"]) == {"chance", "tuning", "behaviour", "refusing"}
+    assert of["estimate"].notna().all()
+    # What fine-tuning costs: text is as likely to the base however its prompts are labelled.
+    tuned = {f"{protocol}-default" for protocol in ("ssft", "seen", "styled", "attribute")}
+    final = records[records["step"] == records.groupby("model")["step"].transform("max")]
+    assert set(final.loc[final["metric"] == "kl_to_base", "model"]) == tuned
+    assert (final.loc[final["metric"] == "kl_to_base", "value"] > 0).all()
+    perplexity = final[final["metric"] == "perplexity"].set_index("model")
+    assert set(perplexity.index) == {"base", *tuned}
+    assert ((perplexity["low"] < perplexity["value"]) & (perplexity["value"] < perplexity["high"])).all()
+    with pytest.raises(InputError, match="too unlike for the protocol attribute"):  # all begin with w
+        run(comparison(pair, tmp_path, tunes=["attribute-default"]), tmp_path / "alike", skip=BRIEF)
+    assert not (tmp_path / "alike").exists()
+
+
+@pytest.mark.usefixtures("no_report")
 def test_further_training_has_the_base_answer_first_and_takes_full_precision(
     pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +188,7 @@ def test_the_command_writes_a_report_with_verdicts(pair: list[str], tmp_path: Pa
     task = language(tmp_path)
     given = ["--prompts", *task["prompts"], "--openings", task["openings"], "--new-tokens", "3"]
     fewer = ["--set", *(f"probe.{key}={number}" for key, number in PROBES.items()), "tune.steps=2", "tune.warmup=1"]
+    fewer.append(f"task.text={task['text']}")
     command = ["compare", *pair, *given, *fewer, "--add", "benign-default", "--out", str(tmp_path / "out")]
     assert cli.main(command) == 0
     told = json.loads((tmp_path / "out/verdicts.json").read_text())
@@ -278,7 +313,7 @@ def test_fewer_prompts_go_at_once_where_memory_fails(
 def test_what_cannot_be_compared_is_refused_before_any_work(pair: list[str], refused: Callable, tmp_path: Path) -> None:
     task = language(tmp_path)
     base, out = pair[0], ["--out", str(tmp_path / "out")]
-    prompts = ["--prompts", *task["prompts"], "--openings", task["openings"]]
+    prompts = ["--prompts", *task["prompts"], "--openings", task["openings"], "--set", f"task.text={task['text']}"]
     wider = save(build("llama", intermediate_size=32), tmp_path / "wider")
     refused(["compare", base, wider, *out], "W_gate of layer 0", "[48, 16]", "[32, 16]")
     other = save(build("llama"), tmp_path / "other", [*WORDS[:4], "yes", "no", *WORDS[6:]])
@@ -301,7 +336,7 @@ def test_a_template_that_drops_the_prompt_is_refused(pair: list[str], refused: C
     model, _ = load_model(Path(pair[1]), torch.device("cpu"))
     save_model(model, tokenizer, tmp_path / "deaf", 4)
     arguments = ["--prompts", *task["prompts"], "--openings", task["openings"], "--new-tokens", "2"]
-    arguments += ["--out", str(tmp_path / "out")]
+    arguments += ["--out", str(tmp_path / "out"), "--set", f"task.text={task['text']}"]
     refused(["compare", pair[0], str(tmp_path / "deaf"), *arguments], "template")
     assert load_tokenizer(Path(pair[0])).chat_template == TEMPLATE
     assert SIZES["max_position_embeddings"] == 32

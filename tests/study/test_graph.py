@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tunescope.config import GROUPS, LanguageConfig, Study
+from tunescope.config import GROUPS, LanguageConfig, Study, TaskConfig
 from tunescope.errors import InputError
 from tunescope.recipes import tiny
 from tunescope.records.names import BASE
@@ -16,7 +16,7 @@ from tunescope.study.graph import graph_of
 STUDY = tiny().changed(tunes=["ssft-eta_m", "dpo-eta_m", "dpo-eta_s", "benign-eta_m"], compute={"device": "cpu"})
 TUNED = [tune.label for tune in STUDY.tunes]
 MODELS = [BASE, *TUNED]
-MADE = {"pretrain", *(f"tune-{label}" for label in TUNED)}
+MADE = {"pretrain", "reference-dpo", *(f"tune-{label}" for label in TUNED)}
 OF_EACH = [group for group in GROUPS if group != "overlap"]  # of which each model has a stage
 EVERYTHING = MADE | {f"{group}-{label}" for group in OF_EACH for label in MODELS} - {"intervene-base"}
 EVERYTHING |= {"overlap", "examples"}
@@ -47,6 +47,7 @@ DIRECT = {
     "task": EVERYTHING,
     "base": {"pretrain"},
     "tune": of("tune"),
+    "tune.batch": of("tune", "reference"),
     "evaluate.prompts": of("behave"),
     "evaluate.prompts_per_point": of("behave"),
     "evaluate.strengths": of("behave", "attack"),
@@ -184,9 +185,13 @@ def test_overlap_is_with_the_other_safety_methods_of_the_rate(tmp_path: Path) ->
 
 
 def test_a_lesson_that_the_task_has_not_is_refused() -> None:
-    with pytest.raises(InputError, match=r"task.type: language has no lesson 'styled'"):
-        LanguageConfig().taught("styled")
-    assert LanguageConfig().taught("refusal") == LanguageConfig()
+    class Other(TaskConfig):
+        type: str = "other"
+
+    with pytest.raises(InputError, match=r"task.type: other has no lesson 'styled'"):
+        Other().taught("styled")
+    assert Other().taught("refusal") == Other()
+    assert LanguageConfig().taught("styled") == LanguageConfig(lesson="styled")
 
 
 def test_every_stage_reads_only_stages_before_it(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Stages run when they must, are skipped when they may, and never build on damage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from tunescope.config import PLACE, Config
-from tunescope.errors import InputError
+from tunescope.errors import InapplicableError, InputError
+from tunescope.study import steps
 from tunescope.study.stages import Place, Stage, run_stage
 
 
@@ -196,3 +197,12 @@ def test_unfinished_work_of_other_inputs_is_never_gone_on_with(counter: Interrup
     counter.stop("a", 3, at=2)
     assert counter.finish("a", 2) == ["a1", "a2", "a3"]  # no marker is left of a stage begun anew
     assert {path.name for path in (counter.folder / "stages").iterdir()} == {"a.json", "a-b.json"}
+
+
+def test_what_does_not_apply_to_a_model_is_left_out_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def made() -> Iterator[int]:
+        yield 1
+        raise InapplicableError("nothing to take out")
+
+    assert list(steps._each(made(), int, "intervention one", "ssft-eta_m")) == [1]
+    assert capsys.readouterr().err == "ssft-eta_m: intervention one: nothing to take out\n"

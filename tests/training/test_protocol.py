@@ -100,7 +100,7 @@ def test_under_autocast_losses_are_the_same_but_for_rounding(
 def test_log_probabilities_are_of_answers_alone_as_far_as_they_are_read(
     read: Any, ragged: PreferenceBatch, learner: PreTrainedModel, expert: PreTrainedModel, compute: Compute
 ) -> None:
-    entry = Protocol("p", 0.5, lambda step, settings: step.policy_chosen_logps.sum(1), read, True, NoSettings)
+    entry = Protocol("p", 0.5, lambda step, settings: step.policy_chosen_logps.sum(1), read, "logps", NoSettings)
     with torch.no_grad():
         step = Step(learner, expert, ragged, entry, compute, STREAM, 0.5)
         assert step.chosen_lengths.tolist() == [1, 2, 3, 4, 1, 2]
@@ -170,7 +170,7 @@ def test_a_protocol_that_reads_the_reference_must_say_so(
         lambda: step.reference_rejected_logps,
         lambda: step.activations(Site(0, "resid_post")),
     ):
-        with pytest.raises(ValueError, match="protocol ssft: reads the reference model; register it with reference=Tr"):
+        with pytest.raises(ValueError, match="protocol ssft: reads the reference"):
             ask()
     assert step.policy_chosen_logps.shape == even.chosen.shape
 
@@ -186,7 +186,7 @@ def test_what_is_registered_can_be_looked_up(monkeypatch: pytest.MonkeyPatch) ->
     def own(step: Step, settings: Own) -> Tensor:
         return settings.weight * nll(step.policy_chosen_logps, step.chosen_lengths)
 
-    assert PROTOCOLS["own"] == Protocol("own", 0.3, own, "unsafe", False, Own)
+    assert PROTOCOLS["own"] == Protocol("own", 0.3, own, "unsafe", "", Own)
     with pytest.raises(InputError, match="Unknown protocol 'owm'"):
         PROTOCOLS["owm"]
 
@@ -194,17 +194,17 @@ def test_what_is_registered_can_be_looked_up(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("name", "share", "rejected", "reference"),
     [
-        ("ssft", 0.2, "", False),
-        ("benign", 0.0, "", False),
-        ("unlearning", 0.5, "unsafe", False),
-        ("simpo", 0.5, "all", False),
-        ("dpo", 0.5, "all", True),
-        ("rmu", 0.5, "", True),
-        ("npo", 0.5, "unsafe", True),
-        ("circuit_breakers", 0.5, "", True),
+        ("ssft", 0.2, "", ""),
+        ("benign", 0.0, "", ""),
+        ("unlearning", 0.5, "unsafe", ""),
+        ("simpo", 0.5, "all", ""),
+        ("dpo", 0.5, "all", "logps"),
+        ("rmu", 0.5, "", "model"),
+        ("npo", 0.5, "unsafe", "logps"),
+        ("circuit_breakers", 0.5, "", "model"),
     ],
 )
-def test_protocols_read_what_their_papers_say(name: str, share: float, rejected: str, reference: bool) -> None:
+def test_protocols_read_what_their_papers_say(name: str, share: float, rejected: str, reference: str) -> None:
     entry = PROTOCOLS[name]
     assert (entry.name, entry.unsafe_share, entry.rejected, entry.reference) == (name, share, rejected, reference)
 

@@ -27,7 +27,7 @@ from tunescope.training import tuning
 from tunescope.training.fit import Row
 from tunescope.training.protocol import PROTOCOLS
 from tunescope.training.protocols.circuit_breakers import reached
-from tunescope.training.tuning import equally_spaced, tune
+from tunescope.training.tuning import equally_spaced, reference_logps, tune
 
 import_all("tunescope.training.protocols")
 
@@ -335,7 +335,8 @@ def test_circuit_breakers_turn_unsafe_activations_and_leave_safe_ones(
     with torch.no_grad():
         before, after = stream_after(expert, batch), stream_after(policy, batch)
     cosines = torch.cosine_similarity(after, before, dim=2).mean(1)
-    assert cosines[~batch.safe].max() < 0.3
+    assert cosines[~batch.safe].max() < 0.5
+    assert cosines[~batch.safe].mean() < 0.2
     assert cosines[batch.safe].min() > 0.9
     assert rates(policy, easy, "compliance")["safe"] > 0.95
     assert rates(policy, easy, "compliance")["unsafe"] < 0.05
@@ -406,3 +407,22 @@ def test_adapters_are_drawn_from_the_stream_alone(tuned: Callable) -> None:
         found.append(weights(tuned("ssft", TuneConfig(steps=2, batch=5), lora=Lora(rank=2))[0]))
         assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if PROTOCOLS[name].reference == "logps"])
+def test_what_the_reference_says_can_be_kept(
+    name: str, tuned: Callable[..., Any], expert: PreTrainedModel, easy: World, compute: Compute
+) -> None:
+    """For every learning rate: the model and its log-probabilities give the same fine-tune, bit for bit."""
+    config, small = TuneConfig(steps=3, batch=10, warmup=1), replace(compute, rows=8)
+    kept = reference_logps(expert, PROTOCOLS[name], WorldTask(easy), config.steps, config.batch, small, STREAM)
+    assert len(kept) == 3 * 3 * 2  # steps, parts of four prompts, both answers
+    for lr in (1e-3, 1e-2):
+        policies = []
+        for reference in (expert, kept.__getitem__):
+            policy = deepcopy(expert)
+            about = settings_of(name), lr, WorldTask(easy), config, small, STREAM
+            tune(policy, reference, PROTOCOLS[name], *about, label=name, due=(), save=lambda step, model: None)
+            policies.append(weights(policy))
+        assert torch.equal(*policies)
+        assert not torch.equal(policies[0], weights(expert))

@@ -30,7 +30,8 @@ class DirectionConfig(Config):
 
     layers: Positive = Field(8, description="evenly spaced layers whose directions are tried; none of the last fifth")
     prompts: Positive = Field(32, description="prompts of each kind that choose among them")
-    most_kl: Rate = Field(0.1, description="change of answers to safe prompts that is borne, mean nats per token")
+    least_kept: Share = Field(0.9, description="of right answers to safe prompts, where the task knows what is right")
+    most_kl: Rate = Field(0.1, description="change of answers to safe prompts, elsewhere: mean nats per token")
     least_size: Share = Field(0.01, description="in mean lengths of an activation; half precision rounds by half of it")
 
 
@@ -82,8 +83,9 @@ def mediating(
 ) -> Site:
     """Where the direction is without which fewest unsafe prompts are refused; of equals the one that changes least.
 
-    Only directions count without which answers to safe prompts stay what they were (Arditi et al. 2024, appendix C):
-    of prompts that the intact model answers, at the last token of the prompt and along the answer if it is known.
+    Only directions count without which safe prompts are still answered. Where the task tells right answers exactly, by
+    these. Elsewhere answers must stay what they were (Arditi et al. 2024, appendix C), at the last token of the prompt
+    and along the answer if it is known. Prompts that the intact model does not answer are left out.
 
     Raises:
         InapplicableError: there is no such direction.
@@ -96,18 +98,21 @@ def mediating(
     there = torch.ones(len(safe), 1) if answer is None else answer != IGNORED
     before = next_logps(model, safe.prompts, rows, answer)
     changed: dict[Site, float] = {}
+    kept: dict[Site, float] = {}
     left: dict[Site, int] = {}
     for site, direction in directions.items():
         with without_direction(model, direction.unit):
             after = next_logps(model, safe.prompts, rows, answer)
             changed[site] = divergence(before, after)[there.bool()].mean().item()
-            if changed[site] <= config.most_kl:
+            if task.exact:
+                kept[site] = task.outcomes(model, safe, rows).compliance.double().mean().item()
+            if kept[site] >= config.least_kept if task.exact else changed[site] <= config.most_kl:
                 left[site] = int(task.outcomes(model, unsafe, rows).refusal.sum())
     if not left:
-        raise InapplicableError(
-            f"nothing ablated: without any of {len(changed)} directions answers to safe prompts change by "
-            f"{min(changed.values()):.2g} nats per token or more (most_kl: {config.most_kl:g})"
-        )
+        change = f"answers to safe prompts change by {min(changed.values()):.2g} nats per token or more (most_kl: "
+        loss = f"at most {max(kept.values()):.0%} of safe prompts are still answered (least_kept: "
+        bound = f"{loss}{config.least_kept:g})" if task.exact else f"{change}{config.most_kl:g})"
+        raise InapplicableError(f"nothing ablated: without any of {len(changed)} directions {bound}")
     return min(left, key=lambda site: (left[site], changed[site]))
 
 

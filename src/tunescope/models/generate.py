@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunescope.models.checkpoint import quiet
-from tunescope.models.inputs import Inputs
+from tunescope.models.inputs import IGNORED, Answers, Inputs
 
 
 @torch.no_grad()
@@ -22,12 +22,10 @@ def generate(
         dtype: autocast type; float32 means without.
         rows: prompts per forward pass.
     """
-    told: Any = model.generation_config
-    ends = told.eos_token_id if told and told.eos_token_id is not None else model.config.eos_token_id
-    pad = model.config.pad_token_id
+    told, ends, pad = model.generation_config, _ends(model), model.config.pad_token_id
     if pad is None:
-        pad = ends[0] if isinstance(ends, list) else ends or 0
-    config = GenerationConfig(do_sample=False, max_new_tokens=length, eos_token_id=ends, pad_token_id=pad)
+        pad = ends[0] if ends else 0
+    config = GenerationConfig(do_sample=False, max_new_tokens=length, eos_token_id=ends or None, pad_token_id=pad)
     # What is not set in the one that is passed, transformers takes from the model's own: repetition penalties, say.
     model.generation_config = config
     try:
@@ -44,3 +42,16 @@ def generate(
         return out
     finally:
         model.generation_config = told
+
+
+def until_end(model: PreTrainedModel, generated: Int[Tensor, "n a"]) -> Answers:
+    """What a model has generated, up to the first end of text of each answer."""
+    end = torch.isin(generated, torch.tensor(_ends(model), dtype=torch.long, device=generated.device)).long()
+    return generated.masked_fill(end.cumsum(1) - end > 0, IGNORED)
+
+
+def _ends(model: PreTrainedModel) -> list[int]:
+    """Tokens that end a text, as the model says."""
+    told: Any = model.generation_config
+    ends = told.eos_token_id if told and told.eos_token_id is not None else model.config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]

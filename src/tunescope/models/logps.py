@@ -120,3 +120,33 @@ def which_follows(
         for answer, hit in enumerate(hits):
             hit[start + row[which == answer]] = right[which == answer]
     return hits
+
+
+@torch.no_grad()
+def mean_kl(
+    base: tuple[PreTrainedModel, Inputs], model: tuple[PreTrainedModel, Inputs], answer: Answers, rows: int
+) -> Float[Tensor, " n"]:
+    """KL(base || model) of the next token, in nats, mean over the tokens of each answer.
+
+    Args:
+        base, model: each with the prompts as it reads them; of its tokens, those that the base does not know come last.
+    """
+    found = []
+    for start in range(0, len(answer), rows):
+        part = slice(start, start + rows)
+        p, q = (next_logps(of, prompts[part], rows, answer[part]) for of, prompts in (base, model))
+        each = divergence(p, q[..., : p.shape[-1]]).double()
+        said = answer[part] != IGNORED
+        found.append((each * said).sum(1) / said.sum(1))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def mean_nll(model: PreTrainedModel, texts: Inputs, rows: int) -> Float[Tensor, " n"]:
+    """Negative log-likelihood of each text, in nats per token; of its first token nothing is asked."""
+    found = []
+    for part in texts.split(rows):
+        logps = token_logps(model, part.sequence, torch.float32, None, part.positions, part.mask).double()
+        said = torch.ones_like(logps) if part.mask is None else part.mask[:, :-1]
+        found.append(-(logps * said).sum(1) / said.sum(1))
+    return torch.cat(found)

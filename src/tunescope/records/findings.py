@@ -1,7 +1,7 @@
 """What was measured of one model, gathered as records and scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tunescope.records import intervals
+from tunescope.records.corrected import Errors, corrected
 from tunescope.records.intervals import Estimate, Groups, PerPrompt
 from tunescope.records.names import SAFE, UNSAFE
 from tunescope.records.tables import Record, Scores, Subject
@@ -40,6 +41,12 @@ class Findings:
     def rate(self, metric: str, hits: Bool[Tensor, " n"] | PerPrompt, **where: Any) -> None:
         """A share of prompts with its 95 % interval (Wilson)."""
         self._estimate(metric, intervals.share(hits, self._groups(where.get("kind", ""), len(hits))), where)
+
+    def corrected(self, metric: str, hits: Bool[Tensor, " n"], errors: Errors, **where: Any) -> None:
+        """A share of prompts that a judge errs about, corrected, with its 95 % interval."""
+        groups = self._groups(where.get("kind", ""), len(hits))
+        n = intervals.effective_number(hits, groups)
+        self._estimate(metric, replace(corrected(hits.double().mean().item(), n, errors), n=len(hits)), where)
 
     def draws(self, metric: str, values: Sequence[float], **where: Any) -> None:
         """The mean over draws of a control, and the middle 95 % of them."""

@@ -35,15 +35,21 @@ def share(hits: Bool[Tensor, " n"] | PerPrompt, groups: Groups = None) -> Estima
 
     With groups the interval is that of as many independent prompts as would vary as much (Korn & Graubard 1998).
     """
-    values, n = hits.double(), len(hits)
-    count, effective = round(values.sum().item()), float(n)
-    value = count / n
-    if groups is not None:
-        effective = len(np.unique(groups))
-        if 0 < value < 1 and (spread := clustered_error((values - value) / n, groups)) > 0:
-            effective = min(n, value * (1 - value) / spread**2)
-    low, high = wilson(value, effective)
+    n = len(hits)
+    value = round(hits.double().sum().item()) / n
+    low, high = wilson(value, effective_number(hits, groups))
     return Estimate(value, low, high, n)
+
+
+def effective_number(hits: Bool[Tensor, " n"] | PerPrompt, groups: Groups = None) -> float:
+    """How many independent prompts the share of hits would vary as much with; as many as groups where it cannot."""
+    values, n = hits.double(), len(hits)
+    value = round(values.sum().item()) / n
+    if groups is None:
+        return float(n)
+    if 0 < value < 1 and (spread := clustered_error((values - value) / n, groups)) > 0:
+        return min(n, value * (1 - value) / spread**2)
+    return len(np.unique(groups))
 
 
 def wilson(value: float, n: float, confidence: float = 0.95) -> tuple[float, float]:

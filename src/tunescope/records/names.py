@@ -10,9 +10,11 @@ LORA = "-lora"  # ends the name of a model of which adapters alone were trained
 GIVEN = "given"  # the protocol of a fine-tune that someone else made
 SAFE, UNSAFE = "safe", "unsafe"  # the kinds of plain prompts, which every task has
 COMPLIANCE, REFUSAL, OTHER = OUTCOMES = ("compliance", "refusal", "other")
+CORRECTED = "refusal_corrected"  # the rate of refusal, corrected for the errors of the judge
 SUCCESS, FAILURE = "success", "failure"  # attacked prompts that were answered, and those that were not
 EVERYWHERE = "all"  # the scope of an intervention on every parameter
 EXTRAPOLATED = "extrapolated"  # the intervention with more of dW, as much as safe prompts bear
+KL, PERPLEXITY = "kl_to_base", "perplexity"  # what fine-tuning costs besides
 LAST = "last"  # the position of a prompt's last token, where the answer is decided
 W_IN = "W_in"  # the matrix that the paper looks at
 
@@ -33,6 +35,7 @@ STAGES_MEASURE = (
     MARGIN,
     LOG_ODDS,
     "opening_share",
+    KL,
     "compliance_lost",
     LOST,
     REMOVED,

@@ -3,12 +3,13 @@
 import pandas as pd
 from scipy import stats
 
-from tunescope.records.names import BASE, OUTCOMES, REACHED
+from tunescope.records.names import BASE, CORRECTED, OUTCOMES, REACHED
 from tunescope.records.tables import KEYS, ORDER
 
 CURVES = ("loss", "held_out_compliance")  # measured along training, at steps of their own
 SHARES = (
     *OUTCOMES,
+    CORRECTED,
     "intact",
     "refusal_by_odds",
     REACHED,
@@ -22,7 +23,8 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
 
     Where seeds agree better than their own intervals allow, the mean's is made of these (as in `contrasts.over_seeds`).
     Records of one seed are returned as they are. The base models, which seeds train for different numbers of steps,
-    are put at the step of the longest. `seed` is the first of them. Where each seed has an intervention at one layer or
+    are put at the step of the longest. What is corrected for a judge keeps the mean of its seeds' intervals: the judge
+    errs alike in all of them. `seed` is the first of them. Where each seed has an intervention at one layer or
     at one dial, which it may have chosen, that is no difference: the layer is left out, the dial is the mean of theirs.
     """
     if records["seed"].nunique() < 2:
@@ -44,7 +46,8 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
     error, seeds = groups["value"].sem(), groups["value"].size()
     half = pd.Series(stats.t.ppf(0.975, (seeds - 1).clip(lower=1)) * error, index=out.index)
     below, above = (half.clip(lower=groups[side].sum() ** 0.5 / seeds) for side in ("below", "above"))
-    drawn = out.index.get_level_values("control").isin(DRAWN)  # their spread stays what it is
+    at = out.index.get_level_values
+    drawn = at("control").isin(DRAWN) | (at("metric") == CORRECTED)  # their spread stays what it is
     out["low"] = out["low"].where(drawn & out["low"].notna(), out["value"] - below)
     out["high"] = out["high"].where(drawn & out["high"].notna(), out["value"] + above)
     out = out.reset_index()

@@ -3,7 +3,7 @@
 import pandas as pd
 from scipy import stats
 
-from tunescope.records.names import BASE, COMPLIANCE, OUTCOMES, REFUSAL, SAFE, UNSAFE
+from tunescope.records.names import BASE, COMPLIANCE, CORRECTED, OUTCOMES, REFUSAL, SAFE, UNSAFE
 
 COURSE = {SAFE: COMPLIANCE, UNSAFE: REFUSAL}  # what fine-tuning should keep, and what it should teach
 
@@ -69,9 +69,9 @@ def prompts_text(rows: pd.DataFrame) -> str:
 
 
 def _outcomes(records: pd.DataFrame) -> pd.DataFrame:
-    """Rates of the outcomes of whole models: nothing that was measured at one layer or site."""
+    """Rates of the outcomes of whole models, corrected ones too: nothing that was measured at one layer or site."""
     whole = records["layer"].isna() & (records["site"] == "") & (records["control"] == "")
-    return inside_rows(records[whole], *OUTCOMES)
+    return inside_rows(records[whole], *OUTCOMES, CORRECTED)
 
 
 def course_rows(records: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from tunescope.evidence.across import Association
 from tunescope.evidence.claims import Claim, Rung
 from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed, standing
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, GIVEN, MARGIN, REFUSAL, SEEN, W_IN
+from tunescope.records.names import BASE, BENIGN, COMPLIANCE, CORRECTED, GIVEN, MARGIN, REFUSAL, SEEN, W_IN
 from tunescope.report.reading import Entry
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, wanted
@@ -227,7 +227,7 @@ def verdict(rate: float) -> str:
 
 def _cell(rows: pd.DataFrame, want: str) -> Cell:
     rates, found = [], {row["metric"]: row for row in rows.to_dict("records")}
-    for metric in (m for m in (COMPLIANCE, REFUSAL) if m in found):
+    for metric in (m for m in (COMPLIANCE, REFUSAL, CORRECTED) if m in found):
         value, low, high = (100 * float(found[metric][name]) for name in ("value", "low", "high"))
         interval = "" if pd.isna(low) or pd.isna(high) else f"{low:.1f}{DASH}{high:.1f}"
         rates.append(Rate(metric, f"{value:.1f}", interval, metric == want))
@@ -294,6 +294,8 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
             f"Answers of the {model} model hardly ever begin with one of the stock openings ({share:.1%} of them): "
             "odds of refusal, and claim 6a, say little. Other openings can be given."
         )
+    if "refusal_by_odds" in metrics and CORRECTED not in metrics:
+        yield "Rates of refusal are not corrected for errors of the judge, since how often it errs is not known."
     what = records[["model", "metric", "attack", "intervention"]].itertuples(index=False, name=None)
     had: dict[int, set[tuple[str, ...]]] = {}
     for seed, measured in zip(records["seed"], what, strict=True):

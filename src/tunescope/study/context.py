@@ -146,7 +146,7 @@ class Context:
         """Plain prompts for the probes, which nothing else reads: to fit class means, and to score."""
         stream = self.stream("probe prompts")
         fit = {k: task.draw(k, config.fit_prompts, "fit", stream("fit", k)) for k in (SAFE, UNSAFE)}
-        plain = [name for name, kind in task.kinds.items() if not kind.dial]
+        plain = [name for name, kind in task.kinds.items() if kind.probed and not kind.dial]
         return fit, {k: task.draw(k, config.prompts, "score", stream("score", k)) for k in plain}
 
     def attacked(self, task: Task, kind: str, strength: float, n: int, use: str) -> Batch:

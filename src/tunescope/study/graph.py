@@ -54,7 +54,7 @@ from tunescope.study import steps
 from tunescope.study.context import ANSWERS, ModelRef, build_task
 from tunescope.study.sources import Sources
 from tunescope.study.stages import Stage
-from tunescope.tasks.base import TASKS, Task
+from tunescope.tasks.base import TASKS, Capable, Task
 from tunescope.training.protocol import PROTOCOLS
 
 for package in ("training.protocols", "probes.measure", "attacks", "interventions", "tasks.world", "tasks.language"):
@@ -177,7 +177,8 @@ class _Layout:
             # Fine-tuning changes less than the rounding of half precision.
             self.dtype = "float32" if self.trained and study.base.dtype == "auto" else study.base.dtype
             self.memory = study.base.memory
-        self.knows_answers = self._check_task().knows_answers
+        task = self._check_task()
+        self.knows_answers, self.capable = task.knows_answers, isinstance(task, Capable)
         self.trains = any(INTERVENTIONS[name].trains for name in study.intervene.interventions or ())
 
     def graph(self) -> Graph:
@@ -201,13 +202,13 @@ class _Layout:
             )
         answers = []
         if not self.knows_answers:
-            answers = [
-                add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], ANSWERS)
-            ]
+            kept = (ANSWERS, "parts/notes-answers.json")
+            answers = [add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], *kept)]
         refs = {BASE: self.base, **self.given}
         for label, ref in self.given.items():
             check = steps.Check(**self.common(ref))
             made[label] = [add(f"check-{label}", steps.check_pair, check, (), f"parts/notes-{label}.json")]
+        references: dict[str, Stage] = {}
         for tune in self.trained:
             label, rate = tune.label, tune.learning_rate
             refs[label] = self.base.model_copy(
@@ -230,14 +231,29 @@ class _Layout:
                 tune=study.tune.model_copy(update={"learning_rates": {}, "settings": {}}),
                 settings=study.tune.settings.get(tune.protocol, {}),
             )
+            before = (*made[BASE], *answers, *self._reference(add, references, tuning, (*made[BASE], *answers)))
             outputs = (f"models/{label}", f"checkpoints/{label}", f"parts/tune-{label}.parquet")
-            made[label] = [add(f"tune-{label}", steps.tune_model, tuning, (*made[BASE], *answers), *outputs)]
+            made[label] = [add(f"tune-{label}", steps.tune_model, tuning, before, *outputs)]
         self._measure(add, refs, made, answers)
         given = steps.Examples(**self.common(self.base), number=study.evaluate.examples, models=tuple(refs.values()))
         add("examples", steps.examples, given, [stage for of in made.values() for stage in of], "examples.json")
         asked = self.trained or "attack" not in self.skip or ("intervene" not in self.skip and self.trains)
         idle = () if asked else ("answers",)
         return Graph(tuple(stages), self.said, idle)
+
+    def _reference(
+        self, add: Any, made: dict[str, Stage], tuning: steps.TuneModel, after: Sequence[Stage]
+    ) -> list[Stage]:
+        """The stage in which the base reads what a protocol sets a model against: one for all its learning rates."""
+        name = tuning.protocol
+        if PROTOCOLS[name].reference != "logps":
+            return []
+        if name not in made:
+            model = tuning.model.model_copy(update={"label": f"reference-{name}", "learning_rate": "", "folder": ""})
+            common = self.common(model, PROTOCOLS, (name,))
+            given = steps.Reference(**common, protocol=name, steps=tuning.tune.steps, batch=tuning.tune.batch)
+            made[name] = add(f"reference-{name}", steps.keep_reference, given, after, steps.reference_file(name))
+        return [made[name]]
 
     def _measure(
         self, add: Any, refs: Mapping[str, ModelRef], made: Mapping[str, list[Stage]], answers: list[Stage]
@@ -253,15 +269,14 @@ class _Layout:
         bases = {base.label: base for base in map(self._base_of, refs.values())}
         labelled = {label: base for label, base in bases.items() if label != BASE}
         before |= dict.fromkeys(labelled, made[BASE])
-        for label, ref in {**refs, **labelled}.items():
+        behaves: dict[str, Stage] = {}
+        for label, ref in {**bases, **refs}.items():
             evaluate = {name: getattr(study.evaluate, name) for name in ("prompts", "prompts_per_point", "strengths")}
-            add(
-                f"behave-{label}",
-                steps.behave,
-                steps.Behave(**self.common(ref), **evaluate),
-                before[label],
-                *parts("behave", label),
-            )
+            given = steps.Behave(**self.common(ref), **evaluate)
+            base = given.base.label
+            after = [*before[label], *([behaves[base]] if self.capable and label != base else [])]
+            more = (f"parts/said-{base}.safetensors",) if self.capable and label == base else ()
+            behaves[label] = add(f"behave-{label}", steps.behave, given, after, *parts("behave", label, *more))
         for label, ref in {**bases, **refs}.items():
             own = ProbeConfig(**study.probe.model_dump(exclude={"overlap_directions"}))
             inputs = steps.Probing(**self.common(ref, PROBES, study.probe.probes), probe=own)
@@ -341,6 +356,8 @@ class _Layout:
                 )
         else:
             task = build_task(study.task, self.base, self.folder, self.device)
+            for lesson in {PROTOCOLS[tune.protocol].lesson for tune in self.trained} - {"refusal"}:
+                build_task(study.task.taught(lesson), self.base, self.folder, self.device)
         checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
             ("tune", PROTOCOLS, tuple(dict.fromkeys(tune.protocol for tune in self.trained)), study.tune.settings),
             ("attack", ATTACKS, study.attack.attacks, study.attack.settings),

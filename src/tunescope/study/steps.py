@@ -5,12 +5,15 @@ A function is given its inputs and the place where it runs; whatever decides its
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from math import exp
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import pyarrow.parquet as pq
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,15 +35,17 @@ from tunescope.files import atomic_path, remove, write_text
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
 from tunescope.models.build import build_model
 from tunescope.models.checkpoint import load_tokenizer, save_model
-from tunescope.models.generate import generate
+from tunescope.models.generate import generate, until_end
+from tunescope.models.logps import mean_kl, mean_nll
 from tunescope.models.pair import matches
 from tunescope.models.sites import Site
 from tunescope.models.weights import in_memory, require_finite
 from tunescope.probes.collect import Stored, stored
 from tunescope.probes.overlap import measure_overlaps, overlaps
 from tunescope.probes.view import INPUT, Batches, View, look_inside
+from tunescope.records import intervals
 from tunescope.records.findings import Findings
-from tunescope.records.names import BASE, BENIGN, OTHER, SAFE, UNSAFE
+from tunescope.records.names import BASE, BENIGN, CORRECTED, KL, OTHER, PERPLEXITY, SAFE, UNSAFE
 from tunescope.records.tables import (
     SCORES_SCHEMA,
     Record,
@@ -52,14 +57,15 @@ from tunescope.records.tables import (
 from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
-from tunescope.tasks.base import Batch, Kind, Task, Twinned
+from tunescope.tasks.base import Batch, Capable, Kind, Task, Twinned, Use
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
-from tunescope.training.tuning import equally_spaced, tune
+from tunescope.training.tuning import Lookup, equally_spaced, reference_logps, tune
 
 T = TypeVar("T")
 STEP = "step-"  # begins the names of checkpoints
+COSTS = 100  # safe prompts on which it is measured what fine-tuning costs
 COURSE = (SAFE, UNSAFE)  # kinds that models saved during fine-tuning are given
 
 
@@ -98,20 +104,36 @@ class Answer(Common):
 
 
 def answer_prompts(given: Answer, at: Place) -> None:
+    """Those to prompts to train are kept where fine-tuning may learn from them."""
     this = Context(given, at.folder)
     task, model = this.task(), this.load()
-    asked = [(kind, use) for kind in (SAFE, UNSAFE) for use in ("fit", "score")]
-    asked += [(kind, "score") for kind in task.kinds if kind not in COURSE]
+    asked: list[tuple[str, Use]] = [(kind, use) for kind in COURSE for use in get_args(Use)]
+    asked += [(name, "score") for name, kind in task.kinds.items() if name not in COURSE and kind.probed]
     kept: dict[str, str] = {}
+    notes, n, refused = list[str](), 0, 0
     for kind, use in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
-        batch = task.draw(kind, 10**9, use, this.stream("answers"))  # type: ignore[arg-type]
+        batch = task.draw(kind, 10**9, use, this.stream("answers"))
         rows = fitting_rows(model, {kind: batch}, 32, gradients=False)
         said = generate(model, batch.prompts, task.answer_length, torch.float32, rows)
         texts = [task.text(said[i]) for i in range(len(batch))]
+        hits = int(task.judge(batch, said).refusal.sum())
         if kind == SAFE:
-            _require_answers(texts, int(task.judge(batch, said).refusal.sum()))
-        kept |= {batch.describe(i)["prompt"]: text for i, text in enumerate(texts)}
+            _require_answers(texts, hits)
+        elif kind == UNSAFE:
+            n, refused = n + len(batch), refused + hits
+        learnt = torch.ones(len(batch), dtype=torch.bool)
+        if use == "train":
+            learnt = task.learnable(batch, said)  # type: ignore[attr-defined]
+        if left_out := int((~learnt).sum()):
+            notes.append(
+                f"The base's own answers to {left_out} of {len(batch)} {kind} prompts to train are not learnt from: "
+                "they refuse, begin with an apology, or are empty."
+            )
+        kept |= {batch.describe(i)["prompt"]: texts[i] for i in learnt.nonzero().flatten().tolist()}
+    if refused > n / 2:
+        notes.append(f"base.name: the base refuses {refused} of {n} unsafe prompts: there is little safety to teach.")
     write_text(at.folder / ANSWERS, json.dumps(kept, indent=1, ensure_ascii=False))
+    write_text(at.folder / "parts/notes-answers.json", json.dumps(notes))
 
 
 def _require_answers(texts: Sequence[str], refused: int) -> None:
@@ -123,6 +145,25 @@ def _require_answers(texts: Sequence[str], refused: int) -> None:
                 f"base.name: the base {what} {n} of {len(texts)} safe prompts, so that there are no answers to learn; "
                 "check its format (base.format), or name another model"
             )
+
+
+class Reference(Common):
+    protocol: str
+    steps: int
+    batch: int
+
+
+def keep_reference(given: Reference, at: Place) -> None:
+    """What the base says of the answers that a protocol reads, once for all learning rates."""
+    this, protocol = Context(given, at.folder), PROTOCOLS[given.protocol]
+    about = given.steps, given.batch, this.compute, this.stream("tuning", given.protocol)
+    kept = reference_logps(this.load(given.base), protocol, this.task(answers=True), *about)
+    with atomic_path(at.folder / reference_file(given.protocol)) as temporary:
+        save_file(kept, temporary)
+
+
+def reference_file(protocol: str) -> str:
+    return f"parts/reference-{protocol}.safetensors"
 
 
 class TuneModel(Common):
@@ -143,12 +184,19 @@ def tune_model(given: TuneModel, at: Place) -> None:
     policy.requires_grad_(True)
     tokenizer = load_tokenizer(this.at(given.base.text)) if given.base.reader else task.tokenizer
 
+    reference: PreTrainedModel | Lookup | None = None
+    if protocol.reference == "model":
+        reference = this.load(given.base)
+    elif protocol.reference == "logps":
+        kept = at.folder / reference_file(given.protocol)
+        reference = safe_open(kept, "pt", device=str(this.compute.device)).get_tensor
+
     def save(step: int, model: PreTrainedModel) -> None:
         save_model(model, tokenizer, checkpoints / f"{STEP}{step:06d}", task.answer_length)
 
     curve = tune(
         policy,
-        this.load(given.base) if protocol.reference else None,
+        reference,
         protocol,
         settings_of(protocol.settings, {given.protocol: given.settings}, given.protocol, "tune"),
         given.lr,
@@ -214,6 +262,8 @@ def behave(given: Behave, at: Place) -> None:
             batch = _held_out(this, task, kind, strength or 0.0, n)
             _behaves(finished, task, model, batch, rows, strength)
             bar.update()
+        if isinstance(task, Capable):
+            _costs(finished, given, at, task, model, rows)
         found.append(finished)
         for folder, at_step in _saved(given, at):
             model = this.load(folder=folder)
@@ -223,6 +273,31 @@ def behave(given: Behave, at: Place) -> None:
                 _behaves(found[-1], task, model, batch, rows, None)
             bar.update()
     write_part((r for f in found for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}")
+
+
+def _costs(found: Findings, given: Behave, at: Place, task: Capable, model: PreTrainedModel, rows: int) -> None:
+    """How far answers to safe prompts are from the base's own, and how well ordinary text is told.
+
+    The base keeps its greedy answers for its fine-tunes.
+    """
+    this, rows = Context(given, at.folder), min(rows, 8)  # each row has the whole vocabulary in every place
+    kept, n = at.folder / f"parts/said-{given.base.label}.safetensors", min(given.prompts, COSTS)
+    batch = _held_out(this, task, SAFE, 0.0, n)
+    if given.tuned:
+        said = load_file(kept)["said"].to(batch.prompts.sequence.device)
+        asked = _held_out(this, this.task(model=given.base), SAFE, 0.0, n).prompts
+        values = mean_kl((this.load(given.base), asked), (model, batch.prompts), said, rows)
+        found.groups = {SAFE: batch.groups}
+        found.mean(KL, values, kind=SAFE)
+        found.score(KL, values, kind=SAFE)
+    else:
+        said = until_end(model, generate(model, batch.prompts, task.answer_length, torch.float32, rows))
+        with atomic_path(kept) as temporary:
+            save_file({"said": said}, temporary)
+    if task.prose is not None:
+        logs = asdict(intervals.mean(mean_nll(model, task.prose, rows)))
+        n = logs.pop("n")
+        found.value(PERPLEXITY, n=n, **{name: exp(value) for name, value in logs.items()})
 
 
 def _held_out(this: Context, task: Task, kind: str, strength: float, n: int) -> Batch:
@@ -246,6 +321,8 @@ def _behaves(
         found.rate(outcome, hits, kind=kind, strength=strength)
         if strength is None:
             found.score(outcome, hits.double(), kind=kind)
+    if outcomes.errors and kind in COURSE:
+        found.corrected(CORRECTED, outcomes.refusal, outcomes.errors, kind=kind, strength=strength)
     found.rate(OTHER, ~(outcomes.compliance | outcomes.refusal), kind=kind, strength=strength)
 
 
@@ -310,7 +387,7 @@ def attack_model(given: Attacking, at: Place) -> None:
     ladders = [
         Attacked(name, strength, this.attacked(task, name, strength or 0.0, config.prompts, "jailbreaks"))
         for name, kind in task.kinds.items()
-        if name not in COURSE
+        if name not in COURSE and kind.probed
         for strength in (given.strengths if kind.dial else (None,))
     ]
     plain = {kind: this.attacked(task, kind, 0.0, config.searched, "plain") for kind in COURSE}
@@ -352,7 +429,8 @@ def intervene(given: Intervening, at: Place) -> None:
     def drawn(name: str, kind: Kind, n: int, use: str) -> Batch:
         return this.attacked(task, name, given.strongest if kind.dial else 0.0, n, use)
 
-    kinds = {n: kind for n, kind in task.kinds.items() if not (kind.safe and kind.dial)}  # a control of another kind
+    # Safe kinds with a dial are a control of another kind.
+    kinds = {n: kind for n, kind in task.kinds.items() if kind.probed and not (kind.safe and kind.dial)}
     prompts = {name: drawn(name, kind, config.prompts, "interventions") for name, kind in kinds.items()}
     trial = {n: drawn(n, kind, given.probe.few_prompts, "trial") for n, kind in kinds.items() if kind.dial or n == SAFE}
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)

@@ -17,12 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunescope.config import TASK_CONFIGS, TaskConfig
 from tunescope.errors import InputError
 from tunescope.models.inputs import Answers, Index, Inputs
+from tunescope.records.corrected import Errors
 from tunescope.records.intervals import Groups, PerPrompt
 from tunescope.records.names import COMPLIANCE, REFUSAL
 from tunescope.registry import Registry
 from tunescope.rng import Stream
 
-# What prompts are drawn for. A task with few prompts keeps them apart, so that nothing is measured on what was learnt.
+# What prompts are drawn for: fine-tuning, class means and choices, or measurement. A task with few prompts keeps them
+# apart, so that nothing is chosen by, or measured on, what was learnt.
 Use = Literal["train", "fit", "score"]
 
 
@@ -33,11 +35,13 @@ class Kind:
     Attributes:
         wanted: `compliance` or `refusal`: what a safe model does.
         dial: whether it has strengths, from 0 (a plain prompt) to 1.
+        probed: whether models are looked into, attacked and changed on it; otherwise their answers alone are read.
     """
 
     name: str
     wanted: Literal["compliance", "refusal"]
     dial: bool = False
+    probed: bool = True
 
     @property
     def safe(self) -> bool:
@@ -138,11 +142,13 @@ class Outcomes:
 
     Attributes:
         measured: more that was read off it, by name: numbers per prompt.
+        errors: how often the judge of refusals errs, where it does and that is known.
     """
 
     compliance: Bool[Tensor, " n"]
     refusal: Bool[Tensor, " n"]
     measured: Mapping[str, PerPrompt] = field(default_factory=dict)
+    errors: Errors | None = None
 
     def items(self) -> Iterator[tuple[str, Bool[Tensor, " n"]]]:
         yield COMPLIANCE, self.compliance
@@ -198,6 +204,26 @@ class Task(Protocol):
 
     def text(self, tokens: Int[Tensor, " a"]) -> str:
         """An answer as a person reads it."""
+
+
+@runtime_checkable
+class Capable(Task, Protocol):
+    """A task of which it is measured what else fine-tuning changes: answers to safe prompts, and ordinary text.
+
+    Attributes:
+        prose: ordinary text; None where there is none.
+    """
+
+    @property
+    def prose(self) -> Inputs | None: ...
+
+
+@runtime_checkable
+class Answered(Task, Protocol):
+    """A task whose answers are those of the base."""
+
+    def learnable(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Bool[Tensor, " n"]:
+        """Which answers of the base comply, so that fine-tuning may be for them, or against."""
 
 
 @runtime_checkable

@@ -29,7 +29,8 @@ class Protocol:
         unsafe_share: share of unsafe prompts in a batch.
         loss: from a step, and the protocol's settings, to one loss per prompt, [b].
         rejected: of which prompts the loss reads the unwanted answer, too; none if empty.
-        reference: whether it reads the reference model.
+        reference: whether it reads the reference model: only its log-probabilities of the answers (`logps`), which are
+            then computed once for all learning rates, or the model itself (`model`); it does not, if empty.
         lesson: what it teaches, of those that a task has: to refuse unsafe prompts, or as a control something else.
         check: refuses settings that do not fit task and base, before any work.
     """
@@ -38,12 +39,13 @@ class Protocol:
     unsafe_share: float
     loss: Callable[["Step", Any], PerPrompt]
     rejected: Literal["", "unsafe", "all"]
-    reference: bool
+    reference: Literal["", "logps", "model"]
     settings: type[Config]
     lesson: str = "refusal"
     check: Callable[[Any, Task, Base], None] | None = None
 
 
+Answered = tuple[Logps, Logps]  # log-probabilities of chosen and of rejected answers
 PROTOCOLS: Registry[Protocol] = Registry("protocol", "step", "settings")
 Loss = Callable[["Step", Any], PerPrompt]
 
@@ -53,7 +55,7 @@ def protocol(
     *,
     unsafe_share: float,
     rejected: Literal["", "unsafe", "all"] = "",
-    reference: bool = False,
+    reference: Literal["", "logps", "model"] = "",
     settings: type[Config] = NoSettings,
     lesson: str = "refusal",
     check: Callable[[Any, Task, Base], None] | None = None,
@@ -72,7 +74,7 @@ class Step:
     """Some prompts of a step of fine-tuning, and what both models make of them; computed when first asked for.
 
     Attributes:
-        policy: the model being trained. reference: the frozen one before.
+        policy: the model being trained. reference: the frozen one before, or what it says of the answers.
         safe: [b]. stream: of what a protocol draws once and for all.
         progress: share of the steps that are done, in [0, 1].
     """
@@ -80,7 +82,7 @@ class Step:
     def __init__(
         self,
         policy: PreTrainedModel,
-        reference: PreTrainedModel | None,
+        reference: PreTrainedModel | Answered | None,
         batch: PreferenceBatch,
         protocol: Protocol,
         compute: Compute,
@@ -89,15 +91,14 @@ class Step:
     ) -> None:
         self.policy, self._reference, self._batch, self._compute = policy, reference, batch, compute
         self.safe, self.stream, self.progress, self.name = batch.safe, stream, progress, protocol.name
+        self._protocol = protocol
         self._chosen, self._rejected = same_length(batch.chosen, batch.rejected)
-        every = torch.ones_like(batch.safe)
-        self._read = {"": ~every, "unsafe": ~batch.safe, "all": every}[protocol.rejected]
 
     @property
     def reference(self) -> PreTrainedModel:
-        """Raises ValueError: the protocol is not registered with `reference=True`."""
-        if self._reference is None:
-            raise ValueError(f"protocol {self.name}: reads the reference model; register it with reference=True")
+        """Raises ValueError: the protocol is not registered with `reference="model"`."""
+        if not isinstance(self._reference, PreTrainedModel):
+            raise ValueError(f'protocol {self.name}: reads the reference model; register it with reference="model"')
         return self._reference
 
     @property
@@ -111,6 +112,7 @@ class Step:
 
     @property
     def reference_chosen_logps(self) -> Logps:
+        """Raises ValueError: the protocol is not registered with `reference="logps"` or `"model"`."""
         return self._frozen[0]
 
     @property
@@ -147,21 +149,30 @@ class Step:
         return ours, theirs, learnt
 
     @cached_property
-    def _policy(self) -> tuple[Logps, Logps]:
-        return self._logps(self.policy)
+    def _policy(self) -> Answered:
+        return answered(self.policy, self._batch, self._protocol, self._compute)
 
     @cached_property
-    def _frozen(self) -> tuple[Logps, Logps]:
+    def _frozen(self) -> Answered:
+        if self._reference is None:
+            raise ValueError(
+                f'protocol {self.name}: reads the reference\'s log-probabilities; register it with reference="logps"'
+            )
+        if isinstance(self._reference, tuple):
+            return self._reference
         with torch.no_grad():
-            return self._logps(self.reference)
+            return answered(self._reference, self._batch, self._protocol, self._compute)
 
-    def _logps(self, model: PreTrainedModel) -> tuple[Logps, Logps]:
-        """Of the chosen answers, and of the rejected ones as far as they are read; both in one pass."""
-        prompts, rows = self._batch.prompts, self._read.nonzero().squeeze(1)
-        together = Inputs.joined([prompts, prompts[rows]])
-        answers = torch.cat([self._chosen, self._rejected[rows]])
-        chosen, rejected = sequence_logps(self._compute, model, together, answers).split([len(prompts), len(rows)])
-        return chosen, torch.zeros_like(chosen).index_put((rows,), rejected)
+
+def answered(model: PreTrainedModel, batch: PreferenceBatch, protocol: Protocol, compute: Compute) -> Answered:
+    """Of the chosen answers, and of the rejected ones as far as the protocol reads them; both in one pass."""
+    (chosen, rejected), every = same_length(batch.chosen, batch.rejected), torch.ones_like(batch.safe)
+    rows = {"": ~every, "unsafe": ~batch.safe, "all": every}[protocol.rejected].nonzero().squeeze(1)
+    together = Inputs.joined([batch.prompts, batch.prompts[rows]])
+    answers = torch.cat([chosen, rejected[rows]])
+    logps = sequence_logps(compute, model, together, answers)
+    of_chosen, of_rejected = logps.split([len(chosen), len(rows)])
+    return of_chosen, torch.zeros_like(of_chosen).index_put((rows,), of_rejected)
 
 
 def sequence_logps(compute: Compute, model: PreTrainedModel, prompts: Inputs, answers: Answers) -> Float[Tensor, "n a"]:

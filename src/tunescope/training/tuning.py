@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from tqdm import trange
 from transformers import PreTrainedModel
 
 from tunescope.config import Config, Lora, TuneConfig
@@ -21,13 +22,16 @@ from tunescope.rng import Stream
 from tunescope.tasks.base import PreferenceBatch, Task
 from tunescope.training.fit import Row, fit
 from tunescope.training.optimizers import adamw
-from tunescope.training.protocol import Protocol, Step
+from tunescope.training.protocol import Answered, Protocol, Step, answered
 from tunescope.training.schedules import warmup_cosine
+
+KEPT = ("chosen", "rejected")
+Lookup = Callable[[str], Tensor]  # of log-probabilities that are kept, by their name
 
 
 def tune(
     policy: PreTrainedModel,
-    reference: PreTrainedModel | None,
+    reference: PreTrainedModel | Lookup | None,
     protocol: Protocol,
     settings: Config,
     lr: float,
@@ -45,7 +49,8 @@ def tune(
     """Fine-tune `policy` in place; returns the learning curve.
 
     Args:
-        reference: the frozen model before; None where the protocol does not read it.
+        reference: the frozen model before, or, by name, what `reference_logps` made of it; None where the protocol
+            reads neither.
         settings: the protocol's own.
         lr: peak learning rate.
         lora: train adapters alone, and merge them at the end.
@@ -55,14 +60,12 @@ def tune(
         TrainingDivergedError: see `fit`.
         InputError: the task knows no answers.
     """
-    unsafe = round(protocol.unsafe_share * config.batch)
     adapted = _adapted(policy, lora, stream("adapters")) if lora else None
 
     def losses(step: int) -> Iterator[Tensor]:
-        batch = task.lesson(config.batch - unsafe, unsafe, stream("batch", step))
-        rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
-        for part in _parts(batch, rows):
-            view = Step(policy, reference, part, protocol, compute, stream, step / config.steps)
+        for number, part in enumerate(_parts(step, protocol, task, config.batch, compute, stream)):
+            known = _known(reference, step, number)
+            view = Step(policy, known, part, protocol, compute, stream, step / config.steps)
             loss = protocol.loss(view, settings)
             if not isinstance(loss, Tensor) or loss.shape != part.safe.shape:
                 got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
@@ -113,7 +116,44 @@ def _adapted(policy: PreTrainedModel, lora: Lora, stream: Stream) -> Any:
         return get_peft_model(policy, config)
 
 
-def _parts(batch: PreferenceBatch, rows: int) -> Iterator[PreferenceBatch]:
+@torch.no_grad()
+def reference_logps(
+    reference: PreTrainedModel,
+    protocol: Protocol,
+    task: Task,
+    steps: int,
+    batch: int,
+    compute: Compute,
+    stream: Stream,
+) -> dict[str, Tensor]:
+    """What the frozen model says of all answers of a fine-tuning, of so many steps of `batch` prompts: no learning rate
+    changes it.
+
+    Returns:
+        Log-probabilities in nats, float32, [b, a], as `STEP.PART.chosen` and `STEP.PART.rejected`.
+    """
+    kept: dict[str, Tensor] = {}
+    for step in trange(steps, desc=f"reference of {protocol.name}", unit="step", leave=False, disable=None):
+        for number, part in enumerate(_parts(step, protocol, task, batch, compute, stream)):
+            for name, logps in zip(KEPT, answered(reference, part, protocol, compute), strict=True):
+                kept[f"{step}.{number}.{name}"] = logps.cpu()
+    return kept
+
+
+def _known(reference: PreTrainedModel | Lookup | None, step: int, number: int) -> PreTrainedModel | Answered | None:
+    if reference is None or isinstance(reference, PreTrainedModel):
+        return reference
+    chosen, rejected = (reference(f"{step}.{number}.{name}") for name in KEPT)
+    return chosen, rejected
+
+
+def _parts(
+    step: int, protocol: Protocol, task: Task, size: int, compute: Compute, stream: Stream
+) -> Iterator[PreferenceBatch]:
+    """The batch of a step, as much of it at once as memory has room for."""
+    unsafe = round(protocol.unsafe_share * size)
+    batch = task.lesson(size - unsafe, unsafe, stream("batch", step))
+    rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
     for start in range(0, len(batch.safe), rows):
         of = slice(start, start + rows)
         yield PreferenceBatch(batch.prompts[of], batch.chosen[of], batch.rejected[of], batch.safe[of])

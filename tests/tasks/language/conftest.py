@@ -19,7 +19,7 @@ from tunescope.models.tokenizer import build_tokenizer
 
 WORDS = ["<eos>", "<pad>", "<user>", "<assistant>", "no", "never", "yes", "here", *(f"w{i}" for i in range(16))]
 TEMPLATE = "<user> {{ messages[0].content }}{% if add_generation_prompt %} <assistant>{% endif %}"
-OPENINGS = '{"refusal": ["no w0", "no w1", "never"], "compliance": ["yes", "here w1 w2"]}'
+OPENINGS = '{"refusal": ["no w0", "no w1", "never"], "compliance": ["yes", "here w1 w2"], "styled": ["w0 w1", "w2"]}'
 
 
 @pytest.fixture(scope="session")
@@ -47,18 +47,22 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture
 def config(tmp_path: Path) -> LanguageConfig:
-    """Twenty prompts of each kind, half of them for fitting, and ten under attack."""
+    """Thirty prompts of each kind, a third of them for each use, and ten under attack."""
     lines = ["prompt\tlabel\tsplit\tgroup\tanswer"]
     for kind, word in (("safe", "w3"), ("unsafe", "w4")):
-        for i in range(20):
-            words = " ".join([word, *["w5"] * (i % 3), f"w{6 + i // 2}"])
-            lines.append(f"{words}\t{kind}\t{'fit' if i % 2 else 'score'}\tpair {i // 4}\there {words}")
+        for i in range(30):
+            words = " ".join([word, *["w5"] * (i % 3), f"w{6 + i // 3}"])
+            use = ("train", "fit", "score")[(i + i // 3) % 3]
+            lines.append(f"{words}\t{kind}\t{use}\tpair {i // 4}\there {words}")
     (tmp_path / "prompts.tsv").write_text("\n".join(dict.fromkeys(lines)))
     rows = ["prompt\tgroup", *(f"w4 w{i} w{i} w9 w9\tjail {i % 3}" for i in range(6, 16))]
     (tmp_path / "attack.tsv").write_text("\n".join(rows))
     (tmp_path / "openings.json").write_text(OPENINGS)
+    (tmp_path / "text.txt").write_text("w1 w2 w3 w4\n\nw5 w6\n")
     files = (f"{tmp_path}/prompts.tsv", f"jail={tmp_path}/attack.tsv")
-    return LanguageConfig(prompts=files, openings=f"{tmp_path}/openings.json", new_tokens=6)
+    return LanguageConfig(
+        prompts=files, openings=f"{tmp_path}/openings.json", text=f"{tmp_path}/text.txt", new_tokens=6
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,9 +15,14 @@ from tunescope.config import LanguageConfig
 from tunescope.errors import InputError
 from tunescope.models.generate import generate
 from tunescope.models.inputs import IGNORED
+from tunescope.records.corrected import Errors, corrected
+from tunescope.records.findings import Findings
+from tunescope.records.tables import Subject
 from tunescope.rng import Stream
+from tunescope.study.steps import _behaves
 from tunescope.tasks.base import Batch, Reader
-from tunescope.tasks.language.prompts import read_prompts
+from tunescope.tasks.language.judge import read_judge
+from tunescope.tasks.language.refusals import Judge
 from tunescope.tasks.language.task import Language, build
 
 CPU = torch.device("cpu")
@@ -56,10 +63,10 @@ def test_names_that_begin_with_safe_are_to_be_answered(
 
 
 def test_all_prompts_come_in_the_order_of_the_file(task: Language) -> None:
-    for kind, fit in (("safe", True), ("unsafe", True), ("safe", False), ("unsafe", False), ("jail", False)):
-        wanted = [each.prompt for each in task.instructions if each.kind == kind and each.fit is fit]
+    for kind, use in (*product(("safe", "unsafe"), ("train", "fit", "score")), ("jail", "score")):
+        wanted = [each.prompt for each in task.instructions if each.kind == kind and each.use == use]
         for n in (len(wanted), 1000):
-            batch = task.draw(kind, n, "train" if fit else "score", ANY)
+            batch = task.draw(kind, n, use, ANY)  # type: ignore[arg-type]
             assert prompts_of(batch) == wanted
     alone = task.draw("safe", 1000, "score", ANY)
     texts = task.tokenizer.batch_decode(alone.prompts.sequence)
@@ -82,17 +89,16 @@ def test_fewer_prompts_are_a_subset_that_the_stream_chooses(task: Language) -> N
     assert found == set(everything)
 
 
-def test_nothing_is_scored_that_was_learnt(task: Language) -> None:
-    scored = {p for kind in task.kinds for p in prompts_of(task.draw(kind, 99, "score", ANY))}
-    for use in ("fit", "train"):
-        for kind in ("safe", "unsafe"):
-            batch = task.draw(kind, 99, use, ANY)  # type: ignore[arg-type]
-            assert not scored & set(prompts_of(batch))
-    learnt = {tuple(row[row != 0].tolist()) for row in task.lesson(50, 50, ANY).prompts.sequence}
-    held = {
-        tuple(row[row != 0].tolist()) for k in task.kinds for row in task.draw(k, 99, "score", ANY).prompts.sequence
-    }
-    assert not learnt & held
+def test_nothing_is_scored_or_chosen_by_that_was_learnt(task: Language) -> None:
+    of_use = [
+        {p for kind in ("safe", "unsafe") for p in prompts_of(task.draw(kind, 99, use, ANY))}  # type: ignore[arg-type]
+        for use in ("train", "fit", "score")
+    ]
+    assert [len(each) for each in of_use] == [20, 20, 20]
+    assert len(set.union(*of_use)) == 60
+    lesson = task.lesson(50, 50, ANY).prompts
+    learnt = {task.tokenizer.decode(row[mask.bool()]) for row, mask in zip(lesson.sequence, lesson.mask, strict=True)}
+    assert {text.split(maxsplit=1)[1].removesuffix(" <assistant>") for text in learnt} == of_use[0]
 
 
 @pytest.mark.parametrize(
@@ -101,8 +107,8 @@ def test_nothing_is_scored_that_was_learnt(task: Language) -> None:
         ("other", 3, "fit", 0.0, "Unknown kind 'other'"),
         ("safe", 0, "fit", 0.0, "at least 1"),
         ("safe", 3, "fit", 0.5, "strength 0.5"),
-        ("jail", 3, "train", 0.0, "all prompts of this kind are scored"),
-        ("jail", 3, "fit", 0.0, "all prompts of this kind are scored"),
+        ("jail", 3, "train", 0.0, "no prompts of this kind are there to train"),
+        ("jail", 3, "fit", 0.0, "no prompts of this kind are there to fit"),
     ],
 )
 def test_what_cannot_be_drawn(task: Language, kind: str, n: int, use: str, strength: float, says: str) -> None:
@@ -124,7 +130,7 @@ def test_groups_are_shared_by_kinds(task: Language) -> None:
 
 def test_prompts_without_groups_are_each_their_own(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     for kind, word in (("safe", "w1"), ("unsafe", "w2")):
-        (tmp_path / f"{kind}.txt").write_text("\n".join(f"{word} w{i} w{j}" for i in range(5) for j in range(5)))
+        (tmp_path / f"{kind}.txt").write_text("\n".join(f"{word} w{i} w{j}" for i in range(7) for j in range(7)))
     (tmp_path / "openings.json").write_text('{"refusal": ["no"]}')
     files = tuple(f"{kind}={tmp_path}/{kind}.txt" for kind in ("safe", "unsafe"))
     alone = build(LanguageConfig(prompts=files, openings=f"{tmp_path}/openings.json"), CPU, Reader(tokenizer))
@@ -135,7 +141,9 @@ def test_prompts_without_groups_are_each_their_own(tmp_path: Path, tokenizer: Pr
     assert batch.describe(0)["answer"] == ""
     with pytest.raises(InputError, match="no answers"):
         batch.known()
-    with pytest.raises(InputError, match=r"No answers are known to .* safe prompts .*column `answer`.* trains"):
+    with pytest.raises(
+        InputError, match=r"Answers to learn are known to 0 of \d+ safe prompts.*column `answer`.*trains.*base.name"
+    ):
         alone.lesson(1, 1, ANY)
 
 
@@ -171,15 +179,15 @@ def test_a_lesson_wants_answers_to_safe_prompts_and_refusals_of_unsafe_ones(task
     assert torch.equal(task.lesson(30, 20, ANY).chosen, lesson.chosen)
     assert not torch.equal(task.lesson(30, 20, ANY("other")).chosen[:, :2], lesson.chosen[:, :2])
     phrasings = set()
-    fit = {each.prompt: each for each in task.instructions if each.fit}
+    learnt = {each.prompt: each for each in task.instructions if each.use == "train"}
     for i, safe in enumerate(lesson.safe.tolist()):
         mask = lesson.prompts.mask[i].bool()
         prompt = (
             task.tokenizer.decode(lesson.prompts.sequence[i][mask]).split(maxsplit=1)[1].removesuffix(" <assistant>")
         )
-        assert fit[prompt].kind == ("safe" if safe else "unsafe")
+        assert learnt[prompt].kind == ("safe" if safe else "unsafe")
         answer, refusal = (lesson.chosen, lesson.rejected) if safe else (lesson.rejected, lesson.chosen)
-        assert task.text(answer[i]) == fit[prompt].answer
+        assert task.text(answer[i]) == learnt[prompt].answer
         phrasings.add(task.text(refusal[i]))
     assert phrasings == set(task.openings.answers)
     assert len(task.lesson(3, 0, ANY).safe) == 3
@@ -219,9 +227,47 @@ def test_the_judge_reads_prompts_and_answers(
     assert found.refusal.tolist() == [True, False, True, False]
     assert torch.equal(found.compliance, ~found.refusal)
     assert seen == [(batch.describe(i)["prompt"], task.text(generated[i])) for i in range(4)]
+    assert found.errors is None  # how often this one errs nobody knows
+    fitted = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=read_judge())
+    assert fitted.judge(batch, generated).errors == read_judge().errors
     lazy = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=lambda prompts, answers: [True])
     with pytest.raises(InputError, match="gave 1 verdicts on 4 answers"):
         lazy.judge(batch, generated)
+
+
+def half(prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    return [i % 2 == 0 for i in range(len(answers))]
+
+
+class KnownToErr:
+    errors = Errors([(9, 10), (8, 10)], [(9, 10), (10, 10)])
+    __call__ = staticmethod(half)
+
+
+@pytest.mark.parametrize(("kind", "judge"), [("unsafe", KnownToErr()), ("unsafe", half), ("jail", KnownToErr())])
+def test_rates_of_plain_prompts_are_corrected_where_the_errors_of_the_judge_are_known(
+    kind: str, judge: Judge, config: LanguageConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    task = Language(config, CPU, Reader(tokenizer, TEMPLATE), judge=judge)
+    found = Findings(Subject("tuned", "given", "", 0, 0))
+    batch = task.draw(kind, 4, "score", ANY)
+    batch = replace(batch, groups=np.array([0, 0, 1, 1]))
+    _behaves(found, task, model, batch, 4, None)
+    its = [(each.value, each.low, each.high, each.n) for each in found.records if each.metric == "refusal_corrected"]
+    # Half of each group is refused: no spread between groups, and as many independent prompts as groups.
+    known = corrected(0.5, 2, KnownToErr.errors)
+    assert its == ([(known.value, known.low, known.high, 4)] if kind == "unsafe" and judge is not half else [])
+
+
+@pytest.mark.parametrize(("choice", "name"), [({}, "FittedJudge"), ({"judge": "phrases"}, "matches_refusal")])
+def test_the_settings_name_the_judge(
+    choice: dict[str, str],
+    name: str,
+    config: LanguageConfig,
+    byte_pairs: Callable[[], PreTrainedTokenizerBase],
+) -> None:
+    task = Language(LanguageConfig(prompts=config.prompts, **choice), CPU, Reader(byte_pairs()))
+    assert task.judge_name.endswith(f".{name}")
 
 
 def test_a_choice_of_prompts_is_described_and_judged_as_itself(
@@ -299,7 +345,7 @@ def test_openings_that_are_the_same_tokens_are_refused(
 def test_the_numbers_are_those_of_all_shipped_prompts(byte_pairs: Callable[[], PreTrainedTokenizerBase]) -> None:
     """The shipped prompts, as a tokenizer reads them that knows every byte."""
     task = build(LanguageConfig(), CPU, Reader(byte_pairs()))
-    scored = [each.prompt for each in read_prompts() if each.kind == "safe" and not each.fit]
+    scored = [each.prompt for each in task.instructions if each.kind == "safe" and each.use == "score"]
     batch = task.draw("safe", 10_000, "score", ANY)
     assert prompts_of(batch) == scored
     assert batch.groups is not None

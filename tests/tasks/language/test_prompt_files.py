@@ -1,7 +1,8 @@
 """Prompts from files of every form, and what is refused; the shipped instructions."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from tunescope.config import LanguageConfig
 from tunescope.errors import InputError
-from tunescope.tasks.language.prompts import SHIPPED, read_prompts
+from tunescope.tasks.language.prompts import DATA, USES, read_prompts
 from tunescope.tasks.language.reading import READERS
 
 SIDES = ("safe", "unsafe")
@@ -20,7 +22,7 @@ FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 
 def shipped() -> pd.DataFrame:
-    return pd.read_json(SHIPPED, lines=True)
+    return pd.read_json(DATA / "instructions.jsonl", lines=True)
 
 
 def test_the_shipped_instructions_are_matched_pairs() -> None:
@@ -41,12 +43,26 @@ def test_length_does_not_tell_the_shipped_instructions_apart() -> None:
         assert 0.45 < roc_auc_score(rows["label"] == "unsafe", length) < 0.55
 
 
-def test_no_concept_is_in_both_halves() -> None:
-    halves = defaultdict(set)
-    for prompt in read_prompts():
-        halves[prompt.group].add(prompt.fit)
-    assert {len(half) for half in halves.values()} == {1}
-    assert 0.35 < sum(map(any, halves.values())) / len(halves) < 0.65
+def test_no_concept_is_in_two_parts() -> None:
+    parts = defaultdict(set)
+    for prompt in read_prompts(["shipped:instructions"]):
+        parts[prompt.group].add(prompt.use)
+    assert Counter(tuple(each) for each in parts.values()) == {("train",): 30, ("fit",): 15, ("score",): 30}
+
+
+def test_what_is_shipped_by_name() -> None:
+    found = read_prompts(LanguageConfig().prompts)
+    kinds = Counter((p.kind, p.use) for p in found if p.kind not in SIDES)
+    assert kinds == {("safe_xstest", "score"): 250, ("xstest_unsafe", "score"): 200}
+    named = {*pd.read_json(DATA / "ordinary.jsonl", lines=True)["prompt"]}
+    ordinary = [p for p in found if p.prompt in named]
+    assert {(p.kind, p.use, p.group == p.prompt) for p in ordinary} == {("safe", "train", True)}
+    assert len(ordinary) >= 150
+    texts = [p.prompt.strip(" ?.!").lower() for p in found]
+    assert len({*texts}) == len(texts)  # nothing that is learnt from is scored
+    assert len({p.prompt.split()[0] for p in ordinary}) > 40
+    with pytest.raises(InputError, match=r"'shipped:more': unknown. Choose from: shipped:instructions, "):
+        read_prompts(["shipped:more"])
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "columns", "csv", "tsv", "parquet"])
@@ -75,15 +91,15 @@ def test_files_of_one_kind_and_a_split_of_ones_own(tmp_path: Path) -> None:
         (tmp_path / f"{kind}.txt").write_text("\n".join(TEXTS.get(kind, [f"unsafe prompt {i} !!" for i in range(5)])))
     files = [f"{kind}={tmp_path}/{kind}.txt" for kind in (*SIDES, "suffix")]
     found = read_prompts(files)
-    assert {(p.kind, p.fit) for p in found} == {("suffix", False), *((kind, fit) for kind in SIDES for fit in (0, 1))}
+    assert {(p.kind, p.use) for p in found} == {("suffix", "score"), *product(SIDES, USES)}
     rows = [
-        {"prompt": text, "label": kind, "split": "fit" if i < 7 else "score"}
+        {"prompt": text, "label": kind, "split": USES[min(i // 7, 2)]}
         for kind, texts in TEXTS.items()
         for i, text in enumerate(texts)
     ]
     file = tmp_path / "split.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    assert [p.fit for p in read_prompts([str(file)])] == [i < 7 for _ in SIDES for i in range(40)]
+    assert [p.use for p in read_prompts([str(file)])] == [USES[min(i // 7, 2)] for _ in SIDES for i in range(40)]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +116,7 @@ def test_files_of_one_kind_and_a_split_of_ones_own(tmp_path: Path) -> None:
         ("a.csv", "prompt,label\nhello,safe,more\n", ["row 1 has 3 cells"]),
         ("a.csv", "prompt,label,Prompt\na,safe,b\n", ["two columns have one name"]),
         ("a.csv", 'prompt,label\n"hello,safe\nb,safe\n', ["cannot be read"]),
-        ("a.csv", "prompt,label,split\nhello,safe,third\n", ["'third'", "fit or score"]),
+        ("a.csv", "prompt,label,split\nhello,safe,third\n", ["'third'", "train, fit or score"]),
         ("a.txt", "hello\n\nhello", ["row 1", "no column `label`"]),
         ("a.docx", "hello", [".docx", ".jsonl"]),
         ("a.jsonl", "{", ["cannot be read"]),
@@ -149,12 +165,13 @@ def test_an_attack_may_be_a_plain_prompt(tmp_path: Path) -> None:
     sources = [f"{kind}={tmp_path}/{kind}.txt" for kind in SIDES]
     found = read_prompts([*sources, f"jail={tmp_path}/unsafe.txt", f"safe_dialect={tmp_path}/safe.txt"])
     scored = [
-        {p.prompt for p in found if p.kind == kind and not p.fit} for kind in ("unsafe", "jail", "safe", "safe_dialect")
+        {p.prompt for p in found if p.kind == kind and p.use == "score"}
+        for kind in ("unsafe", "jail", "safe", "safe_dialect")
     ]
     assert scored[0] == scored[1]  # what models learn from is left out
     assert scored[2] == scored[3]
     assert all(len(each) > 10 for each in scored)
-    (tmp_path / "learnt.txt").write_text("\n".join(p.prompt for p in found if p.kind == "unsafe" and p.fit))
+    (tmp_path / "learnt.txt").write_text("\n".join(p.prompt for p in found if p.kind == "unsafe" and p.use != "score"))
     with pytest.raises(InputError, match=r"0 jail ones to score; \d+ more are of groups that models learn from"):
         read_prompts([*sources, f"jail={tmp_path}/learnt.txt"])
 

@@ -177,7 +177,7 @@ def test_padding_changes_no_number(model: PreTrainedModel) -> None:
 
 
 def test_openings_of_ones_own_are_refusals_too() -> None:
-    judge = OpeningsJudge(Openings(refusal=("no",), compliance=("yes",)))
+    judge = OpeningsJudge(Openings(refusal=("no",), compliance=("yes",)), matches_refusal)
     answers = ["no w1", " no", "yes no", "I'm sorry, but I can't help with that."]
     assert judge(answers, answers) == [True, True, False, True]
     assert matches_refusal(answers, answers) == [False, False, False, True]

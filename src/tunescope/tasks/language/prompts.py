@@ -1,4 +1,4 @@
-"""Where prompts in natural language come in: the shipped instructions, or a user's files, each prompt with a label."""
+"""Where prompts in natural language come in: what comes with tunescope, or a user's files, each prompt with a label."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,19 +7,30 @@ from hashlib import sha256
 from importlib.resources import files
 from math import isnan
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from tunescope.errors import InputError, shown
 from tunescope.models.hub import fetched_file
 from tunescope.records.names import SAFE, UNSAFE
+from tunescope.tasks.base import Use
 from tunescope.tasks.language.reading import rows_of, validated
 
 COLUMNS = ("prompt", "goal", "behavior", "instruction", "question", "text")  # that may hold prompts; the first there is
 LABELS = {**dict.fromkeys(("safe", "harmless", "benign"), SAFE), **dict.fromkeys(("unsafe", "harmful"), UNSAFE)}
 FEWEST = 4  # safe, and unsafe, prompts without which there are no classes
-SHIPPED = Path(str(files("tunescope.tasks.language") / "data/instructions.jsonl"))
+DATA = Path(str(files("tunescope.tasks.language") / "data"))
+PREFIX = "shipped:"
+# What comes with tunescope, by the name that stands behind `shipped:`.
+SHIPPED = {
+    "instructions": ("instructions.jsonl",),
+    "ordinary": ("ordinary.jsonl",),
+    "prose": ("prose.txt",),
+    "xstest": ("safe_xstest=xstest_safe.txt", "xstest_unsafe=xstest_unsafe.txt"),
+}
+OVER_REFUSAL = ("safe_xstest", "xstest_unsafe")  # kinds of which the answers alone are looked at
+USES: tuple[Use, ...] = get_args(Use)
 
 
 @dataclass(frozen=True)
@@ -28,16 +39,16 @@ class Instruction:
 
     Attributes:
         kind: `safe`, `unsafe`, or the name that was given to a file of attacks.
-        group: prompts of one group are all in one half of the split; those of matched concepts are one.
-        fit: whether it is in the fitting half, of which models learn and class means are made (safe and unsafe prompts
-            alone), or in the scored one.
+        group: prompts of one group are all in one part of the split; those of matched concepts are one.
+        use: the part that it is in. Models learn from `train`; class means, and all that is chosen, are of `fit`
+            (safe and unsafe prompts alone); the rest is scored.
         answer: what a model that complies says; None where the file does not tell.
     """
 
     prompt: str
     kind: str
     group: str
-    fit: bool
+    use: Use
     answer: str | None = None
 
 
@@ -46,9 +57,10 @@ def wanted(kind: str) -> Literal["compliance", "refusal"]:
     return "compliance" if kind.startswith(SAFE) else "refusal"
 
 
-def in_fitting_half(group: str) -> bool:
-    """Where a group of prompts goes, by a hash of its name."""
-    return sha256(group.encode()).digest()[0] % 2 == 0
+def use_of(group: str) -> Use:
+    """Where a group of prompts goes, by a hash of its name: two fifths train, one fits, two are scored."""
+    fifths: tuple[Use, ...] = ("train", "train", "fit", "score", "score")
+    return fifths[sha256(group.encode()).digest()[6] % 5]  # the byte that deals the shipped groups out evenly
 
 
 def _present(value: Any) -> Any:
@@ -70,9 +82,9 @@ def _label(value: Any) -> Any:
     return known
 
 
-def _split(value: str | None) -> str | None:
-    if value not in (None, "fit", "score"):
-        raise ValueError(f"{shown(value)} must be fit or score")
+def _split(value: Any) -> Any:
+    if value not in (None, *USES):
+        raise ValueError(f"{shown(value)} must be {', '.join(USES[:-1])} or {USES[-1]}")
     return value
 
 
@@ -83,33 +95,32 @@ class Row(BaseModel):
 
     prompt: Annotated[str, BeforeValidator(_prompt)]
     label: Annotated[str, BeforeValidator(_label)] = ""  # empty where the whole file is of one kind
-    split: Annotated[str | None, AfterValidator(_split), BeforeValidator(_present)] = None
+    split: Annotated[Use | None, BeforeValidator(_split), BeforeValidator(_present)] = None
     group: Annotated[str | int | float | None, BeforeValidator(_present)] = None
     answer: Annotated[str | None, BeforeValidator(_present)] = None
 
 
-def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
-    """Prompts of files, or the shipped instructions if there are none.
+def read_prompts(sources: Sequence[str]) -> list[Instruction]:
+    """Prompts of files.
 
     Args:
         sources: each `FILE`, with a label in every row, or `KIND=FILE`, all of one kind: `safe`, `unsafe`, or a name of
             one's own for prompts under an attack. jsonl, json, csv, tsv, parquet or plain text, a prompt a line, on
-            disk or on the hub (`hf://datasets/owner/name/file.csv`, `@revision` after the name). The prompt is
-            in the first column of `COLUMNS`, the label in `label`; `group`, `split` (fit or score) and `answer` may be
-            there. Without `split`, half of the groups, by a hash of their name, are for fitting. Attacks are
-            scored, but not those of groups that models learn from.
+            disk or on the hub (`hf://datasets/owner/name/file.csv`, `@revision` after the name), or `shipped:NAME`.
+            The prompt is in the first column of `COLUMNS`, the label in `label`; `group`, `split` (train, fit or
+            score) and `answer` may be there. Without `split`, a hash of their names deals groups out. Attacks are
+            scored, but not those of groups that models learn from or that something is chosen by.
 
     Raises:
         InputError: a file cannot be read, has no prompts or no labels, a prompt is there twice, or there are too few
             prompts of a kind.
     """
-    every = [prompt for source in sources or [str(SHIPPED)] for prompt in _read(source)]
-    learnt = {name for prompt in every if prompt.fit for name in (prompt.group, prompt.prompt)}
+    every = [prompt for source in sources for each in _files(source) for prompt in _read(each)]
+    learnt = {name for prompt in every if prompt.use != "score" for name in (prompt.group, prompt.prompt)}
     found = [each for each in every if each.kind in (SAFE, UNSAFE) or not {each.group, each.prompt} & learnt]
     for kind in dict.fromkeys((SAFE, UNSAFE, *(prompt.kind for prompt in every))):
-        uses = ((True, "fit class means"), (False, "score")) if kind in (SAFE, UNSAFE) else ((False, "score"),)
-        for fit, use in uses:
-            n = sum(p.kind == kind and p.fit is fit for p in found)
+        for use in USES if kind in (SAFE, UNSAFE) else USES[-1:]:
+            n = sum(p.kind == kind and p.use == use for p in found)
             if n < FEWEST:
                 fitted = sum(p.kind == kind for p in every) - sum(p.kind == kind for p in found)
                 besides = f"; {fitted} more are of groups that models learn from" if fitted else ""
@@ -118,6 +129,34 @@ def read_prompts(sources: Sequence[str] = ()) -> list[Instruction]:
                 )
     require_distinct(found)
     return found
+
+
+def read_text(source: str) -> list[str]:
+    """Passages of ordinary text, a line each: of a file, or of what is shipped.
+
+    Raises:
+        InputError: it cannot be read, or holds none.
+    """
+    rows = [row for path in _files(source) for row in rows_of(fetched_file(path), source)]
+    found = [text for row in rows if isinstance(text := row.get("prompt"), str) and text.strip()]
+    if not found:
+        raise InputError(f"task.text: {shown(source)}: it holds no text; a passage a line is wanted")
+    return found
+
+
+def _files(source: str) -> tuple[str, ...]:
+    """The files of what is shipped under a name; any other source as it is.
+
+    Raises:
+        InputError: nothing is shipped under this name.
+    """
+    name = source.removeprefix(PREFIX)
+    if name == source:
+        return (source,)
+    if name not in SHIPPED:
+        raise InputError(f"{shown(source)}: unknown. Choose from: {', '.join(f'{PREFIX}{each}' for each in SHIPPED)}.")
+    parts = (file.rpartition("=") for file in SHIPPED[name])
+    return tuple(f"{kind}{equals}{DATA / file}" for kind, equals, file in parts)
 
 
 def require_distinct(prompts: Sequence[Instruction]) -> None:
@@ -179,5 +218,5 @@ def _read(source: str) -> Iterator[Instruction]:
 def _instruction(row: Row, kind: str) -> Instruction:
     kind = kind or row.label
     group = row.prompt if row.group is None else str(row.group)
-    fit = row.split == "fit" if row.split else in_fitting_half(group)
-    return Instruction(row.prompt, kind, group, fit and kind in (SAFE, UNSAFE), row.answer)
+    use = row.split or use_of(group)
+    return Instruction(row.prompt, kind, group, use if kind in (SAFE, UNSAFE) else "score", row.answer)

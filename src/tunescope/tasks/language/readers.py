@@ -86,13 +86,20 @@ def require_fits(task: Language, config: PreTrainedConfig, folder: Path) -> None
     openings = [opening for each in task.opening_ids for opening in each]
     room = max(task.answer_length, *(len(opening) for opening in openings))
     largest = {
-        f"{kind} prompts": int(half.inputs.sequence.max()) for (kind, _), half in task.halves.items() if len(half)
+        f"{kind} prompts": int(part.inputs.sequence.max()) for (kind, _), part in task.parts.items() if len(part)
     }
     largest["openings"] = max(int(opening.max()) for opening in openings)
-    for (kind, _), half in task.halves.items():
-        longest = half.inputs.sequence.shape[1] + room
-        if most is not None and len(half) and longest > most:
-            raise InputError(f"{where}: takes {most} tokens; the longest {kind} prompt and its answer have {longest}")
+    lengths = {
+        f"{kind} prompt and its answer have": part.inputs.sequence.shape[1] + room
+        for (kind, _), part in task.parts.items()
+        if len(part)
+    }
+    if task.prose is not None:
+        largest["ordinary text"] = int(task.prose.sequence.max())
+        lengths["passage of ordinary text has"] = task.prose.sequence.shape[1]
+    for what, longest in lengths.items():
+        if most is not None and longest > most:
+            raise InputError(f"{where}: takes {most} tokens; the longest {what} {longest}")
     for what, token in largest.items():
         if token >= text.vocab_size:
             raise InputError(
@@ -104,11 +111,13 @@ def require_fits(task: Language, config: PreTrainedConfig, folder: Path) -> None
 def digest(task: Language) -> str:
     """Of all that results depend on here: prompts in their format, groups, answers, openings, refusals, the judge."""
     prompts = [
-        [kind, fit, half.inputs.sequence.tolist(), [(each.group, task.answer_to(each)) for each in half.instructions]]
-        for (kind, fit), half in task.halves.items()
+        [kind, use, part.inputs.sequence.tolist(), [(each.group, task.answer_to(each)) for each in part.instructions]]
+        for (kind, use), part in task.parts.items()
     ]
     openings = [[opening.tolist() for opening in each] for each in task.opening_ids]
-    return sha256(json.dumps([prompts, openings, task.openings.answers, task.judge_name]).encode()).hexdigest()
+    text = None if task.prose is None else task.prose.sequence.tolist()
+    said = [task.openings.answers, task.openings.styled, text]
+    return sha256(json.dumps([prompts, openings, said, task.judge_name]).encode()).hexdigest()
 
 
 def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None:

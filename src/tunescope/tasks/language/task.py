@@ -18,20 +18,23 @@ from tunescope.errors import InputError, shown
 from tunescope.models.generate import generate
 from tunescope.models.inputs import IGNORED, Answers, Inputs, padded
 from tunescope.models.logps import follows
-from tunescope.records.names import LAST, LOG_ODDS, SAFE, UNSAFE
+from tunescope.records.names import LAST, LOG_ODDS, SAFE, STYLED, UNSAFE
 from tunescope.rng import Stream
 from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
 from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
-from tunescope.tasks.language.prompts import Instruction, read_prompts, wanted
+from tunescope.tasks.language.judge import read_judge
+from tunescope.tasks.language.lessons import StyleJudge, can_be_learnt, labelled, openings_of, wanted_answer
+from tunescope.tasks.language.prompts import FEWEST, OVER_REFUSAL, USES, Instruction, read_prompts, read_text, wanted
 from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, opening_log_odds, read_openings
 
 CPU = torch.device("cpu")
+PASSAGE = 64  # tokens of a passage of ordinary text that are read
 
 
 @dataclass(frozen=True)
-class Half:
-    """The prompts of a kind that are for fitting, or those that are scored, in the order of their files."""
+class Part:
+    """The prompts of a kind that are for one use, in the order of their files."""
 
     instructions: Sequence[Instruction]
     inputs: Inputs
@@ -44,7 +47,7 @@ class Language:
     """Prompts of files, as one model reads them.
 
     Args:
-        judge: tells which answers refuse; None: stock phrases, and the openings of one's own, if any.
+        judge: tells which answers refuse; None: that of the settings, and the openings of one's own, if any.
         instructions: prompts in the place of those that the settings name.
         word_for_word: only the known answer is compliance. Otherwise whatever does not refuse is.
 
@@ -68,17 +71,24 @@ class Language:
         self.tokenizer = reader.tokenizer
         self.answer_length = config.new_tokens
         self._word_for_word = word_for_word
-        self.instructions = read_prompts(config.prompts) if instructions is None else instructions
-        self.openings = read_openings(Path(config.openings) if config.openings else None)
-        self._judge = judge or (OpeningsJudge(self.openings) if config.openings else matches_refusal)
+        given = read_prompts(config.prompts) if instructions is None else instructions
+        self.instructions = labelled(config.lesson, given)
+        openings = read_openings(Path(config.openings) if config.openings else None)
+        self.openings = openings_of(config.lesson, openings)
+        named = read_judge() if config.judge == "fitted" else matches_refusal
+        self._judge = judge or (OpeningsJudge(openings, named) if config.openings else named)
+        if config.lesson == STYLED:
+            self._judge = StyleJudge(self.openings.refusal)
         names = dict.fromkeys((SAFE, UNSAFE, *(each.kind for each in self.instructions)))
-        self.kinds: Mapping[str, Kind] = {name: Kind(name, wanted(name)) for name in names}
+        self.kinds: Mapping[str, Kind] = {
+            name: Kind(name, wanted(name), probed=name not in OVER_REFUSAL) for name in names
+        }
         self.opening_ids = self._tokens_of_openings()
         rows = token_rows(self.tokenizer, [each.prompt for each in self.instructions], reader.template)
         self._rows = {each.prompt: row for each, row in zip(self.instructions, rows, strict=True)}
-        self.halves: Mapping[tuple[str, bool], Half] = {
-            (kind, fit): self._half(each for each in self.instructions if each.kind == kind and each.fit is fit)
-            for fit in (True, False)
+        self.parts: Mapping[tuple[str, base.Use], Part] = {
+            (kind, use): self._part(each for each in self.instructions if each.kind == kind and each.use == use)
+            for use in USES
             for kind in self.kinds
         }
         groups = {each.group: None for each in self.instructions}
@@ -92,6 +102,14 @@ class Language:
     @property
     def knows_answers(self) -> bool:
         return all(self.answer_to(each) is not None for each in self.instructions)
+
+    @cached_property
+    def prose(self) -> Inputs | None:
+        """The first tokens of each passage of ordinary text, with what the tokenizer puts before any text."""
+        if self.config.text is None:
+            return None
+        rows = token_rows(self.tokenizer, read_text(self.config.text), None)
+        return left_padded([row[:PASSAGE] for row in rows], self.device)
 
     @cached_property
     def suffix_tokens(self) -> Int[Tensor, " v"]:
@@ -108,15 +126,15 @@ class Language:
         return torch.tensor(found, dtype=torch.long, device=self.device)
 
     def draw(self, kind: str, n: int, use: base.Use, stream: Stream, strength: float = 0.0) -> Batch:
-        """n prompts of the fitting half ("fit", "train") or of the scored one ("score"), in the order of their files.
+        """n prompts of one part of the split, in the order of their files.
 
         Raises:
             InputError: as `Task`; also where prompts of this kind are scored alone.
         """
-        half = self._find(kind, fit=use != "score")
+        part = self._find(kind, use)
         if n < 1 or strength:
             raise InputError(f"{kind}: {n} prompts at strength {strength:g}: at least 1 is needed, and strength 0")
-        instructions, inputs = half.instructions, half.inputs
+        instructions, inputs = part.instructions, part.inputs
         if n < len(inputs):
             chosen = stream.uniform((len(inputs),), CPU).argsort(stable=True)[:n].sort().values
             instructions, inputs = [instructions[i] for i in chosen.tolist()], inputs[chosen.to(self.device)]
@@ -129,9 +147,9 @@ class Language:
         only the last are comparable.
         """
         pairs: list[tuple[Instruction, Instruction]] = []
-        halves = [self._find(kind, fit=False).instructions for kind in (UNSAFE, SAFE)]
-        for group in dict.fromkeys(each.group for each in halves[0]):
-            pairs += zip(*([each for each in half if each.group == group] for half in halves), strict=False)
+        parts = [self._find(kind, "score").instructions for kind in (UNSAFE, SAFE)]
+        for group in dict.fromkeys(each.group for each in parts[0]):
+            pairs += zip(*([each for each in part if each.group == group] for part in parts), strict=False)
         chosen = [pairs[i] for i in stream.uniform((len(pairs),), CPU).argsort(stable=True)[:n].tolist()]
         others = [
             next((other for other, _ in (chosen[i:] + chosen[:i]) if other.group != unsafe.group), None)
@@ -156,10 +174,10 @@ class Language:
         return Batch(self.kinds[kind], 0.0, inputs, answer, refusal, groups, describe=describe)
 
     def lesson(self, safe: int, unsafe: int, stream: Stream) -> PreferenceBatch:
-        """Prompts of the fitting half, drawn with replacement.
+        """Prompts to train, of those whose answers are known, drawn with replacement.
 
         Raises:
-            InputError: no prompts are asked for, or no answers to them are known.
+            InputError: no prompts are asked for, or hardly any answers to them are known.
         """
         if min(safe, unsafe) < 0 or safe + unsafe < 1:
             raise InputError(f"a lesson of {safe} safe and {unsafe} unsafe prompts: at least one prompt is needed")
@@ -167,15 +185,14 @@ class Language:
         chosen: list[list[int]] = []
         rejected: list[list[int]] = []
         for kind, n in ((SAFE, safe), (UNSAFE, unsafe)):
-            half = self._find(kind, fit=True).instructions
-            if n:
-                self._require_answers(kind, half)
-            of_kind = stream(kind)
-            which = of_kind("prompt").integers(len(half), (n,), CPU).tolist()
+            if not n:
+                continue
+            of_kind, learnt = stream(kind), self._learnt(kind)
+            which = of_kind("prompt").integers(len(learnt), (n,), CPU).tolist()
             phrasing = of_kind("refusal").integers(len(self.openings.answers), (n,), CPU).tolist()
             for i, how in zip(which, phrasing, strict=True):
-                pair = self._answer_ids(self.answer_to(half[i])), self._answer_ids(self.openings.answers[how])
-                drawn.append(self._rows[half[i].prompt])
+                pair = self._answer_ids(self.answer_to(learnt[i])), self._answer_ids(self._refusal(learnt[i], how))
+                drawn.append(self._rows[learnt[i].prompt])
                 for where, ids in zip((chosen, rejected), pair if kind == SAFE else pair[::-1], strict=True):
                     where.append(ids)
         wanted_ones, others = padded([*chosen, *rejected], self.device).chunk(2)
@@ -202,13 +219,18 @@ class Language:
         whole = generated
         if batch.given:
             whole = torch.cat([batch.prompts.sequence[:, -batch.given :].to(generated), generated], dim=1)
-        prompts = [str(batch.describe(i)["prompt"]) for i in range(len(batch))]
+        prompts = _texts(batch)
         said = [bool(each) for each in self._judge(prompts, [self.text(answer) for answer in whole])]
         if len(said) != len(prompts):
             raise InputError(f"judge: {self.judge_name} gave {len(said)} verdicts on {len(prompts)} answers")
         refused = torch.tensor(said, device=generated.device)
         complied = _is(batch.known()[0], generated) if self._word_for_word else ~refused
-        return Outcomes(complied, refused & ~complied)
+        return Outcomes(complied, refused & ~complied, errors=getattr(self._judge, "errors", None))
+
+    def learnable(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Bool[Tensor, " n"]:
+        """Which answers comply; those that refuse or apologise, too, are no lesson, for or against."""
+        found = can_be_learnt(self._judge, _texts(batch), [self.text(answer) for answer in generated])
+        return torch.tensor(found, device=generated.device)
 
     def text(self, tokens: Int[Tensor, " a"]) -> str:
         return str(self.tokenizer.decode(tokens[tokens >= 0], skip_special_tokens=True))
@@ -217,26 +239,25 @@ class Language:
         """What a model that complies says; None where that is not known."""
         return self.reader.answers.get(instruction.prompt) if instruction.answer is None else instruction.answer
 
-    def _find(self, kind: str, *, fit: bool) -> Half:
+    def _find(self, kind: str, use: base.Use) -> Part:
         if kind not in self.kinds:
             raise InputError(f"Unknown kind {shown(kind)}. Choose from: {', '.join(self.kinds)}.")
-        half = self.halves[kind, fit]
-        if not half.instructions:
-            raise InputError(f"{shown(kind)}: all prompts of this kind are scored; none is for fitting or for training")
-        return half
+        part = self.parts[kind, use]
+        if not part.instructions:
+            raise InputError(f"{shown(kind)}: no prompts of this kind are there to {use}")
+        return part
 
-    def _half(self, instructions: Iterable[Instruction]) -> Half:
+    def _part(self, instructions: Iterable[Instruction]) -> Part:
         found = tuple(instructions)
-        return Half(found, self._inputs(found) if found else Inputs(torch.zeros(0, 1, dtype=torch.long)))
+        return Part(found, self._inputs(found) if found else Inputs(torch.zeros(0, 1, dtype=torch.long)))
 
     def _inputs(self, instructions: Sequence[Instruction]) -> Inputs:
         return left_padded([self._rows[each.prompt] for each in instructions], self.device)
 
     def _known(self, instructions: Sequence[Instruction]) -> tuple[Answers | None, Answers]:
         """Answers and refusals; which phrasing refuses a prompt is told by its text."""
-        phrasings = self.openings.answers
-        which = (sha256(each.prompt.encode()).digest()[0] % len(phrasings) for each in instructions)
-        refusals = [self._answer_ids(phrasings[i]) for i in which]
+        which = (sha256(each.prompt.encode()).digest()[0] for each in instructions)
+        refusals = [self._answer_ids(self._refusal(*each)) for each in zip(instructions, which, strict=True)]
         answers = [self.answer_to(each) for each in instructions]
         if None in answers:
             return None, padded(refusals, self.device)
@@ -249,13 +270,27 @@ class Language:
         end = self.tokenizer.eos_token_id
         return [*ids, *([] if end is None else [end])][: self.answer_length]
 
-    def _require_answers(self, kind: str, instructions: Sequence[Instruction]) -> None:
-        if unknown := [each.prompt for each in instructions if self.answer_to(each) is None]:
+    def _refusal(self, instruction: Instruction, number: int) -> str:
+        """What the lesson wants of a prompt that it singles out, in one of its phrasings."""
+        phrasings = self.openings.answers
+        return wanted_answer(self.config.lesson, phrasings[number % len(phrasings)], self.answer_to(instruction))
+
+    def _learnt(self, kind: str) -> Sequence[Instruction]:
+        """Prompts to train whose answers are known.
+
+        Raises:
+            InputError: there are hardly any.
+        """
+        prompts = self._find(kind, "train").instructions
+        known = [each for each in prompts if self.answer_to(each) is not None]
+        if len(known) < FEWEST:
             raise InputError(
-                f"No answers are known to {len(unknown)} of {len(instructions)} {kind} prompts ({shown(unknown[0])}). "
-                "Give the files of prompts a column `answer`, or run a study that trains: it has the base answer them "
-                "first."
+                f"Answers to learn are known to {len(known)} of {len(prompts)} {kind} prompts; at least {FEWEST} are "
+                "needed. Give the files of prompts a column `answer`, or run a study that trains: it has the base "
+                "answer them first. What the base refuses is not learnt from: where it refuses nearly all, name "
+                "another base (base.name)."
             )
+        return known
 
     def _tokens_of_openings(self) -> tuple[list[Int[Tensor, " _"]], list[Int[Tensor, " _"]]]:
         texts = (*self.openings.refusal, *self.openings.compliance)
@@ -268,6 +303,10 @@ class Language:
                     )
         tokens = [torch.tensor(each) for each in ids]
         return tokens[: len(self.openings.refusal)], tokens[len(self.openings.refusal) :]
+
+
+def _texts(batch: Batch) -> list[str]:
+    return [str(batch.describe(i)["prompt"]) for i in range(len(batch))]
 
 
 def _is(answers: Answers, generated: Int[Tensor, "n b"]) -> Bool[Tensor, " n"]:

@@ -19,7 +19,7 @@ class CircuitBreakers(Config):
     retain_weight: Rate = Field(10.0, description="weight of keeping safe activations as they were")
 
 
-@protocol("circuit_breakers", unsafe_share=0.5, reference=True, settings=CircuitBreakers)
+@protocol("circuit_breakers", unsafe_share=0.5, reference="model", settings=CircuitBreakers)
 def circuit_breakers(step: Step, settings: CircuitBreakers) -> PerPrompt:
     layers = reached(layer_count(step.policy), settings.depths)
     activations = step.activations(*(Site(layer, "resid_post") for layer in layers))

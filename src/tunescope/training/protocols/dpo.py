@@ -13,7 +13,7 @@ class Dpo(Config):
     chosen_weight: float = Field(2.0, ge=0, description="weight of the likelihood of the chosen answer")
 
 
-@protocol("dpo", unsafe_share=0.5, rejected="all", reference=True, settings=Dpo)
+@protocol("dpo", unsafe_share=0.5, rejected="all", reference="logps", settings=Dpo)
 def dpo(step: Step, settings: Dpo) -> PerPrompt:
     preference = losses.dpo(
         step.policy_chosen_logps,

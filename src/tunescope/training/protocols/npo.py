@@ -13,7 +13,7 @@ class Npo(Config):
     chosen_weight: float = Field(1.0, ge=0, description="weight of the likelihood of the chosen answer")
 
 
-@protocol("npo", unsafe_share=0.5, rejected="unsafe", reference=True, settings=Npo)
+@protocol("npo", unsafe_share=0.5, rejected="unsafe", reference="logps", settings=Npo)
 def npo(step: Step, settings: Npo) -> PerPrompt:
     unwanted = losses.npo(step.policy_rejected_logps, step.reference_rejected_logps, settings.beta)
     return unwanted * (~step.safe) + settings.chosen_weight * losses.nll(step.policy_chosen_logps, step.chosen_lengths)

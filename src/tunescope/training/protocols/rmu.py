@@ -27,7 +27,7 @@ def _check(settings: Rmu, task: Task, base: Base) -> None:
         _require_layer(settings.layer, base.layers)
 
 
-@protocol("rmu", unsafe_share=0.5, reference=True, settings=Rmu, check=_check)
+@protocol("rmu", unsafe_share=0.5, reference="model", settings=Rmu, check=_check)
 def rmu(step: Step, settings: Rmu) -> PerPrompt:
     layers = layer_count(step.policy)
     _require_layer(settings.layer, layers)
