@@ -136,7 +136,7 @@ def language() -> Study:
             prompts=60,
             fit_prompts=60,
             few_prompts=32,
-            jacobian_prompts=4,
+            jacobian_prompts=2,
             jacobian_steps=3,
             draws=20,
             rows=16,
