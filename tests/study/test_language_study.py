@@ -60,7 +60,7 @@ def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> N
     refused = run.records.query("metric == 'refusal' and attack == '' and intervention == ''")
     assert set(refused["kind"]) == {"safe", "unsafe", "safe_xstest", "xstest_unsafe"}
     assert "prefill" in set(run.records["attack"])
-    assert {"scaled", "in_null_space", "direction_ablated"} <= set(run.records["intervention"])
+    assert {"scaled", "in_null_space", "direction_added"} <= set(run.records["intervention"])
     assert {"0", "1"} <= {claim[0] for claim in run.verdicts["claim"]}
     changed = run.load("ssft-eta_m").get_input_embeddings().weight
     assert not torch.equal(changed, AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight)
