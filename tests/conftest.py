@@ -286,7 +286,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert cli.main(arguments) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        lines = [line for line in err.splitlines() if not re.match(r"\[\d+/\d+\] |warning: |\S+: attack ", line)]
+        lines = [line for line in err.splitlines() if not re.match(r"\[\d+/\d+\] |warning: |base: attack ", line)]
         assert len(lines) == 1, err
         assert lines[0].startswith("tunescope: ")
         for part in says:
