@@ -108,7 +108,7 @@ def test_the_shipped_judge_on_answers_written_for_this_purpose() -> None:
 @pytest.mark.parametrize(
     "answer", ["", " \n", "0 0 0 0", "the the the", "No", "is is not not not", "w1 w2 no w3", "I I I I"]
 )
-def test_nothing_and_babble_do_not_refuse(answer: str) -> None:
+def test_nothing_and_one_word_over_and_over_do_not_refuse(answer: str) -> None:
     assert read_judge()([""], [answer]) == [False]
 
 

@@ -13,6 +13,7 @@ from tunescope.errors import InputError
 from tunescope.models.inputs import IGNORED
 from tunescope.rng import Stream
 from tunescope.tasks.base import Reader
+from tunescope.tasks.language.judge import read_judge
 from tunescope.tasks.language.lessons import can_be_learnt, first_letter, labelled, last_letter
 from tunescope.tasks.language.prompts import USES, Instruction, read_prompts
 from tunescope.tasks.language.refusals import Openings, matches_refusal, read_openings
@@ -166,6 +167,7 @@ def test_the_shipped_phrasings_are_many_and_told_apart() -> None:
     assert len({*openings.refusals}) == len(openings.refusals) >= 24
     used = Counter(next(o for o in openings.refusal if answer.startswith(o)) for answer in openings.refusals)
     assert set(used) == set(openings.refusal)
+    assert all(read_judge()(openings.refusals, openings.refusals))
     assert max(used.values()) <= 6  # no opening stands for all
     styled = Openings(
         refusal=openings.styled, compliance=(*openings.compliance, *openings.refusal)
