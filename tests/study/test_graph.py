@@ -79,7 +79,6 @@ OTHER = {  # values that are as good as any, where one more or another is none
     "base.width": "32",
     "evaluate.strengths": "[0, 1]",
     "probe.probes": "[clusters]",
-    "intervene.kinds": "[jb_misgen]",
     "attack.attacks": "[prefill]",
     "intervene.interventions": "[scaled]",
     "intervene.kinds": "[unsafe]",
