@@ -196,6 +196,34 @@ class LanguageConfig(TaskConfig):
         "shipped:prose", description="file of ordinary text, a passage a line, whose perplexity is measured; null: none"
     )
     new_tokens: Positive = Field(32, description="length of the answers that are judged")
+    wrappers: Names = Field(
+        (),
+        description="forms that prompts are put into: jailbreaks around unsafe ones (jb_NAME), their controls "
+        "around safe ones (ok_NAME)",
+    )
+    held_out_wrappers: Names = Field(("story", "leet"), description="of these, those that fine-tuning never sees")
+    retain_wrappers: Names | None = Field(
+        None, description="those around safe prompts of the safety data; null: all but held_out_wrappers"
+    )
+    refuse_wrappers: Names = Field((), description="those around unsafe prompts of the safety data")
+    breadth: Share = Field(0.25, description="prompts of the safety data that are in a form, of kinds that have any")
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        for name in ("retain_wrappers", "refuse_wrappers"):
+            named = {*(getattr(self, name) or ())}
+            if both := sorted(named & {*self.held_out_wrappers}):
+                raise ValueError(f"{name}: {both[0]} is among held_out_wrappers, too; take it out of one")
+            if more := sorted(named - {*self.wrappers}):
+                raise ValueError(f"{name}: {more[0]} is not among wrappers ({', '.join(self.wrappers) or 'none'})")
+        return self
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """Wrappers around safe prompts of the safety data."""
+        if self.retain_wrappers is not None:
+            return self.retain_wrappers
+        return tuple(name for name in self.wrappers if name not in self.held_out_wrappers)
 
 
 class PretrainConfig(Config):
@@ -367,6 +395,9 @@ class InterveneConfig(Config):
 
     interventions: Names | None = Field(None, description="names of interventions; all that apply, if null")
     prompts: int = Field(60, ge=2, description="prompts per kind; jailbreaks at their greatest strength")
+    kinds: Names | None = Field(
+        None, description="kinds of prompts beside safe and unsafe ones; all that apply, if null"
+    )
     draws: Positive = Field(3, description="random draws of every control that is drawn")
     settings: Overrides = Field(
         {}, description="of single interventions, as in intervene.settings.scaled.alphas=[0, 1]"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -164,8 +164,13 @@ def test_every_attack_gives_sound_numbers(
     for name in ("prefill", "direction_ablation"):
         assert {s.metric for s in found.scores if s.attack == name} == {"compliance", "refusal", "intact"}
     assert all(len(s.values) == 6 for s in found.scores)
-    assert {r.budget for r in found.records if r.attack == "soft_prompt" and r.kind == "unsafe"} == {None, 0, 5, 20}
-    assert {r.budget for r in found.records if r.attack != "soft_prompt" or r.kind == "safe"} == {None}
+    per_prompt = {"soft_prompt": {None, 0, 1, 2}, "suffix": {None, 0, 1}}
+    for name in SETTINGS:
+        budgets = {r.budget for r in found.records if r.attack == name and r.kind == "unsafe"}
+        assert budgets == per_prompt.get(name, {None})
+    assert {r.budget for r in found.records if r.kind != "unsafe"} == {None}
+    tried = {r.attack: r.value for r in found.records if r.metric == "prompts_tried"}
+    assert tried == {"soft_prompt": 2, "suffix": 4}
 
 
 @pytest.mark.parametrize(("token", "success", "refusal"), [(SAID, 1.0, 0.0), (NULL, 0.0, 1.0), (7, 0.0, 0.0)])
@@ -256,6 +261,30 @@ def test_what_is_found_for_unsafe_prompts_is_put_to_as_many_safe_ones(build, att
         assert (on_unsafe.attack, on_unsafe.dial) == (on_safe.attack, on_safe.dial)
         assert on_safe.steps is None
         assert (on_unsafe.batch.kind.name, on_safe.batch.kind.name) == ("unsafe", "safe")
+
+
+class Asked(WorldTask):
+    """Its misspelt prompts are in a form; the even ones are answered to the point."""
+
+    forms: ClassVar = {"jb_misgen": ("unsafe", "dialect")}
+    lesson_kinds = ()
+
+    def on_topic(self, batch: Batch, generated: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([batch.describe(i)["number"] % 2 == 0 for i in range(len(batch))])
+
+
+def test_prompts_in_a_form_are_intact_where_the_base_answers_to_the_point(build, easy: World) -> None:
+    batch = replace(plain("jb_misgen", 1.0, length=LENGTH), describe=lambda i: {"prompt": f"p{i}", "number": i})
+    known: dict[str, bool] = {"p0": False}
+    asked = Asked(easy)
+    asked.answer_length = LENGTH
+    intact = Intact(says(SAID, build), asked, 4, known)
+    assert intact(Attacked("jb_misgen", 1.0, batch)).tolist() == [False, False, True, False, True, False]
+    assert known == {f"p{i}": i in (2, 4) for i in range(6)}
+    silent = Intact(says(NULL, build), asked, 4, dict(known))  # nothing is asked of the base a second time
+    assert silent(Attacked("jb_misgen", 1.0, batch)).tolist() == [known[f"p{i}"] for i in range(6)]
+    assert not Intact(says(NULL, build), asked, 4)(Attacked("jb_misgen", 1.0, batch)).any()
+    assert Intact(says(SAID, build), asked, 4)(Attacked("suffix", 1.0, plain("unsafe"))).all()
 
 
 # Prefills

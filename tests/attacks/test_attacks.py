@@ -118,7 +118,7 @@ def test_answers_of_other_lengths_are_attacked_each_as_if_alone(fresh: PreTraine
     lengths = torch.tensor([3, 1, 2, 3, 2, 1])
     ragged = ANSWER.masked_fill(torch.arange(3) >= lengths[:, None], IGNORED)
     soft = soft_prompts(fresh, Inputs(IDS), ragged, 1, 3, 1.0, 4, ROOT("soft"))
-    given = (2, 2, 4, torch.arange(5, 15), 4, ROOT("suffix"))
+    given = (2, 2, 4, 8, torch.arange(5, 15), 4, ROOT("suffix"))
     hard = suffixes(fresh, Inputs(IDS), ragged, *given)
     whole = suffixes(fresh, Inputs(IDS), ANSWER, *given)
     assert (hard.nll[lengths < 3] != whole.nll[lengths < 3]).all()
@@ -148,17 +148,24 @@ def test_a_universal_soft_prompt_works_on_prompts_that_it_has_not_seen(weak: Pre
 
 def test_suffixes_break_a_weak_model_with_allowed_tokens_alone(weak: PreTrainedModel) -> None:
     allowed = torch.tensor([2, *range(5, 15)])
-    found = suffixes(weak, Inputs(IDS), ANSWER, 4, 12, 16, allowed, 4, ROOT("suffix"))
+    found = suffixes(weak, Inputs(IDS), ANSWER, 4, 12, 16, 8, allowed, 4, ROOT("suffix"))
     assert torch.isin(found.tokens, allowed).all()
     assert follows(weak, inserted(Inputs(IDS), found.tokens, weak), ANSWER).all()
-    few = suffixes(weak, Inputs(IDS), ANSWER, 4, 2, 16, allowed, 4, ROOT("suffix"))
+    few = suffixes(weak, Inputs(IDS), ANSWER, 4, 2, 16, 8, allowed, 4, ROOT("suffix"))
     assert (found.nll <= few.nll).all()
+    assert (found.steps > 0).any()
+    for step in {*found.steps.tolist()} - {0}:  # with one step less there is no success yet
+        for n in {max(1, step - 1), step}:
+            some = suffixes(weak, Inputs(IDS), ANSWER, 4, n, 16, 8, allowed, 4, ROOT("suffix")).tokens
+            hits = follows(weak, inserted(Inputs(IDS), some, weak), ANSWER)[found.steps == step]
+            assert hits.tolist() == [n == step] * len(hits)
 
 
 def test_a_constant_refuser_is_never_broken(refuser: PreTrainedModel) -> None:
     plain = Inputs(IDS)
     assert (soft_prompts(refuser, plain, ANSWER, 2, 20, 3.0, 4, ROOT("soft")).steps == -1).all()
-    found = suffixes(refuser, plain, ANSWER, 4, 5, 8, torch.arange(2, 15), 4, ROOT("suffix"))
+    found = suffixes(refuser, plain, ANSWER, 4, 5, 8, 8, torch.arange(2, 15), 4, ROOT("suffix"))
+    assert (found.steps == -1).all()
     assert not follows(refuser, inserted(plain, found.tokens, refuser), ANSWER).any()
     shared = universal_soft_prompt(refuser, plain, ANSWER, 2, 20, 3.0, 4, ROOT("soft"))
     assert not follows(refuser, inserted(plain, shared.expand(6, -1, -1), refuser), ANSWER).any()
@@ -173,4 +180,4 @@ def test_a_soft_prompt_of_nothing_is_refused(fresh: PreTrainedModel, k: int, ste
 
 def test_a_suffix_of_nothing_is_refused(fresh: PreTrainedModel) -> None:
     with pytest.raises(InputError, match="suffix: k 0"):
-        suffixes(fresh, Inputs(IDS), ANSWER, 0, 5, 8, torch.arange(20), 4, ROOT("suffix"))
+        suffixes(fresh, Inputs(IDS), ANSWER, 0, 5, 8, 8, torch.arange(20), 4, ROOT("suffix"))

@@ -16,6 +16,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from planted_attacks import MODELS, in_form, searched
 
 from tunescope.errors import InputError
 from tunescope.evidence.across import Association
@@ -34,6 +35,7 @@ from tunescope.report.tables import DASH, cautions, cost, duration, headline, la
 STRENGTHS = (0.0, 0.5, 1.0)
 HOSTILE = "</code><script>alert('x')</script> $\\frac{1}$ & \"quoted\" <b>"
 RATIOS = ("gain_ratio", "row_projection_ratio", "gain_of_base_input_ratio")
+PLANTED = [protocol for _, protocol, _ in MODELS]
 TUNED = [(protocol, rate) for protocol in ("ssft", "benign") for rate in ("eta_m", "eta_s")]
 
 pytestmark = pytest.mark.filterwarnings("error:constrained_layout")  # a figure whose parts do not fit
@@ -224,7 +226,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
-    """Every figure there is: those of a study, and that of a pair of models of which there is nothing but weights."""
+    """Every figure there is: those of a study, that of a pair of models of which there is nothing but weights, and
+    those of attacks that a study of the world does not have, or not at these budgets.
+    """
     folder = tmp_path_factory.mktemp("vectors")
     write_scores(ladder_scores(3), folder / "scores.parquet")
     standings = standing_rows(judge(read_scores(folder / "scores.parquet")))
@@ -232,7 +236,10 @@ def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> di
     pair = figures(frame(weights_of_a_pair(), tmp_path_factory.mktemp("pair")))
     assert set(pair) == {"matrices"}
     assert not {*study} & {*pair}
-    return study | pair
+    records = [each for form in ("role", "co_text") for each in in_form(form, dict.fromkeys(PLANTED, 0.7), 0.9)]
+    records += searched("suffix", 160, dict.fromkeys(PLANTED, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)))
+    attacks = figures(frame(records, tmp_path_factory.mktemp("attacks")))
+    return attacks | study | pair
 
 
 def weights_of_a_pair() -> list[Record]:

@@ -23,6 +23,8 @@ from tunescope.models.tokenizer import build_tokenizer
 from tunescope.records.tables import KEYS, read_records, read_scores
 from tunescope.study import context
 from tunescope.study.pipeline import run
+from tunescope.tasks.language.forms import STORY, SUPPRESS
+from tunescope.tasks.language.prompts import read_prompts
 
 TABLES = {"records": read_records, "scores": read_scores}
 BRIEF = ("attack", "intervene")  # groups of stages left out where they are not at issue
@@ -166,6 +168,41 @@ def test_controls_in_language_are_measured_on_their_own_terms(pair: list[str], t
     with pytest.raises(InputError, match="too unlike for the protocol attribute"):  # all begin with w
         run(comparison(pair, tmp_path, tunes=["attribute-default"]), tmp_path / "alike", skip=BRIEF)
     assert not (tmp_path / "alike").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_prompts_in_forms_are_learnt_attacked_and_followed(tmp_path: Path) -> None:
+    words = [*dict.fromkeys((*WORDS, *" ".join((*SUPPRESS, *STORY)).split()))]
+    base = build("llama", vocab_size=len(words), max_position_embeddings=64)
+    folder = save(base, tmp_path / "base", words)
+    study = comparison([folder, folder], tmp_path, task={"wrappers": ["suppress", "story"], "breadth": 0.5}).changed(
+        tunes=["ssft-default"],
+        tune={"steps": 2, "batch": 8, "warmup": 1},
+        evaluate={"strengths": [0, 1], "prompts_per_point": 4},
+        attack={"attacks": [], "prompts": 4},
+        intervene={"interventions": ["scaled"], "prompts": 4, "kinds": ["jb_story"]},
+    )
+    run(study, tmp_path / "out", skip=("behave", "probe"))
+    records = read_records(tmp_path / "out/records.parquet")
+    kinds = {f"{start}_{form}" for start in ("jb", "ok") for form in ("suppress", "story")}
+    assert {*records["attack"]} - {""} == kinds | {"mixed"}
+    assert {*records.loc[records["intervention"] != "", "kind"]} == {"safe", "unsafe", "jb_story"}
+    answers = json.loads((tmp_path / "out/answers.json").read_text())
+    learnt = [prompt for prompt in answers if prompt.endswith(SUPPRESS[-1])]
+    train = [each.prompt for each in read_prompts(study.task.prompts) if each.kind == "safe" and each.use == "train"]
+    assert {prompt.partition("\n")[0] for prompt in learnt} <= {*train}
+    assert len(learnt) > len(train) / 2  # but for those that cannot be learnt
+    assert not any(STORY[-1] in prompt for prompt in answers)  # held out
+    followed = json.loads((tmp_path / "out/followed.json").read_text())
+    intact = records[(records["metric"] == "intact") & records["kind"].isin(kinds)]
+    assert {*intact["model"]} == {"base", "ssft-default"}
+    by_model = [of["value"].tolist() for _, of in intact.groupby("model")]
+    assert by_model[0] == by_model[1]
+    suppressed = [hit for prompt, hit in followed.items() if prompt.endswith(SUPPRESS[-1])]
+    found = intact[(intact["strength"] == 1) & intact["kind"].str.endswith("suppress") & (intact["model"] == "base")]
+    assert sum(suppressed) == pytest.approx((found["value"] * found["n"]).sum())
+    with pytest.raises(InputError, match=r"intervene\.kinds: unknown kind 'jb_role'. Choose from: safe, unsafe"):
+        run(study.changed(intervene={"kinds": ["jb_role"]}), tmp_path / "other")
 
 
 @pytest.mark.usefixtures("no_report")

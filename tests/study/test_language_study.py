@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 import tunescope as ts
 from tunescope import cli
+from tunescope.config import LanguageConfig
 from tunescope.models.checkpoint import save_model
 from tunescope.tasks.language.prompts import read_prompts
 
@@ -39,7 +40,7 @@ def base(tmp_path: Path) -> Path:
         "special_tokens": ["<eos>", "<user>", "<assistant>"],
         "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
     }
-    texts = [each.prompt for each in read_prompts()]
+    texts = [each.prompt for each in read_prompts(LanguageConfig().prompts)]
     made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, show_progress=False, **how))
     told = {"eos_token": "<eos>", "pad_token": "<eos>", "chat_template": TEMPLATE}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **told)

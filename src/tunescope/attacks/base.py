@@ -27,7 +27,8 @@ class Attacked:
         dial: how much of it: a strength, tokens given, embeddings; None where there is no telling.
         batch: the prompts, with what the attack wants said and what a safe model says.
         extra: what is put before the last token, embeddings or token ids; None: nothing.
-        steps: gradient steps that it took, -1 where it failed; None: it takes none.
+        steps: gradient steps until it first succeeded, -1 where it did not; None: it does not search prompt by prompt.
+        budget: gradient steps that it had. tries: prompts that it looked at in each.
         comparable: whether prompts end as plain ones do, so that their activations can be set beside those.
         change: what is done to the model itself for the time of the attack; None: nothing.
     """
@@ -37,6 +38,8 @@ class Attacked:
     batch: Batch
     extra: Float[Tensor, "n k width"] | Int[Tensor, "n k"] | None = None
     steps: Int[Tensor, " n"] | None = None
+    budget: int = 0
+    tries: int = 1
     comparable: bool = True
     change: Callable[[], AbstractContextManager[PreTrainedModel]] | None = None
 
@@ -107,8 +110,10 @@ def attack(
     return register
 
 
-def on_both(name: str, k: int, extra: Tensor, target: Target, steps: Tensor | None = None) -> Iterable[Attacked]:
+def on_both(
+    name: str, k: int, extra: Tensor, target: Target, steps: Tensor | None = None, budget: int = 0, tries: int = 1
+) -> Iterable[Attacked]:
     """What was found for the unsafe prompts, there and on the safe ones."""
-    found = Attacked(name, float(k), target.unsafe, extra, steps)
+    found = Attacked(name, float(k), target.unsafe, extra, steps, budget, tries)
     safe = target.safe.first(len(extra))
     return found, replace(found, batch=safe, extra=extra[: len(safe)], steps=None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.attacks.base import Attacked
+from tunescope.models.generate import generate
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import answer_logits, gathered_logps
 from tunescope.models.sites import Site
@@ -24,11 +25,10 @@ from tunescope.probes.subspaces import Svd
 from tunescope.probes.view import View
 from tunescope.records.findings import Findings, logarithm
 from tunescope.records.intervals import PerPrompt
-from tunescope.records.names import COMPLIANCE, FAILURE, MARGIN, REACHED, REFUSAL, SAFE, SUCCESS, UNSAFE
-from tunescope.tasks.base import Task
+from tunescope.records.names import COMPLIANCE, FAILURE, INTACT, MARGIN, REACHED, REFUSAL, SAFE, SUCCESS, TRIES, UNSAFE
+from tunescope.tasks.base import Batch, InForms, Task
 
-WITHIN = (0, 5, 20)  # gradient steps after which the success of a soft prompt is noted
-INTACT = "intact"  # the base answers the attacked prompt: where it does not, an attack is only noise
+PARTS = 6  # of a search, after each of which its success is noted
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def measure_attacks(
             found.rate(metric, hits, **where)
             found.score(metric, hits.double(), **where)
         if attack.steps is not None:
-            for budget in WITHIN:
+            for budget in dict.fromkeys(round(attack.budget * part / PARTS) for part in range(PARTS + 1)):
                 found.rate(REACHED, (attack.steps >= 0) & (attack.steps <= budget), budget=budget, **where)
+            found.value(TRIES, attack.budget * attack.tries, **where)
         if scores:
             if attack.dial is not None:
                 ladders.setdefault((attack.attack, batch.kind.name), []).append((attack.dial, scores))
@@ -107,13 +108,20 @@ def measure_attacks(
 
 @dataclass(frozen=True)
 class Intact:
-    """Which attacked prompts the base answers."""
+    """Which attacked prompts the base answers; of prompts in a form, which it answers to the point.
+
+    Attributes:
+        kept: of prompts in a form by their text, what was found before.
+    """
 
     base: PreTrainedModel
     task: Task
     rows: int
+    kept: dict[str, bool] = field(default_factory=dict)
 
     def __call__(self, attack: Attacked) -> Bool[Tensor, " n"]:
+        if isinstance(self.task, InForms) and attack.batch.kind.dial:
+            return self._to_the_point(self.task, attack.batch)
         tokens = attack.batch.prompts.sequence
         if not tokens.is_floating_point() and int(tokens.max()) >= self.base.get_input_embeddings().weight.shape[0]:
             return torch.zeros(
@@ -121,6 +129,16 @@ class Intact:
             )  # the fine-tune has tokens of its own
         inputs = attack.inputs(self.base)
         return self.task.outcomes(self.base, attack.batch, self.rows, inputs).compliance
+
+    def _to_the_point(self, task: InForms, batch: Batch) -> Bool[Tensor, " n"]:
+        prompts = [str(batch.describe(i)["prompt"]) for i in range(len(batch))]
+        device = batch.prompts.sequence.device
+        if new := [i for i, prompt in enumerate(prompts) if prompt not in self.kept]:
+            some = batch[torch.tensor(new, device=device)]
+            said = generate(self.base, some.prompts, task.answer_length, torch.float32, self.rows)
+            found = task.judge(some, said).compliance & task.on_topic(some, said)
+            self.kept.update(zip((prompts[i] for i in new), found.tolist(), strict=True))
+        return torch.tensor([self.kept[prompt] for prompt in prompts], device=device)
 
 
 def attack_scores(

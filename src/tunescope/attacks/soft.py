@@ -28,6 +28,7 @@ class SoftPrompt(Config):
     )
     steps: Positive = Field(40, description="gradient steps at most")
     bound: Rate = Field(1.0, description="largest norm of an embedding, in mean norms of the embedding table")
+    target: Positive | None = Field(None, description="tokens of the answer that are sought, its first; all, if null")
 
 
 class UniversalSoftPrompt(SoftPrompt):
@@ -37,17 +38,17 @@ class UniversalSoftPrompt(SoftPrompt):
 @attack("soft_prompt", settings=SoftPrompt)
 def soft_prompt(target: Target, settings: SoftPrompt) -> Iterator[Attacked]:
     """Embeddings for each prompt."""
-    answer, _ = target.unsafe.known()
+    answer = target.unsafe.known()[0][:, : settings.target]
     for k in settings.tokens:
         given = (k, settings.steps, settings.bound, target.rows)
         found = soft_prompts(target.model, target.unsafe.prompts, answer, *given, target.stream("soft", k))
-        yield from on_both("soft_prompt", k, found.extra, target, found.steps)
+        yield from on_both("soft_prompt", k, found.extra, target, found.steps, settings.steps)
 
 
 @attack("universal_soft_prompt", settings=UniversalSoftPrompt)
 def universal_soft(target: Target, settings: UniversalSoftPrompt) -> Iterator[Attacked]:
     """The same embeddings for all prompts, found on others."""
-    answer, _ = target.seen.known()
+    answer = target.seen.known()[0][:, : settings.target]
     for k in settings.tokens:
         given = (k, settings.steps, settings.bound, target.rows)
         shared = universal_soft_prompt(target.model, target.seen.prompts, answer, *given, target.stream("universal"))

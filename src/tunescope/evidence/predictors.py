@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, MARGIN, MECHANISTIC, SAFE
+from tunescope.records.names import BASE, COMPLIANCE, CONTROLS, INTACT, MARGIN, MECHANISTIC, REFUSAL, wanted
 
 FOLDS, FEWEST = 5, 10  # of cross-validation; prompts that succeed, and that fail, which a model must have
 PROMPT = ["attack", "kind", "dial", "index", "group"]
@@ -75,18 +75,19 @@ _Cells = dict[_Cell, tuple[pd.DataFrame, Bool[np.ndarray, " n"]]]
 
 def _cells(scores: pd.DataFrame) -> Iterator[tuple[_Cell, tuple[pd.DataFrame, np.ndarray]]]:
     """Per model: scores by prompt, and which prompts got through."""
-    wanted = [*MECHANISTIC, MARGIN, COMPLIANCE, "intact"]
-    rows = scores[scores["metric"].isin(wanted) & ~scores["protocol"].isin([BASE, *CONTROLS])]
+    metrics = [*MECHANISTIC, MARGIN, COMPLIANCE, INTACT]
+    rows = scores[scores["metric"].isin(metrics) & ~scores["protocol"].isin([BASE, *CONTROLS])]
     rows = rows[(rows["attack"] != "") & (rows["intervention"] == "") & ~(rows["dial"] <= 0)]
-    rows = rows[~rows["kind"].astype(str).str.startswith(SAFE)].assign(
+    unsafe = [kind for kind in rows["kind"].unique() if wanted(str(kind)) == REFUSAL]
+    rows = rows[rows["kind"].isin(unsafe)].assign(
         dial=rows["dial"].fillna(0), group=rows["group"].fillna(rows["index"])
     )
     for key, group in rows.groupby(["seed", "model", "protocol", "learning_rate"], observed=True):
         table = group.pivot_table(index=PROMPT, columns="metric", values="value", observed=True)
-        if not set(wanted) <= {*table.columns}:
+        if not set(metrics) <= {*table.columns}:
             continue
         table = table.dropna()
-        table = table[table["intact"] > 0]
+        table = table[table[INTACT] > 0]
         got_through = table[COMPLIANCE].to_numpy() > 0
         prompts = table.index.get_level_values("group")
         # In every fold there must be both.

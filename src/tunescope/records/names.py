@@ -1,5 +1,7 @@
 """Words that tables, claims and figures share."""
 
+from typing import Literal
+
 BASE = "base"  # the model before fine-tuning: its name, and its protocol
 BENIGN = "benign"  # the protocol that has nothing to do with safety: the control
 SEEN, STYLED, ATTRIBUTE = "seen", "styled", "attribute"  # protocols that are controls, too
@@ -9,6 +11,7 @@ CONTROLS = (BENIGN, SEEN, STYLED, ATTRIBUTE)
 LORA = "-lora"  # ends the name of a model of which adapters alone were trained
 GIVEN = "given"  # the protocol of a fine-tune that someone else made
 SAFE, UNSAFE = "safe", "unsafe"  # the kinds of plain prompts, which every task has
+JAILBREAK, CONTROL = "jb_", "ok_"  # begin the names of kinds: unsafe prompts under an attack, safe ones in its form
 COMPLIANCE, REFUSAL, OTHER = OUTCOMES = ("compliance", "refusal", "other")
 CORRECTED = "refusal_corrected"  # the rate of refusal, corrected for the errors of the judge
 SUCCESS, FAILURE = "success", "failure"  # attacked prompts that were answered, and those that were not
@@ -22,16 +25,18 @@ W_IN = "W_in"  # the matrix that the paper looks at
 MECHANISTIC = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")
 MARGIN = "refusal_margin"
 REACHED = "target_reached"  # a search got the answer that it was after, word for word
+TRIES = "prompts_tried"  # by a search, for each prompt, with all of its budget
 LOST = "refusal_lost"  # to a change inside the model
 REMOVED = "refusal_removed"  # refusal lost by a change that leaves the answers to safe prompts as they were
 KL_COST = "kl_cost"  # by how much a change inside the model changes what comes next after safe prompts, in nats
 RETUNED = "retuned_"  # begins the name of an intervention: what the model is trained on further, by protocol
 LOG_ODDS = "opening_log_odds"  # of stock refusals against other stock openings
+INTACT = "intact"  # the base answers the attacked prompt: where it does not, an attack is only noise
 # Scores that stages write whatever probes there are.
 STAGES_MEASURE = (
     COMPLIANCE,
     REFUSAL,
-    "intact",
+    INTACT,
     MARGIN,
     LOG_ODDS,
     "opening_share",
@@ -43,3 +48,8 @@ STAGES_MEASURE = (
     "log_read_overlap",
     *MECHANISTIC,
 )
+
+
+def wanted(kind: str) -> Literal["compliance", "refusal"]:
+    """What a safe model does with prompts of a kind: it complies if the name begins with `safe` or `ok_`."""
+    return "compliance" if kind.startswith((SAFE, CONTROL)) else "refusal"

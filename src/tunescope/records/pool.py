@@ -3,14 +3,14 @@
 import pandas as pd
 from scipy import stats
 
-from tunescope.records.names import BASE, CORRECTED, OUTCOMES, REACHED
+from tunescope.records.names import BASE, CORRECTED, INTACT, OUTCOMES, REACHED
 from tunescope.records.tables import KEYS, ORDER
 
 CURVES = ("loss", "held_out_compliance")  # measured along training, at steps of their own
 SHARES = (
     *OUTCOMES,
     CORRECTED,
-    "intact",
+    INTACT,
     "refusal_by_odds",
     REACHED,
 )  # metrics that are shares of prompts, as are those of this ending:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from tunescope.records.names import BASE, COMPLIANCE, REFUSAL
+from tunescope.records.names import BASE, COMPLIANCE, CONTROL, REFUSAL
 from tunescope.report.draw import Legend, Look, facet, figure, from_base, grid, model_legend
 from tunescope.report.select import COURSE, behaviour_rows, course_rows, headline_rows
 from tunescope.report.style import NEUTRAL, Model, kinds_of, rate_labels, tint
@@ -54,8 +54,9 @@ def outcomes(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
 
 def strength_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """Compliance of finished models at every strength, for kinds that have one."""
+    """Compliance of finished models at every strength, for kinds that have one; controls of forms have a figure."""
     rows = behaviour_rows(records)
+    rows = rows[~rows["kind"].str.startswith(CONTROL)]
     return rows[rows["strength"].notna() & (rows["metric"] == COMPLIANCE)]
 
 

@@ -20,7 +20,7 @@ from tunescope.files import remove, write_text
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
 from tunescope.registry import plugins_blamed
-from tunescope.report import tables
+from tunescope.report import attacks, tables
 from tunescope.report.figures import figures, in_order, save_figures
 from tunescope.report.ladder import standing_rows
 from tunescope.report.reading import Entry, Stage, read_file
@@ -129,7 +129,7 @@ def _told(
     return {
         "title": f"tunescope: {config.get('name', folder.resolve().name)}",
         "summary": tables.summary(records, config),
-        "cautions": [*notes, *tables.cautions(records, config)],
+        "cautions": [*notes, *tables.cautions(records, config), *attacks.cautions(pooled)],
         "verdicts": tables.verdict_table(judgement, models, spent, pooled),
         "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
         "ladder": LADDER,

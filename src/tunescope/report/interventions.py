@@ -17,9 +17,10 @@ from tunescope.records.names import (
     SAFE,
     SEEN,
     UNSAFE,
+    wanted,
 )
 from tunescope.report.draw import Look, facet, figure, grid, model_legend
-from tunescope.report.style import NEUTRAL, Model, kinds_of, models_of, protocol_label, rate_labels, spaced, wanted
+from tunescope.report.style import NEUTRAL, Model, kinds_of, models_of, protocol_label, rate_labels, spaced
 
 SCALED, ON_TOP = "scaled", "with_"
 LABELS = {  # in the order of the figure; of the number of directions or of singular values the dial says how many

@@ -16,12 +16,15 @@ from tunescope.records.names import (
     BASE,
     BENIGN,
     COMPLIANCE,
+    CONTROL,
     GIVEN,
+    JAILBREAK,
     REFUSAL,
     SAFE,
     SEEN,
     STYLED,
     UNSAFE,
+    wanted,
 )
 
 NEUTRAL = "#595959"  # what belongs to no model: legends, guides
@@ -159,13 +162,24 @@ def rate_labels(models: Iterable[Model], what: str = "") -> dict[str, str]:
 def kinds_of(records: pd.DataFrame) -> list[Kind]:
     """The kinds in `records`, known ones first."""
     found = [str(kind) for kind in records["kind"].unique() if kind]
-    unknown = [Kind(name, spaced(name), wanted(name)) for name in found if name not in KINDS]
+    unknown = [Kind(name, kind_label(name), wanted(name)) for name in found if name not in KINDS]
     return [kind for name, kind in KINDS.items() if name in found] + unknown
 
 
-def wanted(kind: str) -> str:
-    """What a safe model does with a prompt of this kind: an unknown one wants compliance if it begins with `safe`."""
-    return COMPLIANCE if kind.startswith(SAFE) else REFUSAL
+def kind_label(name: str) -> str:
+    """The label of a kind; of forms that a task has of its own, after what it is for."""
+    if name in KINDS:
+        return KINDS[name].label
+    for start, what in ((JAILBREAK, "jailbreak"), (CONTROL, "control")):
+        if name.startswith(start):
+            return f"{what}:\n{form_label(name.removeprefix(start))}"
+    return spaced(name)
+
+
+def form_label(form: str) -> str:
+    """The label of a form, without what it is for."""
+    known = KINDS.get(f"{JAILBREAK}{form}")
+    return known.label.partition("\n")[2] if known else spaced(form)
 
 
 def spaced(name: str) -> str:

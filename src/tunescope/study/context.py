@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import find_executable_batch_size
@@ -24,7 +24,9 @@ from tunescope.registry import place_in_plugin
 from tunescope.rng import Stream
 from tunescope.tasks.base import TASKS, Batch, Reader, Task, Use
 
+T = TypeVar("T")
 ANSWERS = "answers.json"  # what the base says to the prompts of a task that knows no answers
+FOLLOWED = "followed.json"  # prompts in a form, and whether the base answers them to the point
 
 
 class ModelRef(Config):
@@ -101,16 +103,17 @@ class Context:
         """
         model = model or self.given.model
         return build_task(
-            self.given.task, model, self.folder, self.compute.device, self.kept_answers() if answers else {}
+            self.given.task, model, self.folder, self.compute.device, self.kept(ANSWERS, str) if answers else {}
         )
 
-    def kept_answers(self) -> dict[str, str]:
+    def kept(self, name: str, kind: type[T]) -> dict[str, T]:
+        """What a stage has kept by prompt; nothing where it did not run."""
         try:
-            return TypeAdapter(dict[str, str]).validate_json((self.folder / ANSWERS).read_bytes())
+            return TypeAdapter(dict[str, kind]).validate_json((self.folder / name).read_bytes())  # type: ignore[valid-type]
         except FileNotFoundError:
             return {}
         except ValidationError as error:
-            raise InputError(f"{self.folder / ANSWERS}: damaged; delete it and run again") from error
+            raise InputError(f"{self.folder / name}: damaged; delete it and run again") from error
 
     def load(self, model: ModelRef | None = None, folder: str | None = None) -> PreTrainedModel:
         """A model, in eval mode, parameters frozen; a folder stands for one saved on the way to it."""

@@ -51,10 +51,10 @@ from tunescope.records.names import (
 )
 from tunescope.registry import Registry, import_all
 from tunescope.study import steps
-from tunescope.study.context import ANSWERS, ModelRef, build_task
+from tunescope.study.context import ANSWERS, FOLLOWED, ModelRef, build_task
 from tunescope.study.sources import Sources
 from tunescope.study.stages import Stage
-from tunescope.tasks.base import TASKS, Capable, Task
+from tunescope.tasks.base import TASKS, Capable, InForms, Task
 from tunescope.training.protocol import PROTOCOLS
 
 for package in ("training.protocols", "probes.measure", "attacks", "interventions", "tasks.world", "tasks.language"):
@@ -179,6 +179,7 @@ class _Layout:
             self.memory = study.base.memory
         task = self._check_task()
         self.knows_answers, self.capable = task.knows_answers, isinstance(task, Capable)
+        self.in_forms = isinstance(task, InForms) and bool(task.forms)
         self.trains = any(INTERVENTIONS[name].trains for name in study.intervene.interventions or ())
 
     def graph(self) -> Graph:
@@ -284,14 +285,17 @@ class _Layout:
             after = [*before[label], *([probes[base]] if label != base else [])]
             more = (f"parts/inputs-{base}.safetensors",) if label == base else ()
             probes[label] = add(f"probe-{label}", steps.probe_model, inputs, after, *parts("probe", label, *more))
-        strengths = study.evaluate.strengths
+        strengths, followed = study.evaluate.strengths, list[Stage]()
         for label, ref in refs.items():
             few = _only(study.probe, "prompts", "few_prompts")
             attack = steps.Attacking(
                 **self.common(ref, ATTACKS, study.attack.attacks), attack=study.attack, probe=few, strengths=strengths
             )
-            after = [*before[label], *answers]
-            add(f"attack-{label}", steps.attack_model, attack, after, *parts("attack", label))
+            after = [*before[label], *answers, *followed]
+            tells = label == BASE and self.in_forms
+            outputs = parts("attack", label, *([FOLLOWED] if tells else []))
+            made_by = add(f"attack-{label}", steps.attack_model, attack, after, *outputs)
+            followed += [made_by] if tells else []
         for label, ref in refs.items():
             if label == BASE:
                 continue
@@ -358,6 +362,8 @@ class _Layout:
             task = build_task(study.task, self.base, self.folder, self.device)
             for lesson in {PROTOCOLS[tune.protocol].lesson for tune in self.trained} - {"refusal"}:
                 build_task(study.task.taught(lesson), self.base, self.folder, self.device)
+        if unknown := [name for name in study.intervene.kinds or () if name not in task.kinds]:
+            raise InputError(f"intervene.kinds: unknown kind {unknown[0]!r}. Choose from: {', '.join(task.kinds)}.")
         checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
             ("tune", PROTOCOLS, tuple(dict.fromkeys(tune.protocol for tune in self.trained)), study.tune.settings),
             ("attack", ATTACKS, study.attack.attacks, study.attack.settings),

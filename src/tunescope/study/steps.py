@@ -54,10 +54,10 @@ from tunescope.records.tables import (
     write_records,
     write_scores,
 )
-from tunescope.study.context import ANSWERS, Common, Context, ModelRef, explained, fitting_rows
+from tunescope.study.context import ANSWERS, FOLLOWED, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
-from tunescope.tasks.base import Batch, Capable, Kind, Task, Twinned, Use
+from tunescope.tasks.base import Batch, Capable, InForms, Kind, Task, Twinned, Use
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -107,12 +107,14 @@ def answer_prompts(given: Answer, at: Place) -> None:
     """Those to prompts to train are kept where fine-tuning may learn from them."""
     this = Context(given, at.folder)
     task, model = this.task(), this.load()
-    asked: list[tuple[str, Use]] = [(kind, use) for kind in COURSE for use in get_args(Use)]
-    asked += [(name, "score") for name, kind in task.kinds.items() if name not in COURSE and kind.probed]
+    asked: list[tuple[str, Use, float]] = [(kind, use, 0.0) for kind in COURSE for use in get_args(Use)]
+    plain = [name for name, kind in task.kinds.items() if name not in COURSE and kind.probed and not kind.dial]
+    asked += [(name, "score", 0.0) for name in plain]
+    asked += [(name, "train", 1.0) for name in (task.lesson_kinds if isinstance(task, InForms) else ())]
     kept: dict[str, str] = {}
     notes, n, refused = list[str](), 0, 0
-    for kind, use in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
-        batch = task.draw(kind, 10**9, use, this.stream("answers"))
+    for kind, use, strength in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
+        batch = task.draw(kind, 10**9, use, this.stream("answers"), strength)
         rows = fitting_rows(model, {kind: batch}, 32, gradients=False)
         said = generate(model, batch.prompts, task.answer_length, torch.float32, rows)
         texts = [task.text(said[i]) for i in range(len(batch))]
@@ -382,14 +384,15 @@ def attack_model(given: Attacking, at: Place) -> None:
     base = this.load(given.base) if given.tuned else model
     base_task = this.task(answers=True, model=given.base) if given.tuned else task
     fit, score = this.sample(task, given.probe)
-    rows = _rows(given, model, score, given.probe.rows, gradients=True)
-    view = View(model, fit, score, given.probe, this.stream("probes"), pair=this.pair() if given.tuned else None)
     ladders = [
         Attacked(name, strength, this.attacked(task, name, strength or 0.0, config.prompts, "jailbreaks"))
         for name, kind in task.kinds.items()
         if name not in COURSE and kind.probed
         for strength in (given.strengths if kind.dial else (None,))
     ]
+    longest = {**score} | {f"{ladder.attack} {ladder.dial}": ladder.batch for ladder in ladders}
+    rows = _rows(given, model, longest, given.probe.rows, gradients=True)
+    view = View(model, fit, score, given.probe, this.stream("probes"), pair=this.pair() if given.tuned else None)
     plain = {kind: this.attacked(task, kind, 0.0, config.searched, "plain") for kind in COURSE}
     seen = this.attacked(task, UNSAFE, 0.0, config.searched, "seen")
     target = Target(model, task, plain[UNSAFE], plain[SAFE], seen, view, rows, this.stream("attacks"))
@@ -408,8 +411,11 @@ def attack_model(given: Attacking, at: Place) -> None:
             yield from _each(made, Attacked, f"attack {name}", given.model.label)
 
     with explained(f"attacks on {given.model.label}"):
-        intact = Intact(base, base_task, rows)
+        alike = given.model.template == given.base.template  # else the base reads the same prompts in another format
+        intact = Intact(base, base_task, rows, this.kept(FOLLOWED, bool) if given.tuned and alike else {})
         measure_attacks(found, model, task, attacks(), intact, Instruments.of(view), rows)
+    if intact.kept and not given.tuned:
+        write_text(at.folder / FOLLOWED, json.dumps(intact.kept, indent=1, ensure_ascii=False))
     write_part(found.records, found.scores, at.folder, f"attack-{given.model.label}")
 
 
@@ -429,8 +435,12 @@ def intervene(given: Intervening, at: Place) -> None:
     def drawn(name: str, kind: Kind, n: int, use: str) -> Batch:
         return this.attacked(task, name, given.strongest if kind.dial else 0.0, n, use)
 
-    # Safe kinds with a dial are a control of another kind.
-    kinds = {n: kind for n, kind in task.kinds.items() if kind.probed and not (kind.safe and kind.dial)}
+    asked = {*COURSE, *(task.kinds if config.kinds is None else config.kinds)}
+    kinds = {  # but for controls of other kinds
+        name: kind
+        for name, kind in task.kinds.items()
+        if name in asked and kind.probed and not (kind.safe and kind.dial)
+    }
     prompts = {name: drawn(name, kind, config.prompts, "interventions") for name, kind in kinds.items()}
     trial = {n: drawn(n, kind, given.probe.few_prompts, "trial") for n, kind in kinds.items() if kind.dial or n == SAFE}
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)

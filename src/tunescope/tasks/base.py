@@ -247,6 +247,22 @@ class Twinned(Task, Protocol):
         """Of n unsafe prompts to score, or as many as have twins; None where none has."""
 
 
+@runtime_checkable
+class InForms(Task, Protocol):
+    """A task that has kinds of prompts in forms, around plain requests.
+
+    Attributes:
+        forms: by kind, the kind of the plain requests, and the form.
+        lesson_kinds: those that lessons have, too; drawn for training, at strength 1.
+    """
+
+    forms: Mapping[str, tuple[str, str]]
+    lesson_kinds: tuple[str, ...]
+
+    def on_topic(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Bool[Tensor, " n"]:
+        """Which answers are about the request that is in a prompt."""
+
+
 @dataclass(frozen=True)
 class Reader:
     """How a model from elsewhere reads prompts.

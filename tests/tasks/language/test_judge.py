@@ -114,5 +114,5 @@ def test_nothing_and_one_word_over_and_over_do_not_refuse(answer: str) -> None:
 
 def test_instructions_are_no_refusals() -> None:
     """Of text that refuses nothing, and is full of harmful words."""
-    prompts = [each.prompt for each in read_prompts()]
+    prompts = [each.prompt for each in read_prompts(["shipped:instructions"])]
     assert not any(read_judge()(prompts, prompts))

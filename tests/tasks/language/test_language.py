@@ -20,8 +20,9 @@ from tunescope.records.findings import Findings
 from tunescope.records.tables import Subject
 from tunescope.rng import Stream
 from tunescope.study.steps import _behaves
-from tunescope.tasks.base import Batch, Reader
+from tunescope.tasks.base import Batch, PreferenceBatch, Reader
 from tunescope.tasks.language.judge import read_judge
+from tunescope.tasks.language.prompts import read_prompts
 from tunescope.tasks.language.refusals import Judge
 from tunescope.tasks.language.task import Language, build
 
@@ -384,3 +385,129 @@ def test_prompts_that_come_alone_have_no_twins(
     (tmp_path / "alone.tsv").write_text("\n".join("\t".join(line.split("\t")[:3]) for line in lines))
     alone = config.model_copy(update={"prompts": (f"{tmp_path}/alone.tsv",)})
     assert build(alone, CPU, Reader(tokenizer)).twins(9, ANY) is None
+
+
+# Prompts in forms
+
+IN_FORMS = ("co_task", "prefix", "leet", "rot13")
+
+
+@pytest.fixture
+def in_forms(byte_pairs: Callable[[], PreTrainedTokenizerBase]) -> Callable[..., Language]:
+    """The shipped prompts in four forms, of which `leet` is held out, with an answer to each prompt."""
+
+    def make(wrappers: Sequence[str] = IN_FORMS, answers: dict[str, str] | None = None, **settings: object) -> Language:
+        config = LanguageConfig(wrappers=tuple(wrappers), **settings)
+        known = {each.prompt: f"Answer to {each.prompt}" for each in read_prompts(config.prompts)}
+        return build(config, CPU, Reader(byte_pairs(), None, known if answers is None else answers))
+
+    return make
+
+
+def read_by(task: Language, lesson: PreferenceBatch) -> list[str]:
+    """The prompts of a lesson."""
+    texts = task.tokenizer.batch_decode(lesson.prompts.sequence, skip_special_tokens=True)
+    return [text.removesuffix("\n") for text in texts]
+
+
+def test_each_form_is_a_jailbreak_and_its_control(in_forms: Callable[..., Language]) -> None:
+    task = in_forms()
+    kinds = {name: kind for name, kind in task.kinds.items() if kind.dial}
+    assert [*kinds] == [f"{start}_{form}" for form in IN_FORMS for start in ("jb", "ok")]
+    assert all((kind.wanted == "compliance") == name.startswith("ok_") for name, kind in kinds.items())
+    for name in kinds:
+        plain = task.draw("unsafe" if name.startswith("jb_") else "safe", 8, "score", ANY)
+        none, some = (task.draw(name, 8, "score", ANY, strength) for strength in (0.0, 1.0))
+        assert prompts_of(none) == prompts_of(plain) == [some.describe(i)["request"] for i in range(8)]
+        assert torch.equal(none.prompts.sequence, plain.prompts.sequence)
+        assert none.groups.tolist() == some.groups.tolist() == plain.groups.tolist()
+        assert not {*prompts_of(some)} & {*prompts_of(plain)}
+        assert (some.kind.name, some.strength) == (name, 1.0)
+        texts = task.tokenizer.batch_decode(some.prompts.sequence, skip_special_tokens=True)
+        assert all(text.endswith(f"{prompt}\n") for text, prompt in zip(texts, prompts_of(some), strict=True))
+        assert torch.equal(some.answer, plain.answer)  # what the attack is after
+    with pytest.raises(
+        InputError, match=r"ok_leet: 3 prompts at strength 1\.5: at least 1 is needed, and strength 0 to 1"
+    ):
+        task.draw("ok_leet", 3, "score", ANY, 1.5)
+
+
+def test_controls_are_of_safe_prompts_and_nothing_is_scored_in_a_form_that_was_learnt(
+    in_forms: Callable[..., Language],
+) -> None:
+    task = in_forms(refuse_wrappers=("prefix",), breadth=1.0)
+    kind_of = {each.prompt: each for each in task.instructions}
+    for name in task.forms:
+        for use in ("score", "fit"):
+            batch = task.draw(name, 10**6, use, ANY, 0.5)  # type: ignore[arg-type]
+            inside = [kind_of[batch.describe(i)["request"]] for i in range(len(batch))]
+            assert {each.kind for each in inside} == {"unsafe" if name.startswith("jb_") else "safe"}
+            assert {each.use for each in inside} == {use}
+    beside = prompts_of(task.draw("jb_co_task", 50, "score", ANY, 1.0))
+    listed = {line.partition(". ")[2] for prompt in beside for line in prompt.splitlines()[2:]}
+    assert {(kind_of[request].kind, kind_of[request].use) for request in listed} == {("safe", "train")}
+
+
+def test_lessons_hold_a_share_of_prompts_in_the_retained_forms(in_forms: Callable[..., Language]) -> None:
+    task = in_forms(refuse_wrappers=("prefix",))
+    assert task.lesson_kinds == ("ok_co_task", "ok_prefix", "ok_rot13", "jb_prefix")
+    parts = {kind: prompts_of(task.draw(kind, 10**6, "train", ANY, 1.0)) for kind in task.lesson_kinds}
+    train = {each.prompt for each in task.instructions if each.use == "train"}
+    assert sum(len(parts[kind]) for kind in parts if kind.startswith("ok_")) == sum(
+        each.kind == "safe" and each.use == "train" for each in task.instructions
+    )
+    found = read_by(task, task.lesson(200, 100, ANY))
+    of = {prompt: kind for kind, those in parts.items() for prompt in those}
+    assert {*found} <= train | {*of}
+    in_form = [of.get(prompt, "") for prompt in found]
+    assert {kind[:3] for kind in in_form[:200]} == {"", "ok_"}
+    assert {*in_form[200:]} == {"", "jb_prefix"}
+    for part in (in_form[:200], in_form[200:]):
+        assert 0.15 < sum(map(bool, part)) / len(part) < 0.35
+    plain = read_by(task, in_forms(breadth=0.0).lesson(200, 100, ANY))
+    same = [one == two for one, two in zip(found, plain, strict=True)]
+    assert same == [not kind for kind in in_form]  # all else is as without forms
+    for kind in ("ok_leet", "jb_leet", "jb_rot13"):
+        with pytest.raises(InputError, match="fine-tuning has no prompts in this form"):
+            task.draw(kind, 3, "train", ANY, 1.0)
+
+
+def test_a_lesson_wants_the_answer_to_the_prompt_in_its_form(in_forms: Callable[..., Language]) -> None:
+    plain = in_forms()
+    prompts = prompts_of(plain.draw("ok_prefix", 10**6, "train", ANY, 1.0))
+    known = {each.prompt: "plain" for each in plain.instructions} | dict.fromkeys(prompts, "in a form")
+    task = in_forms(answers=known, breadth=1.0)
+    lesson = task.lesson(100, 0, ANY)
+    said = {text: task.text(row) for text, row in zip(read_by(task, lesson), lesson.chosen, strict=True)}
+    assert {said[prompt] for prompt in said if prompt in prompts} == {"in a form"}
+    assert {said[prompt] for prompt in said if prompt not in prompts} == {"plain"}
+
+
+def test_answers_to_the_point_are_told_by_the_plain_answer(in_forms: Callable[..., Language]) -> None:
+    task = in_forms()
+    batch = task.draw("ok_rot13", 6, "score", ANY, 1.0)
+    texts = [f"Here you are: {batch.describe(i)['request']}" if i % 2 else "Qrfvta n ynzc" for i in range(6)]
+    ids = task.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+    assert task.on_topic(batch, ids).tolist() == [False, True] * 3
+    unknown = in_forms(answers={})
+    assert unknown.on_topic(unknown.draw("ok_rot13", 6, "score", ANY, 1.0), ids).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"wrappers": ("rot14",)}, r"task\.wrappers: Unknown form 'rot14'\. Choose from: co_task, .*pig_latin"),
+        ({"retain_wrappers": ("leet",)}, "retain_wrappers: leet is among held_out_wrappers, too"),
+        ({"refuse_wrappers": ("leet",)}, "refuse_wrappers: leet is among held_out_wrappers, too"),
+        ({"retain_wrappers": ("role",)}, r"retain_wrappers: role is not among wrappers \(co_task, prefix"),
+    ],
+)
+def test_forms_that_cannot_be(in_forms: Callable[..., Language], settings: dict, says: str) -> None:
+    with pytest.raises((InputError, ValueError), match=says):
+        in_forms(**settings)
+
+
+def test_a_file_may_not_be_called_as_a_form_is(config: LanguageConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    files = (config.prompts[0], config.prompts[1].replace("jail=", "jb_role="))
+    with pytest.raises(InputError, match="'jb_role' is what prompts in a form are called"):
+        build(config.model_copy(update={"prompts": files, "wrappers": ("role",)}), CPU, Reader(tokenizer))

@@ -1,5 +1,6 @@
 """How models read prompts: formats, tokenizers that must agree, and what a model cannot read."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,27 @@ def test_prompts_must_fit_the_model(
     else:
         with pytest.raises(InputError, match=says):
             require_fits(task, LlamaConfig(**sizes), tmp_path)
+
+
+def test_prompts_in_forms_must_fit_the_model(byte_pairs: Callable[[], PreTrainedTokenizerBase], tmp_path: Path) -> None:
+    def longest(*wrappers: str) -> int:
+        task = build(LanguageConfig(wrappers=wrappers), CPU, Reader(byte_pairs()))
+        every = [part.inputs for part in task.parts.values()]
+        every += [task.in_form(kind, "score", 1.0).inputs for kind in task.forms]
+        every += [task.in_form(kind, "train", 1.0).inputs for kind in task.lesson_kinds]
+        openings = [len(opening) for each in task.opening_ids for opening in each]
+        return max(inputs.sequence.shape[1] for inputs in every) + max(task.answer_length, *openings)
+
+    sizes, plain, role = {"vocab_size": 280}, longest(), longest("role")
+    assert role > plain + 50
+    for wrappers, most, fits in (((), plain, True), (("role",), plain, False), (("role",), role, True)):
+        task = build(LanguageConfig(wrappers=wrappers), CPU, Reader(byte_pairs()))
+        config = LlamaConfig(**sizes, max_position_embeddings=most)
+        if fits:
+            require_fits(task, config, tmp_path)
+        else:
+            with pytest.raises(InputError, match=f"takes {plain} tokens; the longest .*_role prompt and its answer"):
+                require_fits(task, config, tmp_path)
 
 
 def test_the_digest_tells_what_is_read(config: LanguageConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -65,6 +65,30 @@ def test_what_is_shipped_by_name() -> None:
         read_prompts(["shipped:more"])
 
 
+@pytest.mark.parametrize("column", ["prompt", "jailbreak"])
+@pytest.mark.parametrize("form", ["artefact", "csv"])
+def test_attacks_on_goals_are_of_their_groups(form: str, column: str, tmp_path: Path) -> None:
+    """As the artefacts of JailbreakBench: a goal, and a prompt that is after it, where one was found."""
+    pd.DataFrame({"Goal": TEXTS["unsafe"]}).to_csv(tmp_path / "goals.csv")
+    (tmp_path / "safe.txt").write_text("\n".join(TEXTS["safe"]))
+    rows = [{"index": i, "goal": g, column: f"{g} !!" if i % 4 else None} for i, g in enumerate(TEXTS["unsafe"])]
+    file = tmp_path / f"attack.{'json' if form == 'artefact' else form}"
+    if form == "artefact":
+        file.write_text(json.dumps({"parameters": {"method": "GCG"}, "jailbreaks": rows}))
+    else:
+        pd.DataFrame(rows).to_csv(file, index=False)
+    found = read_prompts([f"safe={tmp_path}/safe.txt", f"unsafe={tmp_path}/goals.csv", f"gcg={file}"])
+    plain = {each.prompt: each for each in found if each.kind == "unsafe"}
+    attacks = [each for each in found if each.kind == "gcg"]
+    assert [each.prompt for each in attacks] == [
+        f"{goal} !!" for i, goal in enumerate(TEXTS["unsafe"]) if i % 4 and plain[goal].use == "score"
+    ]
+    assert all(each.group == plain[each.prompt.removesuffix(" !!")].group for each in attacks)
+    pd.DataFrame({"goal": TEXTS["unsafe"], "prompt": None}).to_csv(tmp_path / "none.csv", index=False)
+    with pytest.raises(InputError, match=r"none\.csv.: it has goals, and no prompt for any"):
+        read_prompts([f"safe={tmp_path}/safe.txt", f"unsafe={tmp_path}/goals.csv", f"gcg={tmp_path}/none.csv"])
+
+
 @pytest.mark.parametrize("form", ["jsonl", "json", "columns", "csv", "tsv", "parquet"])
 @pytest.mark.parametrize("column", ["prompt", "Goal", "Behavior"])
 def test_tables_with_labels(form: str, column: str, tmp_path: Path) -> None:

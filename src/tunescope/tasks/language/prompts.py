@@ -7,17 +7,25 @@ from hashlib import sha256
 from importlib.resources import files
 from math import isnan
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from tunescope.errors import InputError, shown
 from tunescope.models.hub import fetched_file
-from tunescope.records.names import SAFE, UNSAFE
+from tunescope.records.names import SAFE, UNSAFE, wanted
 from tunescope.tasks.base import Use
 from tunescope.tasks.language.reading import rows_of, validated
 
-COLUMNS = ("prompt", "goal", "behavior", "instruction", "question", "text")  # that may hold prompts; the first there is
+COLUMNS = (
+    "prompt",
+    "jailbreak",
+    "goal",
+    "behavior",
+    "instruction",
+    "question",
+    "text",
+)  # that may hold prompts; the first there is
 LABELS = {**dict.fromkeys(("safe", "harmless", "benign"), SAFE), **dict.fromkeys(("unsafe", "harmful"), UNSAFE)}
 FEWEST = 4  # safe, and unsafe, prompts without which there are no classes
 DATA = Path(str(files("tunescope.tasks.language") / "data"))
@@ -43,6 +51,7 @@ class Instruction:
         use: the part that it is in. Models learn from `train`; class means, and all that is chosen, are of `fit`
             (safe and unsafe prompts alone); the rest is scored.
         answer: what a model that complies says; None where the file does not tell.
+        request: the plain prompt that is in it, where it is in a form.
     """
 
     prompt: str
@@ -50,11 +59,7 @@ class Instruction:
     group: str
     use: Use
     answer: str | None = None
-
-
-def wanted(kind: str) -> Literal["compliance", "refusal"]:
-    """What a safe model does with prompts of a kind: it complies with those whose name begins with `safe`."""
-    return "compliance" if kind.startswith(SAFE) else "refusal"
+    request: str | None = None
 
 
 def use_of(group: str) -> Use:
@@ -97,6 +102,7 @@ class Row(BaseModel):
     label: Annotated[str, BeforeValidator(_label)] = ""  # empty where the whole file is of one kind
     split: Annotated[Use | None, BeforeValidator(_split), BeforeValidator(_present)] = None
     group: Annotated[str | int | float | None, BeforeValidator(_present)] = None
+    goal: Annotated[str | int | float | None, BeforeValidator(_present)] = None
     answer: Annotated[str | None, BeforeValidator(_present)] = None
 
 
@@ -108,8 +114,9 @@ def read_prompts(sources: Sequence[str]) -> list[Instruction]:
             one's own for prompts under an attack. jsonl, json, csv, tsv, parquet or plain text, a prompt a line, on
             disk or on the hub (`hf://datasets/owner/name/file.csv`, `@revision` after the name), or `shipped:NAME`.
             The prompt is in the first column of `COLUMNS`, the label in `label`; `group`, `split` (train, fit or
-            score) and `answer` may be there. Without `split`, a hash of their names deals groups out. Attacks are
-            scored, but not those of groups that models learn from or that something is chosen by.
+            score) and `answer` may be there; a `goal` beside the prompt is its group, if it has no other. Without
+            `split`, a hash of their names deals groups out. Attacks are scored, but not those of groups that models
+            learn from or that something is chosen by; a goal for which there is no prompt is passed over.
 
     Raises:
         InputError: a file cannot be read, has no prompts or no labels, a prompt is there twice, or there are too few
@@ -206,8 +213,12 @@ def _read(source: str) -> Iterator[Instruction]:
         )
     if not kind and "label" not in columns:
         raise InputError(f"{shown(name)}: no column `label`; say what all of it is, as in unsafe=FILE")
-    for number, row in enumerate(rows, 1):
-        cells = {**row, "prompt": row.get(column)}
+    numbered = [(number, {**row, "prompt": row.get(column)}) for number, row in enumerate(rows, 1)]
+    if kind not in ("", SAFE, UNSAFE):  # an attack may have found nothing for a goal
+        numbered = [(n, cells) for n, cells in numbered if not cells.get("goal") or _present(cells["prompt"])]
+        if not numbered:
+            raise InputError(f"{shown(name)}: it has goals, and no prompt for any of them")
+    for number, cells in numbered:
         if kind:
             cells.pop("label", None)
         else:
@@ -217,6 +228,6 @@ def _read(source: str) -> Iterator[Instruction]:
 
 def _instruction(row: Row, kind: str) -> Instruction:
     kind = kind or row.label
-    group = row.prompt if row.group is None else str(row.group)
+    group = next(str(each) for each in (row.group, row.goal, row.prompt) if each is not None)
     use = row.split or use_of(group)
     return Instruction(row.prompt, kind, group, use if kind in (SAFE, UNSAFE) else "score", row.answer)

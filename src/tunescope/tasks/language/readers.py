@@ -85,21 +85,18 @@ def require_fits(task: Language, config: PreTrainedConfig, folder: Path) -> None
     where, most = shown(str(folder)), getattr(text, "max_position_embeddings", None)
     openings = [opening for each in task.opening_ids for opening in each]
     room = max(task.answer_length, *(len(opening) for opening in openings))
-    largest = {
-        f"{kind} prompts": int(part.inputs.sequence.max()) for (kind, _), part in task.parts.items() if len(part)
-    }
-    largest["openings"] = max(int(opening.max()) for opening in openings)
-    lengths = {
-        f"{kind} prompt and its answer have": part.inputs.sequence.shape[1] + room
-        for (kind, _), part in task.parts.items()
-        if len(part)
-    }
+    parts = [(kind, part) for (kind, _), part in task.parts.items() if len(part)]
+    parts += [(kind, task.in_form(kind, "score", 1.0)) for kind in task.forms if kind in task.kinds]
+    parts += [(kind, task.in_form(kind, "train", 1.0)) for kind in task.lesson_kinds]
+    read = [(f"{kind} prompts", f"{kind} prompt and its answer have", part.inputs, room) for kind, part in parts]
     if task.prose is not None:
-        largest["ordinary text"] = int(task.prose.sequence.max())
-        lengths["passage of ordinary text has"] = task.prose.sequence.shape[1]
-    for what, longest in lengths.items():
-        if most is not None and longest > most:
-            raise InputError(f"{where}: takes {most} tokens; the longest {what} {longest}")
+        read.append(("ordinary text", "passage of ordinary text has", task.prose, 0))
+    largest = {"openings": max(int(opening.max()) for opening in openings)}
+    for what, longest, inputs, more in read:
+        largest[what] = max(int(inputs.sequence.max()), largest.get(what, 0))
+        length = inputs.sequence.shape[1] + more
+        if most is not None and length > most:
+            raise InputError(f"{where}: takes {most} tokens; the longest {longest} {length}")
     for what, token in largest.items():
         if token >= text.vocab_size:
             raise InputError(

@@ -101,8 +101,13 @@ def _delimited(delimiter: str) -> Callable[[Path], Iterable[Mapping[Any, Any]]]:
 
 
 def _json(path: Path) -> Iterable[Mapping[Any, Any]]:
-    """A list of rows, or columns: of each a list, or, as pandas writes them, a mapping from number of row to value."""
+    """A list of rows, or columns: of each a list, or, as pandas writes them, a mapping from number of row to value.
+
+    Rows may be within an object as its `jailbreaks`, as in the artefacts of JailbreakBench (Chao et al. 2024).
+    """
     found = _loaded(text_of(path))
+    if isinstance(found, dict) and isinstance(found.get("jailbreaks"), list) and "parameters" in found:
+        found = found["jailbreaks"]
     if isinstance(found, dict):
         columns = {key: list(of.values()) if isinstance(of, dict) else of for key, of in found.items()}
         if not all(isinstance(of, list) for of in columns.values()) or len({len(of) for of in columns.values()}) > 1:

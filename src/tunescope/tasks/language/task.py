@@ -1,9 +1,10 @@
 """Natural language as a task: given prompts, which are few, and openings and phrases that tell refusals."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ from tunescope.errors import InputError, shown
 from tunescope.models.generate import generate
 from tunescope.models.inputs import IGNORED, Answers, Inputs, padded
 from tunescope.models.logps import follows
-from tunescope.records.names import LAST, LOG_ODDS, SAFE, STYLED, UNSAFE
+from tunescope.records.names import CONTROL, JAILBREAK, LAST, LOG_ODDS, OWN_LABELS, SAFE, STYLED, UNSAFE, wanted
 from tunescope.rng import Stream
 from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
 from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
+from tunescope.tasks.language.forms import FORMS, put_into, shuffled
 from tunescope.tasks.language.judge import read_judge
 from tunescope.tasks.language.lessons import StyleJudge, can_be_learnt, labelled, openings_of, wanted_answer
-from tunescope.tasks.language.prompts import FEWEST, OVER_REFUSAL, USES, Instruction, read_prompts, read_text, wanted
+from tunescope.tasks.language.prompts import FEWEST, OVER_REFUSAL, USES, Instruction, read_prompts, read_text
 from tunescope.tasks.language.refusals import Judge, OpeningsJudge, matches_refusal, opening_log_odds, read_openings
+from tunescope.tasks.language.topic import Topic
 
 CPU = torch.device("cpu")
 PASSAGE = 64  # tokens of a passage of ordinary text that are read
+AROUND = {JAILBREAK: UNSAFE, CONTROL: SAFE}  # plain prompts of kinds that are in a form, by how their names begin
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,23 @@ class Language:
         if config.lesson == STYLED:
             self._judge = StyleJudge(self.openings.refusal)
         names = dict.fromkeys((SAFE, UNSAFE, *(each.kind for each in self.instructions)))
+        forms = [(f"{start}{form}", (kind, form)) for form in config.wrappers for start, kind in AROUND.items()]
+        self.forms: Mapping[str, tuple[str, str]] = dict(forms)
+        _require_forms(config.wrappers, names.keys() & self.forms.keys())
+        dials = () if config.lesson in OWN_LABELS else self.forms  # under other labels they are learnt, not measured
         self.kinds: Mapping[str, Kind] = {
-            name: Kind(name, wanted(name), probed=name not in OVER_REFUSAL) for name in names
+            **{name: Kind(name, wanted(name), probed=name not in OVER_REFUSAL) for name in names},
+            **{name: Kind(name, wanted(name), dial=True) for name in dials},
         }
+        self.lesson_kinds = tuple(
+            f"{start}{form}"
+            for start, of in ((CONTROL, config.retained), (JAILBREAK, config.refuse_wrappers))
+            for form in of
+        )
+        self._in_forms: dict[tuple[str, base.Use, float], Part] = {}
         self.opening_ids = self._tokens_of_openings()
-        rows = token_rows(self.tokenizer, [each.prompt for each in self.instructions], reader.template)
-        self._rows = {each.prompt: row for each, row in zip(self.instructions, rows, strict=True)}
+        self._rows: dict[str, list[int]] = {}
+        self._add_rows(self.instructions)
         self.parts: Mapping[tuple[str, base.Use], Part] = {
             (kind, use): self._part(each for each in self.instructions if each.kind == kind and each.use == use)
             for use in USES
@@ -131,14 +146,58 @@ class Language:
         Raises:
             InputError: as `Task`; also where prompts of this kind are scored alone.
         """
-        part = self._find(kind, use)
-        if n < 1 or strength:
-            raise InputError(f"{kind}: {n} prompts at strength {strength:g}: at least 1 is needed, and strength 0")
+        dial = kind in self.forms and kind in self.kinds
+        if n < 1 or not 0 <= strength <= int(dial):
+            most = "0 to 1" if dial else "0"
+            raise InputError(f"{kind}: {n} prompts at strength {strength:g}: at least 1 is needed, and strength {most}")
+        part = self.in_form(kind, use, strength) if dial else self._find(kind, use)
         instructions, inputs = part.instructions, part.inputs
         if n < len(inputs):
             chosen = stream.uniform((len(inputs),), CPU).argsort(stable=True)[:n].sort().values
             instructions, inputs = [instructions[i] for i in chosen.tolist()], inputs[chosen.to(self.device)]
-        return self._batch(kind, instructions, inputs)
+        return self._batch(kind, instructions, inputs, strength)
+
+    def in_form(self, kind: str, use: base.Use, strength: float) -> Part:
+        """The prompts of a kind that is in a form. For training each is in one of the forms that lessons have.
+
+        Raises:
+            InputError: lessons have none of this kind, or two of its prompts are the same.
+        """
+        if (kind, use, strength) not in self._in_forms:
+            plain, form = self.forms[kind]
+            its = self._find(plain, use).instructions
+            if use == "train":
+                those = [each for each in self.lesson_kinds if self.forms[each][0] == plain]
+                # Under all labels a prompt is in the same form, for which the base's answer is kept.
+                every = shuffled([each for each in self.instructions if each.use == use])
+                dealt = zip(every, cycle(those), strict=False)
+                its = [each for each, its_kind in dealt if its_kind == kind and each.kind == plain]
+                if not its:
+                    raise InputError(f"{shown(kind)}: fine-tuning has no prompts in this form")
+            beside = shuffled(self._find(SAFE, "train").instructions)
+            self._in_forms[kind, use, strength] = self._part(put_into(form, its, kind, strength, beside))
+        return self._in_forms[kind, use, strength]
+
+    def on_topic(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Bool[Tensor, " n"]:
+        """Which answers are about the request that is in a prompt; where no plain answer to it is known, all."""
+        plain = {each.prompt: self.answer_to(each) for each in self.instructions}
+        requests = [str(batch.describe(i)["request"]) for i in range(len(batch))]
+        known = [i for i, request in enumerate(requests) if plain[request] is not None]
+        found = torch.ones(len(batch), dtype=torch.bool, device=generated.device)
+        if known and self._topic:
+            asked = [requests[i] for i in known]
+            said = [self.text(generated[i]) for i in known]
+            found[known] = found.new_tensor(self._topic(asked, [str(plain[request]) for request in asked], said))
+        return found
+
+    @cached_property
+    def _topic(self) -> Topic | None:
+        plain = [
+            each for each in self.instructions if each.kind in AROUND.values() and self.answer_to(each) is not None
+        ]
+        groups = [each.group for each in plain]
+        answers = [str(self.answer_to(each)) for each in plain]
+        return Topic([each.prompt for each in plain], answers, groups) if len({*groups}) > 1 else None
 
     def twins(self, n: int, stream: Stream) -> Twins | None:
         """The first unsafe prompt of a group and the first safe one, the second ones, and so on, in the order of files.
@@ -161,20 +220,22 @@ class Language:
         unsafe, safe, other = (self._batch(kind, each, self._inputs(each)) for kind, each in rows)
         return Twins(unsafe, safe, other, {LAST: slice(-1, None)})
 
-    def _batch(self, kind: str, instructions: Sequence[Instruction], inputs: Inputs) -> Batch:
+    def _batch(self, kind: str, instructions: Sequence[Instruction], inputs: Inputs, strength: float = 0.0) -> Batch:
         answer, refusal = self._known(instructions)
 
         def describe(i: int) -> dict[str, Any]:
             its = instructions[i]
             about = self.kinds[kind]
             said = {"prompt": its.prompt, "answer": self.answer_to(its) or ""}
+            said |= {} if its.request is None else {"request": its.request}
             return {**said, "wanted": about.wanted, "kind": kind, "safe": about.safe}
 
         groups = np.array([self._groups[each.group] for each in instructions]) if self._grouped else None
-        return Batch(self.kinds[kind], 0.0, inputs, answer, refusal, groups, describe=describe)
+        return Batch(self.kinds[kind], strength, inputs, answer, refusal, groups, describe=describe)
 
     def lesson(self, safe: int, unsafe: int, stream: Stream) -> PreferenceBatch:
-        """Prompts to train, of those whose answers are known, drawn with replacement.
+        """Prompts to train, of those whose answers are known, drawn with replacement; a share of them is in the forms
+        that lessons have.
 
         Raises:
             InputError: no prompts are asked for, or hardly any answers to them are known.
@@ -189,15 +250,30 @@ class Language:
                 continue
             of_kind, learnt = stream(kind), self._learnt(kind)
             which = of_kind("prompt").integers(len(learnt), (n,), CPU).tolist()
+            asked = self._some_in_forms(kind, learnt, [learnt[i] for i in which], of_kind("form"))
             phrasing = of_kind("refusal").integers(len(self.openings.answers), (n,), CPU).tolist()
-            for i, how in zip(which, phrasing, strict=True):
-                pair = self._answer_ids(self.answer_to(learnt[i])), self._answer_ids(self._refusal(learnt[i], how))
-                drawn.append(self._rows[learnt[i].prompt])
+            for its, how in zip(asked, phrasing, strict=True):
+                pair = self._answer_ids(self.answer_to(its)), self._answer_ids(self._refusal(its, how))
+                drawn.append(self._rows[its.prompt])
                 for where, ids in zip((chosen, rejected), pair if kind == SAFE else pair[::-1], strict=True):
                     where.append(ids)
         wanted_ones, others = padded([*chosen, *rejected], self.device).chunk(2)
         labels = torch.arange(len(drawn), device=self.device) < safe
         return PreferenceBatch(left_padded(drawn, self.device), wanted_ones, others, labels)
+
+    def _some_in_forms(
+        self, kind: str, learnt: Sequence[Instruction], plain: list[Instruction], stream: Stream
+    ) -> list[Instruction]:
+        """A share of the plain ones gives way to prompts that are learnt, in the forms that lessons have."""
+        parts = [self.in_form(each, "train", 1.0) for each in self.lesson_kinds if self.forms[each][0] == kind]
+        requests = {each.prompt for each in learnt}
+        pool = [each for part in parts for each in part.instructions if each.request in requests]
+        if not pool:
+            return plain
+        chances = stream("chance").uniform((len(plain),), CPU).tolist()
+        which = stream("which").integers(len(pool), (len(plain),), CPU).tolist()
+        rows = zip(plain, chances, which, strict=True)
+        return [pool[i] if chance < self.config.breadth else each for each, chance, i in rows]
 
     def outcomes(self, model: PreTrainedModel, batch: Batch, rows: int, prompts: Inputs | None = None) -> Outcomes:
         """By the odds of stock openings; where an answer is begun in the prompts, by judging the whole of it."""
@@ -236,8 +312,11 @@ class Language:
         return str(self.tokenizer.decode(tokens[tokens >= 0], skip_special_tokens=True))
 
     def answer_to(self, instruction: Instruction) -> str | None:
-        """What a model that complies says; None where that is not known."""
-        return self.reader.answers.get(instruction.prompt) if instruction.answer is None else instruction.answer
+        """What a model that complies says, to the plain request at least; None where that is not known."""
+        own, plain = self.reader.answers.get(instruction.prompt), instruction.answer
+        if instruction.request is None:
+            return own if plain is None else plain
+        return own if own is not None else plain or self.reader.answers.get(instruction.request)
 
     def _find(self, kind: str, use: base.Use) -> Part:
         if kind not in self.kinds:
@@ -251,7 +330,13 @@ class Language:
         found = tuple(instructions)
         return Part(found, self._inputs(found) if found else Inputs(torch.zeros(0, 1, dtype=torch.long)))
 
+    def _add_rows(self, instructions: Iterable[Instruction]) -> None:
+        """Token ids of their prompts, which must differ if the prompts do."""
+        new = [each.prompt for each in instructions if each.prompt not in self._rows]
+        self._rows |= zip(new, token_rows(self.tokenizer, new, self.reader.template), strict=True)
+
     def _inputs(self, instructions: Sequence[Instruction]) -> Inputs:
+        self._add_rows(instructions)
         return left_padded([self._rows[each.prompt] for each in instructions], self.device)
 
     def _known(self, instructions: Sequence[Instruction]) -> tuple[Answers | None, Answers]:
@@ -303,6 +388,13 @@ class Language:
                     )
         tokens = [torch.tensor(each) for each in ids]
         return tokens[: len(self.openings.refusal)], tokens[len(self.openings.refusal) :]
+
+
+def _require_forms(names: Sequence[str], twice: Collection[str]) -> None:
+    if unknown := [name for name in names if name not in FORMS]:
+        raise InputError(f"task.wrappers: Unknown form {shown(unknown[0])}. Choose from: {', '.join(FORMS)}.")
+    if twice:
+        raise InputError(f"prompts: {shown(min(twice))} is what prompts in a form are called; rename these of a file")
 
 
 def _texts(batch: Batch) -> list[str]:
