@@ -539,7 +539,7 @@ def test_a_protocol_has_one_colour_and_unknown_ones_get_their_own(tmp_path: Path
     colours = {model.series: model.colour for model in models}
     assert len(set(colours.values())) == len(colours) == 4
     assert {model.colour for model in models if model.protocol == "ssft"} == {"#0072B2"}
-    assert "jb new\nrefusal wanted" in panels(figures(frame(rows, tmp_path))["behaviour"])
+    assert "jailbreak:\nnew\nrefusal wanted" in panels(figures(frame(rows, tmp_path))["behaviour"])
 
 
 def test_learning_rates_of_any_name_have_lines_of_their_own(tmp_path: Path) -> None:
@@ -575,7 +575,7 @@ def test_nothing_of_unknown_names_is_lost(records: pd.DataFrame, tmp_path: Path)
     made = figures(renamed)
     assert {*made} == {*figures(records)}
     assert "my protocol high rate" in [text.get_text() for text in made["alpha"].legends[0].get_texts()]
-    assert "jb other" in [text.get_text() for text in made["attack_success"].axes[0].get_yticklabels()]
+    assert "jailbreak: other" in [text.get_text() for text in made["attack_success"].axes[0].get_yticklabels()]
     assert "spun" in [text.get_text() for text in made["interventions"].axes[0].get_yticklabels()]
     for each in made.values():
         each.draw_without_rendering()
@@ -826,8 +826,9 @@ def test_a_file_that_cannot_be_read_is_named(name: str, text: str, run: Path) ->
 def test_seeds_are_drawn_as_their_mean(records: pd.DataFrame, drawn: dict[str, Figure]) -> None:
     other = records.assign(seed=8, value=records["value"] + 0.02)
     together = figures(pool(pd.concat([records, other])))
-    # Scores and verdicts are not pooled with records, and a pair is no study.
-    assert {*together, "null_lengths", "ladder", "layers", "matrices"} == {*drawn}
+    # Scores and verdicts are not pooled with records, a pair is no study, and forms are of natural language.
+    others = {"null_lengths", "ladder", "layers", "matrices", "forms", "attack_budget"}
+    assert {*together} | others == {*drawn}
     before, after = (line(panels(figure)["ηₘ"], "SSFT ηₘ") for figure in (drawn["null_space"], together["null_space"]))
     np.testing.assert_allclose(after - before, [[0, 0.01]] * 2)
 
