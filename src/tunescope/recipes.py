@@ -122,12 +122,12 @@ def paper() -> Study:
 
 @recipe
 def language() -> Study:
-    """A language model of your own, by base.name: half an hour for one of 135 M parameters on two cores."""
+    """A language model of your own, by base.name, made to refuse beside its controls."""
     return Study(
         name="language",
         task=LanguageConfig(new_tokens=24),
         base=Checkpoint(name=""),
-        tunes=grid((*METHODS, SEEN), ("eta_m",)),
+        tunes=grid((*METHODS, SEEN, STYLED, ATTRIBUTE), ("eta_m",)),
         tune=TuneConfig(
             steps=64, batch=16, learning_rates={"eta_m": 1e-4, "eta_s": 1e-5}, warmup=5, weight_decay=0.0, checkpoints=1
         ),
@@ -136,7 +136,7 @@ def language() -> Study:
             prompts=60,
             fit_prompts=60,
             few_prompts=32,
-            jacobian_prompts=4,
+            jacobian_prompts=2,
             jacobian_steps=3,
             draws=20,
             rows=16,

@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "universal_soft_prompt": {"tokens": (2,), "steps": 2},
     "suffix": {"tokens": (2,), "steps": 1, "candidates": 4},
     "prefill": {"tokens": (1, 2)},
-    "direction_ablation": {"most_kl": 99.0},  # random models bear nothing
+    "direction_ablation": {"most_kl": 99.0, "least_kept": 0.0},  # random models bear nothing
 }
 
 

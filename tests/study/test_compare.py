@@ -189,9 +189,7 @@ def test_prompts_in_forms_are_learnt_attacked_and_followed(tmp_path: Path) -> No
     assert {*records.loc[records["intervention"] != "", "kind"]} == {"safe", "unsafe", "jb_story"}
     answers = json.loads((tmp_path / "out/answers.json").read_text())
     learnt = [prompt for prompt in answers if prompt.endswith(SUPPRESS[-1])]
-    train = [each.prompt for each in read_prompts(study.task.prompts) if each.kind == "safe" and each.use == "train"]
-    assert {prompt.partition("\n")[0] for prompt in learnt} <= {*train}
-    assert len(learnt) > len(train) / 2  # but for those that cannot be learnt
+    assert len(learnt) == sum(each.kind == "safe" and each.use == "train" for each in read_prompts(study.task.prompts))
     assert not any(STORY[-1] in prompt for prompt in answers)  # held out
     followed = json.loads((tmp_path / "out/followed.json").read_text())
     intact = records[(records["metric"] == "intact") & records["kind"].isin(kinds)]

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 import tunescope as ts
 from tunescope import cli
-from tunescope.config import LanguageConfig
 from tunescope.models.checkpoint import save_model
 from tunescope.tasks.language.prompts import read_prompts
 
@@ -40,7 +39,7 @@ def base(tmp_path: Path) -> Path:
         "special_tokens": ["<eos>", "<user>", "<assistant>"],
         "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
     }
-    texts = [each.prompt for each in read_prompts(LanguageConfig().prompts)]
+    texts = [each.prompt for each in read_prompts(["shipped:instructions"])]
     made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, show_progress=False, **how))
     told = {"eos_token": "<eos>", "pad_token": "<eos>", "chat_template": TEMPLATE}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **told)
@@ -59,9 +58,9 @@ def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> N
     run = ts.load_run(tmp_path / "out")
     assert set(run.records["model"]) == {"base", "ssft-eta_m", "seen-eta_m"}
     refused = run.records.query("metric == 'refusal' and attack == '' and intervention == ''")
-    assert set(refused["kind"]) == {"safe", "unsafe"}
-    assert {"prefill", "direction_ablation"} == set(run.records["attack"]) - {""}
-    assert {"scaled", "in_null_space", "direction_ablated"} <= set(run.records["intervention"])
+    assert set(refused["kind"]) == {"safe", "unsafe", "safe_xstest", "xstest_unsafe"}
+    assert "prefill" in set(run.records["attack"])
+    assert {"scaled", "in_null_space", "direction_added"} <= set(run.records["intervention"])
     assert {"0", "1"} <= {claim[0] for claim in run.verdicts["claim"]}
     changed = run.load("ssft-eta_m").get_input_embeddings().weight
     assert not torch.equal(changed, AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight)

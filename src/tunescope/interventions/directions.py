@@ -109,9 +109,12 @@ def mediating(
             if kept[site] >= config.least_kept if task.exact else changed[site] <= config.most_kl:
                 left[site] = int(task.outcomes(model, unsafe, rows).refusal.sum())
     if not left:
-        change = f"answers to safe prompts change by {min(changed.values()):.2g} nats per token or more (most_kl: "
-        loss = f"at most {max(kept.values()):.0%} of safe prompts are still answered (least_kept: "
-        bound = f"{loss}{config.least_kept:g})" if task.exact else f"{change}{config.most_kl:g})"
+        least, most = min(changed.values()), max(kept.values(), default=0.0)
+        bound = (
+            f"at most {most:.0%} of safe prompts are still answered (least_kept: {config.least_kept:g})"
+            if task.exact
+            else f"answers to safe prompts change by {least:.2g} nats per token or more (most_kl: {config.most_kl:g})"
+        )
         raise InapplicableError(f"nothing ablated: without any of {len(changed)} directions {bound}")
     return min(left, key=lambda site: (left[site], changed[site]))
 

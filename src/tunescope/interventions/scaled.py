@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from tunescope.config import Config, Once
 from tunescope.interventions.base import Bench, Intervention, intervention
 from tunescope.interventions.weights import MLP, Changed, with_delta, with_parameters
-from tunescope.models.sites import layer_count
+from tunescope.models.sites import spaced_layers
 from tunescope.records.names import EVERYWHERE, W_IN
 
 WITHOUT, TWICE = 0.0, 2.0  # values of alpha for a part of the weights
@@ -29,9 +28,7 @@ def scaled(bench: Bench, settings: Scaled) -> Iterator[Intervention]:
     for alpha in settings.alphas:
         yield Intervention("scaled", alpha, EVERYWHERE, (partial(with_all_scaled, bench, alpha),))
     scopes: dict[str, tuple[tuple[str, ...], list[int] | None]] = {"mlp": (MLP, None), W_IN: ((W_IN,), None)}
-    deep = layer_count(bench.model)
-    spaced = torch.linspace(0, deep - 1, min(deep, settings.layers)).round().int().tolist()
-    scopes |= {f"mlp.{layer}": (MLP, [layer]) for layer in spaced}
+    scopes |= {f"mlp.{layer}": (MLP, [layer]) for layer in spaced_layers(bench.model, settings.layers)}
     for scope, (names, layers) in scopes.items():
         for alpha in WITHOUT, TWICE:
             yield Intervention("scaled", alpha, scope, (partial(with_matrices_scaled, bench, alpha, names, layers),))

@@ -19,6 +19,7 @@ and before the first layer `embed`, the output of the token embedding.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -85,6 +86,13 @@ class Place(NamedTuple):
 def layer_count(model: PreTrainedModel) -> int:
     """How many layers the model has."""
     return sum(1 for _ in model.get_submodule(_family(model.config).blocks).children())
+
+
+def spaced_layers(model: PreTrainedModel, most: int) -> list[int]:
+    """All layers, or so many of them, evenly spaced from the first to the last."""
+    layers = layer_count(model)
+    found: list[int] = torch.linspace(0, layers - 1, min(layers, most)).round().int().tolist()
+    return found
 
 
 def weight_names(model: PreTrainedModel) -> tuple[str, ...]:

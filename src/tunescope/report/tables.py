@@ -10,7 +10,18 @@ import pandas as pd
 from tunescope.evidence.across import Association
 from tunescope.evidence.claims import Claim, Rung
 from tunescope.evidence.verdicts import Judgement, Outcome, Verdict, by_claim, displayed, standing
-from tunescope.records.names import BASE, BENIGN, COMPLIANCE, CORRECTED, GIVEN, MARGIN, REFUSAL, SEEN, W_IN, wanted
+from tunescope.records.names import (
+    BASE,
+    BENIGN,
+    COMPLIANCE,
+    CORRECTED,
+    GIVEN,
+    MARGIN,
+    REFUSAL,
+    SEEN,
+    W_IN,
+    wanted,
+)
 from tunescope.report.reading import Entry
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label

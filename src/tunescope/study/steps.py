@@ -108,8 +108,11 @@ def answer_prompts(given: Answer, at: Place) -> None:
     this = Context(given, at.folder)
     task, model = this.task(), this.load()
     asked: list[tuple[str, Use, float]] = [(kind, use, 0.0) for kind in COURSE for use in get_args(Use)]
-    plain = [name for name, kind in task.kinds.items() if name not in COURSE and kind.probed and not kind.dial]
-    asked += [(name, "score", 0.0) for name in plain]
+    asked += [
+        (name, "score", 0.0)
+        for name, kind in task.kinds.items()
+        if name not in COURSE and kind.probed and not kind.dial
+    ]
     asked += [(name, "train", 1.0) for name in (task.lesson_kinds if isinstance(task, InForms) else ())]
     kept: dict[str, str] = {}
     notes, n, refused = list[str](), 0, 0

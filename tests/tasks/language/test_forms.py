@@ -24,7 +24,7 @@ DECODE = {
 
 
 def safe(texts: list[str]) -> list[Instruction]:
-    return [Instruction(text, "safe", text, "train") for text in texts]
+    return [Instruction(text, "safe", text, use="train") for text in texts]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import torch
 
+from tunescope.models.sites import spaced_layers
 from tunescope.probes import sensitivity
 from tunescope.probes.collect import block_output
 from tunescope.probes.view import View, probe
@@ -21,7 +22,7 @@ def measure(view: View, found: Findings) -> None:
         prompts = view.score[kind].prompts[: config.jacobian_prompts].embedded(view.model)
         start = view.stream("power iteration").normal(tuple(prompts.sequence.shape), prompts.sequence.device)
         parts = list(zip(prompts.split(config.rows), start.split(config.rows), strict=True))
-        for layer in range(view.layers):
+        for layer in spaced_layers(view.model, config.jacobian_layers):
             norms = [
                 sensitivity.jacobian_norm(block_output(view.model, p, layer), p.sequence, at, config.jacobian_steps)
                 for p, at in parts

@@ -88,15 +88,18 @@ def require_fits(task: Language, config: PreTrainedConfig, folder: Path) -> None
     parts = [(kind, part) for (kind, _), part in task.parts.items() if len(part)]
     parts += [(kind, task.in_form(kind, "score", 1.0)) for kind in task.forms if kind in task.kinds]
     parts += [(kind, task.in_form(kind, "train", 1.0)) for kind in task.lesson_kinds]
-    read = [(f"{kind} prompts", f"{kind} prompt and its answer have", part.inputs, room) for kind, part in parts]
+    largest = {f"{kind} prompts": int(part.inputs.sequence.max()) for kind, part in parts}
+    largest["openings"] = max(int(opening.max()) for opening in openings)
+    lengths: dict[str, int] = {}
+    for kind, part in parts:
+        name = f"{kind} prompt and its answer have"
+        lengths[name] = max(lengths.get(name, 0), part.inputs.sequence.shape[1] + room)
     if task.prose is not None:
-        read.append(("ordinary text", "passage of ordinary text has", task.prose, 0))
-    largest = {"openings": max(int(opening.max()) for opening in openings)}
-    for what, longest, inputs, more in read:
-        largest[what] = max(int(inputs.sequence.max()), largest.get(what, 0))
-        length = inputs.sequence.shape[1] + more
-        if most is not None and length > most:
-            raise InputError(f"{where}: takes {most} tokens; the longest {longest} {length}")
+        largest["ordinary text"] = int(task.prose.sequence.max())
+        lengths["passage of ordinary text has"] = task.prose.sequence.shape[1]
+    for what, longest in lengths.items():
+        if most is not None and longest > most:
+            raise InputError(f"{where}: takes {most} tokens; the longest {what} {longest}")
     for what, token in largest.items():
         if token >= text.vocab_size:
             raise InputError(

@@ -165,17 +165,18 @@ class Language:
         """
         if (kind, use, strength) not in self._in_forms:
             plain, form = self.forms[kind]
-            its = self._find(plain, use).instructions
+            prompts = self._find(plain, use).instructions
             if use == "train":
                 those = [each for each in self.lesson_kinds if self.forms[each][0] == plain]
                 # Under all labels a prompt is in the same form, for which the base's answer is kept.
-                every = shuffled([each for each in self.instructions if each.use == use])
-                dealt = zip(every, cycle(those), strict=False)
-                its = [each for each, its_kind in dealt if its_kind == kind and each.kind == plain]
-                if not its:
+                dealt = zip(
+                    shuffled([each for each in self.instructions if each.use == use]), cycle(those), strict=False
+                )
+                prompts = [each for each, its_kind in dealt if its_kind == kind and each.kind == plain]
+                if not prompts:
                     raise InputError(f"{shown(kind)}: fine-tuning has no prompts in this form")
             beside = shuffled(self._find(SAFE, "train").instructions)
-            self._in_forms[kind, use, strength] = self._part(put_into(form, its, kind, strength, beside))
+            self._in_forms[kind, use, strength] = self._part(put_into(form, prompts, kind, strength, beside))
         return self._in_forms[kind, use, strength]
 
     def on_topic(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Bool[Tensor, " n"]:
@@ -234,8 +235,7 @@ class Language:
         return Batch(self.kinds[kind], strength, inputs, answer, refusal, groups, describe=describe)
 
     def lesson(self, safe: int, unsafe: int, stream: Stream) -> PreferenceBatch:
-        """Prompts to train, of those whose answers are known, drawn with replacement; a share of them is in the forms
-        that lessons have.
+        """Prompts to train whose answers are known, drawn with replacement; a share is in the forms that lessons have.
 
         Raises:
             InputError: no prompts are asked for, or hardly any answers to them are known.
@@ -390,15 +390,15 @@ class Language:
         return tokens[: len(self.openings.refusal)], tokens[len(self.openings.refusal) :]
 
 
+def _texts(batch: Batch) -> list[str]:
+    return [str(batch.describe(i)["prompt"]) for i in range(len(batch))]
+
+
 def _require_forms(names: Sequence[str], twice: Collection[str]) -> None:
     if unknown := [name for name in names if name not in FORMS]:
         raise InputError(f"task.wrappers: Unknown form {shown(unknown[0])}. Choose from: {', '.join(FORMS)}.")
     if twice:
         raise InputError(f"prompts: {shown(min(twice))} is what prompts in a form are called; rename these of a file")
-
-
-def _texts(batch: Batch) -> list[str]:
-    return [str(batch.describe(i)["prompt"]) for i in range(len(batch))]
 
 
 def _is(answers: Answers, generated: Int[Tensor, "n b"]) -> Bool[Tensor, " n"]:
