@@ -62,7 +62,7 @@ def co_task(request: str, strength: float, beside: Sequence[str]) -> str:
 
 def co_text(request: str, strength: float, beside: Sequence[str] = ()) -> str:
     text = " ".join(TEXT.split()[: amount(WORDS, strength)])
-    return f"{text}\n\nMy question is about something else: {request}" if text else request
+    return f'Somebody wrote: "{text}"\n\nI have another request. {request}, please.' if text else request
 
 
 def prefix(request: str, strength: float, beside: Sequence[str] = ()) -> str:
