@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pandas as pd
 import pytest
@@ -175,7 +176,9 @@ def trained(
         config = PretrainConfig(
             steps=steps, batch=64, lr=4e-3, muon_lr=3e-2, warmup=5, cooldown=40, check_every=50, settled=1.0
         )
-        return model, pretrain(model, WorldTask(easy), config, compute, Stream.named(0, "data"), Path("not", "there"))
+        return model, pretrain(
+            model, WorldTask(easy), config, compute, Stream.named(0, "data"), Path(mkdtemp()) / "unfinished"
+        )
 
     return train
 
@@ -283,7 +286,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert cli.main(arguments) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        lines = [line for line in err.splitlines() if not re.match(r"\[\d+/\d+\] |warning: ", line)]
+        lines = [line for line in err.splitlines() if not re.match(r"\[\d+/\d+\] |warning: |base: attack ", line)]
         assert len(lines) == 1, err
         assert lines[0].startswith("tunescope: ")
         for part in says:

@@ -1,6 +1,7 @@
 """Benches: a model, its base, and what an intervention may look at."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from live import LiveWeights
 from tunescope.config import Built
+from tunescope.errors import InapplicableError
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention
 from tunescope.models.build import build_model
 from tunescope.models.compute import Compute
@@ -76,7 +78,9 @@ def changes() -> Callable[..., dict[tuple[str, float | None, str], Intervention]
 
     def of(bench: Bench, name: str, **settings: Any) -> dict[tuple[str, float | None, str], Intervention]:
         kind = INTERVENTIONS[name]
-        made = list(kind.make(bench, kind.settings(**settings)))
+        made: list[Intervention] = []
+        with suppress(InapplicableError):
+            made.extend(kind.make(bench, kind.settings(**settings)))
         found = {(each.name, each.dial, each.scope): each for each in made}
         assert len(found) == len(made)
         return found

@@ -507,7 +507,7 @@ def test_every_figure_is_complete_and_fits_its_page(entry: Drawing, drawn: dict[
 
 def test_the_ladder_has_a_mark_for_every_rung(drawn: dict[str, Figure]) -> None:
     (panel,) = drawn["ladder"].axes
-    assert [text.get_text() for text in panel.texts] == [f"● ○ {DASH} {DASH}"]
+    assert [text.get_text() for text in panel.texts] == ["●", "○", DASH, DASH]
     assert [text.get_text() for text in panel.get_yticklabels()] == ["1 clusters"]
 
 

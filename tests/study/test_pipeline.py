@@ -151,7 +151,7 @@ def test_every_claim_is_judged_for_every_safety_tuned_model(tiny_run: Path) -> N
         judged = [(v["claim"], v["model"]) for v in told["verdicts"] if v["rung"] == rung]
         missing = [(e["claim"], model) for e in told["not_judged"] if e["rung"] == rung for model in e["models"]]
         # What takes refusal away is not tried on benign fine-tunes, which have none.
-        assert {claim[0] for claim, _ in missing} <= ({"6", "7", "8", "9"} if rung == "tuning" else {"8"})
+        assert {claim[0] for claim, _ in missing} <= ({"6", "7", "8", "9"} if rung == "tuning" else {"6", "8"})
         assert {model for claim, model in missing if claim[0] == "8"} == {"ssft-eta_s"}  # no other method of its rate
         assert sorted([*judged, *missing]) == sorted((name, tune) for name in names for tune in methods)
     assert {v["rung"] for v in told["verdicts"]} == {"chance", "tuning"}
@@ -223,7 +223,7 @@ def test_a_second_run_does_nothing_and_leaves_every_byte(
     assert cli.main([*tiny_command, "--out", str(tiny_run)]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tiny_run / 'report.html'}\n"
-    stages = 4 * (1 + len(TUNED)) + len(TUNED) + 3
+    stages = 4 * (1 + len(TUNED)) + len(TUNED) + 4
     assert re.findall(r"^\[(\d+)/\d+\] \S+: done before$", err, re.M) == [str(i + 1) for i in range(stages)]
     assert contents(tiny_run) == before
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -21,8 +22,6 @@ from tunescope.training import pretraining
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 
-NOWHERE = Path("not", "there")
-
 
 @pytest.fixture
 def losses_of(compute: Compute, monkeypatch: pytest.MonkeyPatch):
@@ -37,7 +36,14 @@ def losses_of(compute: Compute, monkeypatch: pytest.MonkeyPatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(pretraining, "fit", fake_fit)
-            pretrain(model, task, config, replace(compute, rows=rows), Stream.named(0, "data"), NOWHERE)
+            pretrain(
+                model,
+                task,
+                config,
+                replace(compute, rows=rows),
+                Stream.named(0, "data"),
+                Path(mkdtemp()) / "unfinished",
+            )
         return handed["losses"]
 
     return losses
@@ -107,7 +113,9 @@ def test_a_model_learns_and_the_curve_shows_it(trained, expert: PreTrainedModel)
 
 def test_it_cools_down_as_soon_as_it_has_settled(new_model, easy: World, compute: Compute) -> None:
     config = PretrainConfig(steps=50, batch=8, warmup=0, cooldown=5, check_every=4, settled=0.0)
-    curve = pretrain(new_model(), WorldTask(easy), config, compute, Stream.named(0, "data"), NOWHERE)
+    curve = pretrain(
+        new_model(), WorldTask(easy), config, compute, Stream.named(0, "data"), Path(mkdtemp()) / "unfinished"
+    )
     assert [row["lr_scale"] for row in curve] == pytest.approx([1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert [row["step"] for row in curve if HELD_OUT in row] == [4, 8, 9]
 
