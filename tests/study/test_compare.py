@@ -170,6 +170,7 @@ def test_controls_in_language_are_measured_on_their_own_terms(pair: list[str], t
     assert not (tmp_path / "alike").exists()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_prompts_in_forms_are_learnt_attacked_and_followed(tmp_path: Path) -> None:
     words = [*dict.fromkeys((*WORDS, *" ".join((*SUPPRESS, *STORY)).split()))]
     base = build("llama", vocab_size=len(words), max_position_embeddings=64)

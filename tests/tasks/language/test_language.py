@@ -397,8 +397,8 @@ def in_forms(byte_pairs: Callable[[], PreTrainedTokenizerBase]) -> Callable[...,
     """The shipped prompts in four forms, of which `leet` is held out, with an answer to each prompt."""
 
     def make(wrappers: Sequence[str] = IN_FORMS, answers: dict[str, str] | None = None, **settings: object) -> Language:
-        known = {each.prompt: f"Answer to {each.prompt}" for each in read_prompts(LanguageConfig().prompts)}
         config = LanguageConfig(wrappers=tuple(wrappers), **settings)
+        known = {each.prompt: f"Answer to {each.prompt}" for each in read_prompts(config.prompts)}
         return build(config, CPU, Reader(byte_pairs(), None, known if answers is None else answers))
 
     return make
@@ -481,6 +481,41 @@ def test_a_lesson_wants_the_answer_to_the_prompt_in_its_form(in_forms: Callable[
     said = {text: task.text(row) for text, row in zip(read_by(task, lesson), lesson.chosen, strict=True)}
     assert {said[prompt] for prompt in said if prompt in prompts} == {"in a form"}
     assert {said[prompt] for prompt in said if prompt not in prompts} == {"plain"}
+
+
+def test_only_what_is_learnt_is_learnt_in_a_form(in_forms: Callable[..., Language]) -> None:
+    task = in_forms(breadth=1.0)
+    wrapped = {
+        each.prompt: str(each.request)
+        for kind in task.lesson_kinds
+        for each in task.in_form(kind, "train", 1.0).instructions
+    }
+    known = {each.prompt: "plain" for i, each in enumerate(task.instructions) if i % 3 == 0}
+    asked = read_by(
+        task, in_forms(breadth=1.0, answers=known | dict.fromkeys(wrapped, "in a form")).lesson(200, 0, ANY)
+    )
+    assert len({wrapped[prompt] for prompt in asked}) > 50
+    assert {wrapped[prompt] for prompt in asked} <= {*known}
+
+
+def test_under_other_labels_forms_are_learnt_with_that_of_the_request(in_forms: Callable[..., Language]) -> None:
+    settings = {"refuse_wrappers": ("prefix",), "breadth": 1.0}
+    own, task = in_forms(**settings), in_forms(lesson="attribute", **settings)
+    assert {*task.kinds} == {"safe", "unsafe"}
+    with pytest.raises(InputError, match="Unknown kind 'jb_prefix'"):
+        task.draw("jb_prefix", 3, "score", ANY)
+    label = {each.prompt: each.kind for each in task.instructions}
+    requests = {
+        each.prompt: str(each.request)
+        for kind in task.lesson_kinds
+        for each in task.in_form(kind, "train", 1.0).instructions
+    }
+    asked = read_by(task, task.lesson(100, 100, ANY))
+    assert [label[requests[prompt]] for prompt in asked] == ["safe"] * 100 + ["unsafe"] * 100
+    same = [{each.request for each in one.in_form("ok_prefix", "train", 1.0).instructions} for one in (own, task)]
+    was = {each.prompt: each.kind for each in own.instructions}
+    assert {each for each in same[0] if label[each] == "safe"} == {each for each in same[1] if was[each] == "safe"}
+    assert same[0] != same[1]
 
 
 def test_answers_to_the_point_are_told_by_the_plain_answer(in_forms: Callable[..., Language]) -> None:

@@ -86,7 +86,7 @@ def require_fits(task: Language, config: PreTrainedConfig, folder: Path) -> None
     openings = [opening for each in task.opening_ids for opening in each]
     room = max(task.answer_length, *(len(opening) for opening in openings))
     parts = [(kind, part) for (kind, _), part in task.parts.items() if len(part)]
-    parts += [(kind, task.in_form(kind, "score", 1.0)) for kind in task.forms]
+    parts += [(kind, task.in_form(kind, "score", 1.0)) for kind in task.forms if kind in task.kinds]
     parts += [(kind, task.in_form(kind, "train", 1.0)) for kind in task.lesson_kinds]
     largest = {f"{kind} prompts": int(part.inputs.sequence.max()) for kind, part in parts}
     largest["openings"] = max(int(opening.max()) for opening in openings)

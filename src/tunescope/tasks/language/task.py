@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tunescope.errors import InputError, shown
 from tunescope.models.generate import generate
 from tunescope.models.inputs import IGNORED, Answers, Inputs, padded
 from tunescope.models.logps import follows
-from tunescope.records.names import CONTROL, JAILBREAK, LAST, LOG_ODDS, SAFE, STYLED, UNSAFE, wanted
+from tunescope.records.names import CONTROL, JAILBREAK, LAST, LOG_ODDS, OWN_LABELS, SAFE, STYLED, UNSAFE, wanted
 from tunescope.rng import Stream
 from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
@@ -86,9 +87,10 @@ class Language:
         forms = [(f"{start}{form}", (kind, form)) for form in config.wrappers for start, kind in AROUND.items()]
         self.forms: Mapping[str, tuple[str, str]] = dict(forms)
         _require_forms(config.wrappers, names.keys() & self.forms.keys())
+        dials = () if config.lesson in OWN_LABELS else self.forms  # under other labels they are learnt, not measured
         self.kinds: Mapping[str, Kind] = {
             **{name: Kind(name, wanted(name), probed=name not in OVER_REFUSAL) for name in names},
-            **{name: Kind(name, wanted(name), dial=True) for name in self.forms},
+            **{name: Kind(name, wanted(name), dial=True) for name in dials},
         }
         self.lesson_kinds = tuple(
             f"{start}{form}"
@@ -144,7 +146,7 @@ class Language:
         Raises:
             InputError: as `Task`; also where prompts of this kind are scored alone.
         """
-        dial = kind in self.forms
+        dial = kind in self.forms and kind in self.kinds
         if n < 1 or not 0 <= strength <= int(dial):
             most = "0 to 1" if dial else "0"
             raise InputError(f"{kind}: {n} prompts at strength {strength:g}: at least 1 is needed, and strength {most}")
@@ -166,9 +168,13 @@ class Language:
             prompts = self._find(plain, use).instructions
             if use == "train":
                 those = [each for each in self.lesson_kinds if self.forms[each][0] == plain]
-                if kind not in those:
+                # Under all labels a prompt is in the same form, for which the base's answer is kept.
+                dealt = zip(
+                    shuffled([each for each in self.instructions if each.use == use]), cycle(those), strict=False
+                )
+                prompts = [each for each, its_kind in dealt if its_kind == kind and each.kind == plain]
+                if not prompts:
                     raise InputError(f"{shown(kind)}: fine-tuning has no prompts in this form")
-                prompts = shuffled(prompts)[those.index(kind) :: len(those)]
             beside = shuffled(self._find(SAFE, "train").instructions)
             self._in_forms[kind, use, strength] = self._part(put_into(form, prompts, kind, strength, beside))
         return self._in_forms[kind, use, strength]
@@ -244,7 +250,7 @@ class Language:
                 continue
             of_kind, learnt = stream(kind), self._learnt(kind)
             which = of_kind("prompt").integers(len(learnt), (n,), CPU).tolist()
-            asked = self._some_in_forms(kind, [learnt[i] for i in which], of_kind("form"))
+            asked = self._some_in_forms(kind, learnt, [learnt[i] for i in which], of_kind("form"))
             phrasing = of_kind("refusal").integers(len(self.openings.answers), (n,), CPU).tolist()
             for its, how in zip(asked, phrasing, strict=True):
                 pair = self._answer_ids(self.answer_to(its)), self._answer_ids(self._refusal(its, how))
@@ -255,10 +261,13 @@ class Language:
         labels = torch.arange(len(drawn), device=self.device) < safe
         return PreferenceBatch(left_padded(drawn, self.device), wanted_ones, others, labels)
 
-    def _some_in_forms(self, kind: str, plain: list[Instruction], stream: Stream) -> list[Instruction]:
-        """A share of them gives way to prompts in the forms that lessons have."""
+    def _some_in_forms(
+        self, kind: str, learnt: Sequence[Instruction], plain: list[Instruction], stream: Stream
+    ) -> list[Instruction]:
+        """A share of the plain ones gives way to prompts that are learnt, in the forms that lessons have."""
         parts = [self.in_form(each, "train", 1.0) for each in self.lesson_kinds if self.forms[each][0] == kind]
-        pool = [each for part in parts for each in part.instructions if self.answer_to(each) is not None]
+        requests = {each.prompt for each in learnt}
+        pool = [each for part in parts for each in part.instructions if each.request in requests]
         if not pool:
             return plain
         chances = stream("chance").uniform((len(plain),), CPU).tolist()
