@@ -300,7 +300,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def same_run(results: Callable[[Path], dict[str, bytes]]) -> Callable[[Path, Path], None]:
     """Two runs made by other processes: the same files, tables to rounding, and everything else byte for byte.
 
-    On some CPUs the last bits of a decomposition depend on where in memory a matrix lies.
+    On some CPUs the last bits of a decomposition depend on where in memory a matrix lies; the order of two prompts,
+    which an area under a curve counts, may hang on them.
     """
 
     def check(one: Path, other: Path) -> None:
@@ -311,7 +312,7 @@ def same_run(results: Callable[[Path], dict[str, bytes]]) -> Callable[[Path, Pat
                 assert files[0][name] == files[1][name], name
                 continue
             tables = [pd.read_parquet(folder / name) for folder in (one, other)]
-            pd.testing.assert_frame_equal(*tables, rtol=1e-3, atol=1e-4)
+            pd.testing.assert_frame_equal(*tables, rtol=1e-3, atol=5e-3)
 
     return check
 

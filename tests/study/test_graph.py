@@ -81,6 +81,7 @@ OTHER = {  # values that are as good as any, where one more or another is none
     "probe.probes": "[clusters]",
     "attack.attacks": "[prefill]",
     "intervene.interventions": "[scaled]",
+    "intervene.kinds": "[unsafe]",
     "compute.dtype": "float32",
     "task.seed": "7",
     "task.lesson": None,

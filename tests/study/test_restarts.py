@@ -263,7 +263,13 @@ def waiting(small_study: list[str], tmp_path: Path) -> Iterator[subprocess.Popen
 
 
 def test_one_at_a_time_and_ctrl_c(
-    waiting: subprocess.Popen[str], small_study: list[str], small_run: Path, tmp_path: Path, results, refused, no_report
+    waiting: subprocess.Popen[str],
+    small_study: list[str],
+    small_run: Path,
+    tmp_path: Path,
+    same_run,
+    refused,
+    no_report,
 ) -> None:
     folder = tmp_path / "run"
     refused([*small_study, "--out", str(folder)], str(folder), "another tunescope is at work", "wait for it")
@@ -274,4 +280,4 @@ def test_one_at_a_time_and_ctrl_c(
     assert err.strip().splitlines()[-1] == "tunescope: interrupted; the same command goes on from here"
     assert not (folder / "models").exists()
     assert cli.main([*small_study, "--out", str(folder)]) == 0
-    assert results(folder) == results(small_run)
+    same_run(folder, small_run)
