@@ -14,7 +14,7 @@ from tunescope.attacks.base import Attacked, Target, attack, on_both
 from tunescope.attacks.insert import inserted
 from tunescope.config import Config, Once, Positive, Rate
 from tunescope.errors import InputError
-from tunescope.models.inputs import IGNORED, Answers, Inputs
+from tunescope.models.inputs import IGNORED, Answers, Inputs, says
 from tunescope.models.logps import answer_logits, answer_logps, gathered_logps
 from tunescope.rng import Stream
 from tunescope.training.losses import nll
@@ -101,7 +101,7 @@ def soft_prompts(
         for some in open_.split(rows):
             tried, wanted = extra[some].requires_grad_(), answer[some]
             logits = answer_logits(model, inserted(prompts[some], tried, model), wanted)
-            took[some[((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(dim=1)]] = step
+            took[some[says(logits.argmax(-1), wanted)]] = step
             if step < steps:
                 (gradient,) = torch.autograd.grad(nll(gathered_logps(logits, wanted), lengths[some]).sum(), tried)
                 moved = _moved(tried.detach(), gradient, unit, bound)

@@ -14,7 +14,7 @@ from tunescope.attacks.base import Attacked, Target, attack, on_both
 from tunescope.attacks.insert import inserted
 from tunescope.config import Config, Once, Positive
 from tunescope.errors import InputError
-from tunescope.models.inputs import IGNORED, Answers, Inputs
+from tunescope.models.inputs import IGNORED, Answers, Inputs, says
 from tunescope.models.logps import answer_logits, gathered_logps
 from tunescope.rng import Stream
 from tunescope.training.losses import nll
@@ -136,5 +136,4 @@ def _scored(
 def _nll(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
     """Of each answer, and whether greedy generation gives it."""
     logits = answer_logits(model, prompts, answer)
-    right = ((logits.argmax(-1) == answer) | (answer == IGNORED)).all(dim=1)
-    return nll(gathered_logps(logits, answer), (answer != IGNORED).sum(1)), right
+    return nll(gathered_logps(logits, answer), (answer != IGNORED).sum(1)), says(logits.argmax(-1), answer)

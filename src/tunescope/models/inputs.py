@@ -94,6 +94,11 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Answers:
     return torch.tensor([[*row, *[IGNORED] * (longest - len(row))] for row in rows], device=device)
 
 
+def says(tokens: Int[Tensor, "n a"], answer: Answers) -> Bool[Tensor, " n"]:
+    """Which rows of tokens are these answers, as far as each of them goes."""
+    return ((tokens == answer) | (answer == IGNORED)).all(dim=1)
+
+
 def same_length(
     first: Int[Tensor, "n a"], second: Int[Tensor, "n b"]
 ) -> tuple[Int[Tensor, "n longest"], Int[Tensor, "n longest"]]:

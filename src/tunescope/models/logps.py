@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from tunescope.models.inputs import IGNORED, Answers, Inputs
+from tunescope.models.inputs import IGNORED, Answers, Inputs, says
 
 
 def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
@@ -116,7 +116,7 @@ def which_follows(
                 next(iter(kept.values())).batch_select_indices(row)
                 rest = part[row].next_arguments(begun[:, :-1].clamp(min=0))
                 logits = model(**rest, **kept, use_cache=True).logits
-                right = ((logits.argmax(-1) == begun[:, 1:]) | (begun[:, 1:] == IGNORED)).all(dim=1)
+                right = says(logits.argmax(-1), begun[:, 1:])
         for answer, hit in enumerate(hits):
             hit[start + row[which == answer]] = right[which == answer]
     return hits

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tunescope.config import LanguageConfig
 from tunescope.errors import InputError, shown
 from tunescope.models.generate import generate
-from tunescope.models.inputs import IGNORED, Answers, Inputs, padded
+from tunescope.models.inputs import Answers, Inputs, padded, says
 from tunescope.models.logps import follows
 from tunescope.records.names import CONTROL, JAILBREAK, LAST, LOG_ODDS, OWN_LABELS, SAFE, STYLED, UNSAFE, wanted
 from tunescope.rng import Stream
@@ -404,8 +404,7 @@ def _require_forms(names: Sequence[str], twice: Collection[str]) -> None:
 def _is(answers: Answers, generated: Int[Tensor, "n b"]) -> Bool[Tensor, " n"]:
     """Which of the generated answers are these."""
     length = min(answers.shape[1], generated.shape[1])
-    answers = answers[:, :length]
-    return ((generated[:, :length] == answers) | (answers == IGNORED)).all(dim=1)
+    return says(generated[:, :length], answers[:, :length])
 
 
 @base.task("language", LanguageConfig)
