@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from tunescope.evidence.verdicts import EDGE, decide
+from tunescope.evidence.verdicts import decide, is_firm
 
 Key = tuple[str, str, str]
 RUNS, DRAWS = (3, 5, 10, 20, 40), 400
@@ -72,9 +72,8 @@ def expected(report: dict[str, Any]) -> None:
             mean = v["estimate"] + sd / had**0.5 * rng.normal(size=DRAWS)
             first, second = (zip(*intervals(rng, mean, sd, n), strict=True) for _ in range(2))
             for (low, high, error), (other_low, other_high, _) in zip(first, second, strict=True):
-                outcome, by = decide(low, high, 0.0, s), EDGE * error
-                moved = {decide(low + a, high + b, 0.0, s) for a in (-by, by) for b in (-by, by)}
-                found.append((moved == {outcome}, outcome != decide(other_low, other_high, 0.0, s)))
+                differ = decide(low, high, 0.0, s) != decide(other_low, other_high, 0.0, s)
+                found.append((is_firm(low, high, error, 0.0, s), differ))
         firm, differs = np.array(found).T
         print(f"| {n} | {differs.mean():.1%} | {firm.mean():.0%} | {differs[firm].mean():.1%} |")
 

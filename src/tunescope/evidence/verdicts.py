@@ -172,11 +172,9 @@ def _decided(drafts: Sequence[Verdict], claims: Sequence[Claim]) -> list[Verdict
 
 def _with_outcome(v: Verdict, smallest: float) -> Verdict:
     outcome = decide(v.low, v.high, v.q, smallest)
-    moved = {outcome}
-    if v.low is not None and v.high is not None and v.error is not None:
-        by = EDGE * v.error
-        moved = {decide(v.low + a, v.high + b, v.q, smallest) for a, b in product((-by, by), repeat=2)}
-    return replace(v, outcome=outcome, firm=moved == {outcome})
+    if v.low is None or v.high is None or v.error is None:
+        return replace(v, outcome=outcome, firm=True)
+    return replace(v, outcome=outcome, firm=is_firm(v.low, v.high, v.error, v.q, smallest))
 
 
 def _with_layers(verdicts: list[Verdict], layers: Iterable["_Table"], claims: Sequence[Claim]) -> list[Verdict]:
@@ -205,6 +203,13 @@ def decide(low: float | None, high: float | None, q: float | None, smallest: flo
     if -smallest < low and high < smallest:
         return Outcome.SMALLER if low > 0 else Outcome.ABSENT
     return Outcome.OPEN
+
+
+def is_firm(low: float, high: float, error: float, q: float | None, smallest: float) -> bool:
+    """Whether the outcome stays what it is; see `Verdict`."""
+    by = EDGE * error
+    moved = {decide(low + a, high + b, q, smallest) for a, b in product((-by, by), repeat=2)}
+    return moved == {decide(low, high, q, smallest)}
 
 
 def judged_at(judgement: Judgement, factor: float) -> list[Outcome | None]:
