@@ -51,7 +51,7 @@ def test_what_is_no_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) 
         lambda: hub.fetched_file(name),
         lambda: hub.fetched_file(f"hf://datasets/owner/name/../{name}"),
     ):
-        with pytest.raises(InputError, match=r"no such f|no model is named") as caught:
+        with pytest.raises(InputError, match="no such f") as caught:
             fetch()
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) <= 600

@@ -31,8 +31,6 @@ def fetched(name: str, patterns: Sequence[str]) -> Source:
     Raises:
         InputError: there is no such folder, and no repository that can be fetched.
     """
-    if not name:
-        raise InputError("base.name: no model is named; add --set base.name=FOLDER, or a hub's owner/name[@revision]")
     if os.path.isdir(name):
         folder = Path(name).resolve()
         return Source(folder, folder.name, None)

@@ -45,6 +45,10 @@ class Sources:
     @classmethod
     def of(cls, task: TaskConfig, base: Checkpoint, given: Sequence[Given], device: torch.device) -> "Sources":
         """Raises InputError: a model is not there, or the two do not match, or cannot read the task's prompts."""
+        if not base.name:
+            raise InputError(
+                "base.name: no model is named; add --set base.name=FOLDER, or a hub's owner/name[@revision]"
+            )
         names = {BASE: base.name, **{tune.label: tune.name for tune in given}}
         found = dict(zip(names, with_weights([*names.values()], *_TEXT), strict=True))
         folders = {label: source.folder for label, source in found.items()}
