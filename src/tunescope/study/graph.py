@@ -232,7 +232,8 @@ class _Layout:
                 tune=study.tune.model_copy(update={"learning_rates": {}, "settings": {}}),
                 settings=study.tune.settings.get(tune.protocol, {}),
             )
-            before = (*made[BASE], *answers, *self._reference(add, references, tuning, (*made[BASE], *answers)))
+            first = (*made[BASE], *answers)
+            before = (*first, *self._reference(add, references, tuning, first))
             outputs = (f"models/{label}", f"checkpoints/{label}", f"parts/tune-{label}.parquet")
             made[label] = [add(f"tune-{label}", steps.tune_model, tuning, before, *outputs)]
         self._measure(add, refs, made, answers)

@@ -57,7 +57,7 @@ from tunescope.records.tables import (
 from tunescope.study.context import ANSWERS, FOLLOWED, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place, say
-from tunescope.tasks.base import Batch, Capable, InForms, Kind, Task, Twinned, Use
+from tunescope.tasks.base import Answered, Batch, Capable, InForms, Kind, Task, Twinned, Use
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -114,11 +114,12 @@ def answer_prompts(given: Answer, at: Place) -> None:
         if name not in COURSE and kind.probed and not kind.dial
     ]
     asked += [(name, "train", 1.0) for name in (task.lesson_kinds if isinstance(task, InForms) else ())]
+    drawn = {(kind, use): task.draw(kind, 10**9, use, this.stream("answers"), s) for kind, use, s in asked}
+    rows = fitting_rows(model, {" ".join(which): batch for which, batch in drawn.items()}, 32, gradients=False)
     kept: dict[str, str] = {}
     notes, n, refused = list[str](), 0, 0
-    for kind, use, strength in tqdm(asked, desc="answers of the base", unit="set", leave=False, disable=None):
-        batch = task.draw(kind, 10**9, use, this.stream("answers"), strength)
-        rows = fitting_rows(model, {kind: batch}, 32, gradients=False)
+    bar = tqdm(drawn.items(), desc="answers of the base", unit="set", leave=False, disable=None)
+    for (kind, use), batch in bar:
         said = generate(model, batch.prompts, task.answer_length, torch.float32, rows)
         texts = [task.text(said[i]) for i in range(len(batch))]
         hits = int(task.judge(batch, said).refusal.sum())
@@ -127,8 +128,8 @@ def answer_prompts(given: Answer, at: Place) -> None:
         elif kind == UNSAFE:
             n, refused = n + len(batch), refused + hits
         learnt = torch.ones(len(batch), dtype=torch.bool)
-        if use == "train":
-            learnt = task.learnable(batch, said)  # type: ignore[attr-defined]
+        if use == "train" and isinstance(task, Answered):
+            learnt = task.learnable(batch, said)
         if left_out := int((~learnt).sum()):
             notes.append(
                 f"The base's own answers to {left_out} of {len(batch)} {kind} prompts to train are not learnt from: "
@@ -268,7 +269,7 @@ def behave(given: Behave, at: Place) -> None:
             _behaves(finished, task, model, batch, rows, strength)
             bar.update()
         if isinstance(task, Capable):
-            _costs(finished, given, at, task, model, rows)
+            _costs(finished, this, task, model, min(given.prompts, COSTS), rows)
         found.append(finished)
         for folder, at_step in _saved(given, at):
             model = this.load(folder=folder)
@@ -280,13 +281,13 @@ def behave(given: Behave, at: Place) -> None:
     write_part((r for f in found for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}")
 
 
-def _costs(found: Findings, given: Behave, at: Place, task: Capable, model: PreTrainedModel, rows: int) -> None:
-    """How far answers to safe prompts are from the base's own, and how well ordinary text is told.
+def _costs(found: Findings, this: Context, task: Capable, model: PreTrainedModel, n: int, rows: int) -> None:
+    """How far answers to n safe prompts are from the base's own, and how well ordinary text is told.
 
     The base keeps its greedy answers for its fine-tunes.
     """
-    this, rows = Context(given, at.folder), min(rows, 8)  # each row has the whole vocabulary in every place
-    kept, n = at.folder / f"parts/said-{given.base.label}.safetensors", min(given.prompts, COSTS)
+    given, rows = this.given, min(rows, 8)  # each row has the whole vocabulary in every place
+    kept = this.folder / f"parts/said-{given.base.label}.safetensors"
     batch = _held_out(this, task, SAFE, 0.0, n)
     if given.tuned:
         said = load_file(kept)["said"].to(batch.prompts.sequence.device)
@@ -301,8 +302,8 @@ def _costs(found: Findings, given: Behave, at: Place, task: Capable, model: PreT
             save_file({"said": said}, temporary)
     if task.prose is not None:
         logs = asdict(intervals.mean(mean_nll(model, task.prose, rows)))
-        n = logs.pop("n")
-        found.value(PERPLEXITY, n=n, **{name: exp(value) for name, value in logs.items()})
+        texts = logs.pop("n")
+        found.value(PERPLEXITY, n=texts, **{name: exp(value) for name, value in logs.items()})
 
 
 def _held_out(this: Context, task: Task, kind: str, strength: float, n: int) -> Batch:
