@@ -133,8 +133,11 @@ def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Inter
     draws.
     """
     measured = {id(prompts): (prompts, _outcomes(bench, prompts))}  # of the intact model
-    safe = prompts[SAFE].prompts if SAFE in prompts else None
-    expected = None if safe is None else next_logps(bench.model, safe, bench.rows)
+
+    def after_safe() -> Tensor:
+        return next_logps(bench.model, prompts[SAFE].prompts, bench.rows)
+
+    expected = after_safe() if SAFE in prompts else None
     bar = tqdm(changes, desc=f"interventions on {found.subject.model}", unit="change", disable=None, leave=False)
     for change in bar:
         batches = prompts if change.prompts is None else change.prompts
@@ -145,8 +148,8 @@ def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Inter
         for make in change.makes:
             with make():
                 draws.append(_outcomes(bench, batches))
-                if safe is not None and expected is not None and change.prompts is None:
-                    costs.append(divergence(expected, next_logps(bench.model, safe, bench.rows)).squeeze(1))
+                if expected is not None and change.prompts is None:
+                    costs.append(divergence(expected, after_safe()).squeeze(1))
         sensible = _sensible(intact, draws)
         for kind, before in intact.items():
             where = {

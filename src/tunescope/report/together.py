@@ -40,8 +40,9 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     """
     check_joint(out)
     configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
-    for folder, config in zip(folders, configs, strict=True):
-        own, first = (pd.json_normalize(_without_seeds(each)).to_dict("records")[0] for each in (config, configs[0]))
+    settings = [pd.json_normalize(_without_seeds(config)).to_dict("records")[0] for config in configs]
+    first = settings[0]
+    for folder, own in zip(folders, settings, strict=True):
         if other := [key for key in first | own if own.get(key) != first.get(key)]:
             values = "; ".join(f"{key} is {own.get(key)}, there {first.get(key)}" for key in other[:FEW])
             more = f"; and {len(other) - FEW} more" if len(other) > FEW else ""
