@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from tunescope.training.pretraining import HELD_OUT, pretrain
 
 
 @pytest.fixture
-def losses_of(compute: Compute, monkeypatch: pytest.MonkeyPatch):
+def losses_of(compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The losses that pretraining hands to the fit loop."""
 
     def losses(task: WorldTask, model: PreTrainedModel, rows: int, config: PretrainConfig) -> Callable:
@@ -42,7 +41,7 @@ def losses_of(compute: Compute, monkeypatch: pytest.MonkeyPatch):
                 config,
                 replace(compute, rows=rows),
                 Stream.named(0, "data"),
-                Path(mkdtemp()) / "unfinished",
+                tmp_path / "unfinished",
             )
         return handed["losses"]
 
@@ -111,11 +110,9 @@ def test_a_model_learns_and_the_curve_shows_it(trained, expert: PreTrainedModel)
         assert torch.equal(tensor, model.state_dict()[key]), key
 
 
-def test_it_cools_down_as_soon_as_it_has_settled(new_model, easy: World, compute: Compute) -> None:
+def test_it_cools_down_as_soon_as_it_has_settled(new_model, easy: World, compute: Compute, tmp_path: Path) -> None:
     config = PretrainConfig(steps=50, batch=8, warmup=0, cooldown=5, check_every=4, settled=0.0)
-    curve = pretrain(
-        new_model(), WorldTask(easy), config, compute, Stream.named(0, "data"), Path(mkdtemp()) / "unfinished"
-    )
+    curve = pretrain(new_model(), WorldTask(easy), config, compute, Stream.named(0, "data"), tmp_path / "unfinished")
     assert [row["lr_scale"] for row in curve] == pytest.approx([1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert [row["step"] for row in curve if HELD_OUT in row] == [4, 8, 9]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,6 +17,7 @@ from transformers import (
 
 from tunescope.config import LanguageConfig
 from tunescope.models.tokenizer import build_tokenizer
+from tunescope.tasks.language.refusals import Judge
 
 WORDS = ["<eos>", "<pad>", "<user>", "<assistant>", "no", "never", "yes", "here", *(f"w{i}" for i in range(16))]
 TEMPLATE = "<user> {{ messages[0].content }}{% if add_generation_prompt %} <assistant>{% endif %}"
@@ -79,3 +81,17 @@ def byte_pairs() -> Callable[[], PreTrainedTokenizerBase]:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
 
     return make
+
+
+@pytest.fixture
+def judged_so() -> Callable[[Judge], dict[tuple[bool, bool, bool], int]]:
+    """Of the 120 written answers, half of them refusals, three in ten hard (those with a note): how many there are that
+    are hard, refuse, and are taken for refusals.
+    """
+
+    def count(judge: Judge) -> dict[tuple[bool, bool, bool], int]:
+        rows = pd.read_json(Path(__file__).parent / "answers.jsonl", lines=True)
+        rows["said"] = judge([""] * len(rows), rows["answer"].tolist())
+        return rows.assign(hard=rows["note"] != "").groupby(["hard", "refused", "said"]).size().to_dict()
+
+    return count

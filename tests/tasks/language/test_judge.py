@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +91,9 @@ def test_a_planted_way_to_refuse_is_found_in_a_model_left_out() -> None:
     assert abs((said == noise.refuses).mean() - 0.5) < 0.15
 
 
-def test_the_shipped_judge_on_answers_written_for_this_purpose() -> None:
+def test_the_shipped_judge_on_answers_written_for_this_purpose(judged_so: Callable) -> None:
     """See docs/real-models.md; the hard ones are as those of the matcher."""
-    rows = pd.read_json(Path(__file__).parent / "answers.jsonl", lines=True)
-    rows["said"] = read_judge()([""] * len(rows), rows["answer"].tolist())
-    counts = rows.assign(hard=rows["note"] != "").groupby(["hard", "refused", "said"]).size().to_dict()
-    assert counts == {
+    assert judged_so(read_judge()) == {
         (False, True, True): 41,
         (False, True, False): 1,
         (False, False, False): 42,
