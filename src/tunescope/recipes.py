@@ -1,6 +1,7 @@
 """Recipes: functions that return a whole study. Change one with `Study.changed` or, on the command line, `--set`."""
 
 from collections.abc import Callable
+from typing import Any
 
 from tunescope.config import (
     AttackConfig,
@@ -24,6 +25,7 @@ from tunescope.registry import Registry
 
 RECIPES: Registry[Callable[[], Study]] = Registry("recipe")
 METHODS = ("ssft", "dpo", "unlearning")
+CHOSEN_ON: dict[str, Any] = {"prompts": 32}  # Arditi et al. (2024) take as many; a language model's prompts are slow
 ALL = grid((*METHODS, SEEN, STYLED, ATTRIBUTE), ("eta_m", "eta_s"))
 
 
@@ -141,12 +143,17 @@ def language() -> Study:
             draws=20,
             rows=16,
         ),
-        attack=AttackConfig(attacks=("prefill", "direction_ablation"), prompts=20, searched=20),
+        attack=AttackConfig(
+            attacks=("prefill", "direction_ablation"),
+            prompts=20,
+            searched=20,
+            settings={"direction_ablation": CHOSEN_ON},
+        ),
         intervene=InterveneConfig(
             interventions=("scaled", "spaces", "direction"),
             prompts=20,
             draws=2,
-            settings={"scaled": {"alphas": (0.0, 0.5, 1.0, 1.5), "layers": 0}},
+            settings={"scaled": {"alphas": (0.0, 0.5, 1.0, 1.5), "layers": 0}, "direction": CHOSEN_ON},
         ),
         # Memory goes with it: at 8 sequences a pass a stage of 135 M parameters took up to 3.9 GB.
         compute=ComputeConfig(rows=8),
@@ -162,6 +169,7 @@ def comparison(base: str, tuned: str, task: TaskConfig | None = None) -> Study:
         tunes=(Given(name=tuned),),
         tune=TuneConfig(steps=64, batch=16, learning_rates={"default": 1e-4}, warmup=5, checkpoints=1),
         probe=ProbeConfig(few_prompts=100, jacobian_prompts=8, jacobian_steps=5, rows=32),
-        intervene=InterveneConfig(interventions=("direction",), prompts=100),
+        attack=AttackConfig(settings={"direction_ablation": CHOSEN_ON}),
+        intervene=InterveneConfig(interventions=("direction",), prompts=100, settings={"direction": CHOSEN_ON}),
         compute=ComputeConfig(rows=16),
     )

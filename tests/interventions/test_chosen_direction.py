@@ -167,8 +167,9 @@ def test_few_prompts_choose_among_few_layers(layers: int, tried: int, prompts, e
     }
     model, read = refuser(layers=layers), []
     model.register_forward_pre_hook(lambda _, __, given: read.append(len(given["input_ids"])), with_kwargs=True)
-    directions = refusal_directions(model, fit, 100, CONFIG)
+    config = CONFIG.model_copy(update={"prompts": 32})
+    directions = refusal_directions(model, fit, 100, config)
     assert (len(directions), sum(read)) == (tried, 200)
     read.clear()
-    mediating(model, Inexact(easy), fit, directions, 100, CONFIG)
+    mediating(model, Inexact(easy), fit, directions, 100, config)
     assert sum(read) == 32 + 32 + tried * (32 + 32)  # whose answers have one token: more are read behind the prompts
