@@ -339,7 +339,10 @@ class TuneConfig(Config):
     """Safety fine-tuning: the same budget for every protocol."""
 
     steps: Positive = 400
-    batch: int = Field(80, ge=5, description="prompts per step; a fifth of them is unsafe in ssft")
+    batch: int = Field(80, ge=5, description="prompts per step")
+    unsafe_share: Share | None = Field(
+        None, description="of a batch, in protocols that see unsafe prompts; null: as each has it, a fifth in ssft"
+    )
     learning_rates: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], Rate] = Field(
         {"eta_m": 2e-3, "eta_s": 2e-4}, description="by name; eta_m and eta_s are the paper's larger and smaller one"
     )

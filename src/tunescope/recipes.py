@@ -127,13 +127,19 @@ def language() -> Study:
     """A language model of your own, by base.name, made to refuse beside its controls."""
     return Study(
         name="language",
-        task=LanguageConfig(new_tokens=24),
+        task=LanguageConfig(new_tokens=24, wrappers=("co_task", "role", "story", "leet")),
         base=Checkpoint(name=""),
         tunes=grid((*METHODS, SEEN, STYLED, ATTRIBUTE), ("eta_m",)),
         tune=TuneConfig(
-            steps=64, batch=16, learning_rates={"eta_m": 1e-4, "eta_s": 1e-5}, warmup=5, weight_decay=0.0, checkpoints=1
+            steps=64,
+            batch=16,
+            unsafe_share=0.375,  # with half of them unsafe, safe prompts are refused, too
+            learning_rates={"eta_m": 1e-4, "eta_s": 1e-5},
+            warmup=5,
+            weight_decay=0.0,
+            checkpoints=1,
         ),
-        evaluate=EvaluateConfig(prompts=60, prompts_per_point=40, strengths=(0.0, 1.0)),
+        evaluate=EvaluateConfig(prompts=60, prompts_per_point=20, strengths=(0.0, 1.0)),
         probe=ProbeConfig(
             prompts=60,
             fit_prompts=60,
@@ -152,6 +158,7 @@ def language() -> Study:
         intervene=InterveneConfig(
             interventions=("scaled", "spaces", "direction"),
             prompts=20,
+            kinds=(),
             draws=2,
             settings={"scaled": {"alphas": (0.0, 0.5, 1.0, 1.5), "layers": 0}, "direction": CHOSEN_ON},
         ),

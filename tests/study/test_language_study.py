@@ -58,8 +58,9 @@ def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> N
     run = ts.load_run(tmp_path / "out")
     assert set(run.records["model"]) == {"base", "ssft-eta_m", "seen-eta_m"}
     refused = run.records.query("metric == 'refusal' and attack == '' and intervention == ''")
-    assert set(refused["kind"]) == {"safe", "unsafe", "safe_xstest", "xstest_unsafe"}
-    assert "prefill" in set(run.records["attack"])
+    forms = {f"{start}_{form}" for start in ("jb", "ok") for form in ("co_task", "role", "story", "leet")}
+    assert set(refused["kind"]) == {"safe", "unsafe", "safe_xstest", "xstest_unsafe", *forms}
+    assert {"prefill", *forms} <= set(run.records["attack"])
     assert {"scaled", "in_null_space", "direction_added"} <= set(run.records["intervention"])
     assert {"0", "1"} <= {claim[0] for claim in run.verdicts["claim"]}
     changed = run.load("ssft-eta_m").get_input_embeddings().weight

@@ -214,6 +214,17 @@ def test_batches_have_the_protocols_share_of_unsafe_prompts(
     assert not torch.equal(prompts[0], prompts[1])
 
 
+@pytest.mark.parametrize(("name", "unsafe"), [("ssft", 4), ("dpo", 4), ("seen", 4), ("benign", 0)])
+def test_a_study_may_want_its_own_share_of_unsafe_prompts(
+    name: str, unsafe: int, learner: PreTrainedModel, easy: World, losses_of
+) -> None:
+    """The same for all that see any."""
+    task = Watched(easy)
+    with torch.no_grad():
+        list(losses_of(name, learner, TuneConfig(batch=10, unsafe_share=0.375), task=task)(0))
+    assert [int((~batch.safe).sum()) for batch in task.seen] == [unsafe]
+
+
 @pytest.mark.parametrize(
     ("name", "sequences"),
     [("ssft", 10), ("benign", 10), ("unlearning", 15), ("simpo", 20), ("dpo", 40), ("rmu", 0), ("circuit_breakers", 0)],
@@ -415,7 +426,9 @@ def test_what_the_reference_says_can_be_kept(
 ) -> None:
     """For every learning rate: the model and its log-probabilities give the same fine-tune, bit for bit."""
     config, small = TuneConfig(steps=3, batch=10, warmup=1), replace(compute, rows=8)
-    kept = reference_logps(expert, PROTOCOLS[name], WorldTask(easy), config.steps, config.batch, small, STREAM)
+    kept = reference_logps(
+        expert, PROTOCOLS[name], WorldTask(easy), 3, 10, PROTOCOLS[name].unsafe_of(10, None), small, STREAM
+    )
     assert len(kept) == 3 * 3 * 2  # steps, parts of four prompts, both answers
     for lr in (1e-3, 1e-2):
         policies = []

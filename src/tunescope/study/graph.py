@@ -247,13 +247,14 @@ class _Layout:
         self, add: Any, made: dict[str, Stage], tuning: steps.TuneModel, after: Sequence[Stage]
     ) -> list[Stage]:
         """The stage in which the base reads what a protocol sets a model against: one for all its learning rates."""
-        name = tuning.protocol
+        name, budget = tuning.protocol, tuning.tune
         if PROTOCOLS[name].reference != "logps":
             return []
         if name not in made:
             model = tuning.model.model_copy(update={"label": f"reference-{name}", "learning_rate": "", "folder": ""})
             common = self.common(model, PROTOCOLS, (name,))
-            given = steps.Reference(**common, protocol=name, steps=tuning.tune.steps, batch=tuning.tune.batch)
+            unsafe = PROTOCOLS[name].unsafe_of(budget.batch, budget.unsafe_share)
+            given = steps.Reference(**common, protocol=name, steps=budget.steps, batch=budget.batch, unsafe=unsafe)
             made[name] = add(f"reference-{name}", steps.keep_reference, given, after, steps.reference_file(name))
         return [made[name]]
 

@@ -157,12 +157,13 @@ class Reference(Common):
     protocol: str
     steps: int
     batch: int
+    unsafe: int
 
 
 def keep_reference(given: Reference, at: Place) -> None:
     """What the base says of the answers that a protocol reads, once for all learning rates."""
     this, protocol = Context(given, at.folder), PROTOCOLS[given.protocol]
-    about = given.steps, given.batch, this.compute, this.stream("tuning", given.protocol)
+    about = given.steps, given.batch, given.unsafe, this.compute, this.stream("tuning", given.protocol)
     kept = reference_logps(this.load(given.base), protocol, this.task(answers=True), *about)
     with atomic_path(at.folder / reference_file(given.protocol)) as temporary:
         save_file(kept, temporary)

@@ -44,6 +44,13 @@ class Protocol:
     lesson: str = "refusal"
     check: Callable[[Any, Task, Base], None] | None = None
 
+    def unsafe_of(self, batch: int, share: float | None) -> int:
+        """How many prompts of a batch are unsafe, where a study wants a share of its own; None: it does not.
+
+        A protocol that sees none still sees none.
+        """
+        return round(batch * (self.unsafe_share if share is None or not self.unsafe_share else share))
+
 
 Answered = tuple[Logps, Logps]  # log-probabilities of chosen and of rejected answers
 PROTOCOLS: Registry[Protocol] = Registry("protocol", "step", "settings")

@@ -63,7 +63,8 @@ def tune(
     adapted = _adapted(policy, lora, stream("adapters")) if lora else None
 
     def losses(step: int) -> Iterator[Tensor]:
-        for number, part in enumerate(_parts(step, protocol, task, config.batch, compute, stream)):
+        sizes = config.batch, protocol.unsafe_of(config.batch, config.unsafe_share)
+        for number, part in enumerate(_parts(step, protocol, task, *sizes, compute, stream)):
             known = _known(reference, step, number)
             view = Step(policy, known, part, protocol, compute, stream, step / config.steps)
             loss = protocol.loss(view, settings)
@@ -123,18 +124,19 @@ def reference_logps(
     task: Task,
     steps: int,
     batch: int,
+    unsafe: int,
     compute: Compute,
     stream: Stream,
 ) -> dict[str, Tensor]:
-    """What the frozen model says of all answers of a fine-tuning, of so many steps of `batch` prompts: no learning rate
-    changes it.
+    """What the frozen model says of all answers of a fine-tuning, of so many steps of `batch` prompts, `unsafe` of them
+    unsafe: no learning rate changes it.
 
     Returns:
         Log-probabilities in nats, float32, [b, a], as `STEP.PART.chosen` and `STEP.PART.rejected`.
     """
     kept: dict[str, Tensor] = {}
     for step in trange(steps, desc=f"reference of {protocol.name}", unit="step", leave=False, disable=None):
-        for number, part in enumerate(_parts(step, protocol, task, batch, compute, stream)):
+        for number, part in enumerate(_parts(step, protocol, task, batch, unsafe, compute, stream)):
             for name, logps in zip(KEPT, answered(reference, part, protocol, compute), strict=True):
                 kept[f"{step}.{number}.{name}"] = logps.cpu()
     return kept
@@ -148,10 +150,9 @@ def _known(reference: PreTrainedModel | Lookup | None, step: int, number: int) -
 
 
 def _parts(
-    step: int, protocol: Protocol, task: Task, size: int, compute: Compute, stream: Stream
+    step: int, protocol: Protocol, task: Task, size: int, unsafe: int, compute: Compute, stream: Stream
 ) -> Iterator[PreferenceBatch]:
     """The batch of a step, as much of it at once as memory has room for."""
-    unsafe = round(protocol.unsafe_share * size)
     batch = task.lesson(size - unsafe, unsafe, stream("batch", step))
     rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
     for start in range(0, len(batch.safe), rows):

@@ -181,23 +181,28 @@ class Language:
 
     def on_topic(self, batch: Batch, generated: Int[Tensor, "n a"]) -> Bool[Tensor, " n"]:
         """Which answers are about the request that is in a prompt; where no plain answer to it is known, all."""
-        plain = {each.prompt: self.answer_to(each) for each in self.instructions}
         requests = [str(batch.describe(i)["request"]) for i in range(len(batch))]
-        known = [i for i, request in enumerate(requests) if plain[request] is not None]
+        known = [i for i, request in enumerate(requests) if request in self._plain_answers]
         found = torch.ones(len(batch), dtype=torch.bool, device=generated.device)
         if known and self._topic:
             asked = [requests[i] for i in known]
             said = [self.text(generated[i]) for i in known]
-            found[known] = found.new_tensor(self._topic(asked, [str(plain[request]) for request in asked], said))
+            found[known] = found.new_tensor(self._topic(asked, [self._plain_answers[each] for each in asked], said))
         return found
+
+    @cached_property
+    def _plain_answers(self) -> Mapping[str, str]:
+        """By prompt, where it is known."""
+        known = ((each.prompt, self.answer_to(each)) for each in self.instructions)
+        return {prompt: answer for prompt, answer in known if answer is not None}
 
     @cached_property
     def _topic(self) -> Topic | None:
         plain = [
-            each for each in self.instructions if each.kind in AROUND.values() and self.answer_to(each) is not None
+            each for each in self.instructions if each.kind in AROUND.values() and each.prompt in self._plain_answers
         ]
         groups = [each.group for each in plain]
-        answers = [str(self.answer_to(each)) for each in plain]
+        answers = [self._plain_answers[each.prompt] for each in plain]
         return Topic([each.prompt for each in plain], answers, groups) if len({*groups}) > 1 else None
 
     def twins(self, n: int, stream: Stream) -> Twins | None:
