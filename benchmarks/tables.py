@@ -47,10 +47,15 @@ def interval(value: float | None, low: float | None, high: float | None, form: s
 
 
 def rates(rows: pd.DataFrame, corner: str, column: str = "kind") -> str:
-    """Per cent, finished models, one column for each value of `column`."""
-    names = list(dict.fromkeys(rows[column]))
-    values = zip(rows["model"], rows[column], rows["value"], rows["low"], rows["high"], strict=True)
-    cells = {(model, name): interval(*(100 * x for x in of), "{:.1f}") for model, name, *of in values}
+    """Per cent, finished models, one column for each value of `column`; with the number of prompts, n, where others
+    of the column have more.
+    """
+    names, most = list(dict.fromkeys(rows[column])), rows.groupby(column)["n"].transform("max")
+    values = zip(rows["model"], rows[column], rows["n"], most, rows["value"], rows["low"], rows["high"], strict=True)
+    cells = {
+        (model, name): interval(*(100 * x for x in of), "{:.1f}") + (f", n = {n:.0f}" if n < all_n else "")
+        for model, name, n, all_n, *of in values
+    }
     models = dict.fromkeys(rows["model"])
     return table(corner, names, {m: [cells.get((m, name), "") for name in names] for m in models})
 
