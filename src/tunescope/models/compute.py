@@ -26,7 +26,8 @@ class Compute:
         dtype: autocast type of training and scoring; float32 means without autocast.
         attention: transformers' name of the attention implementation.
         rows: sequences per forward pass.
-        logps: `token_logps(model, tokens, last, positions, mask)` with the dtype filled in, compiled if so configured.
+        logps: `token_logps(model, tokens, last, positions, mask, shared)` with the dtype filled in, compiled if so
+            configured.
     """
 
     device: torch.device

@@ -21,32 +21,35 @@ class Inputs:
     Attributes:
         sequence: token ids [n, t], or embeddings [n, t, width].
         positions: place of each token, [n, t]; None counts them from 0.
-        mask: 1 for tokens, 0 for padding, on the left, so that every row ends in a token. None: no padding.
+        mask: 1 for tokens, 0 for padding, behind what is shared, so that every row ends in a token. None: no padding.
+        shared: with so many tokens all sequences begin, which need not be read more than once.
     """
 
     sequence: Int[Tensor, "n t"] | Float[Tensor, "n t width"]
     positions: Int[Tensor, "n t"] | None = None
     mask: Int[Tensor, "n t"] | None = None
+    shared: int = 0
 
     def __len__(self) -> int:
         return len(self.sequence)
 
     def __getitem__(self, index: Index) -> "Inputs":
         positions = None if self.positions is None else self.positions[index]
-        return Inputs(self.sequence[index], positions, None if self.mask is None else self.mask[index])
+        return Inputs(self.sequence[index], positions, None if self.mask is None else self.mask[index], self.shared)
 
     def split(self, rows: int) -> Iterator["Inputs"]:
         """At most so many sequences at a time."""
         return (self[start : start + rows] for start in range(0, len(self), rows))
 
-    def arguments(self) -> dict[str, Tensor]:
-        """As keyword arguments of a forward pass."""
+    def arguments(self, start: int = 0) -> dict[str, Tensor]:
+        """As keyword arguments of a forward pass; of the tokens before `start` keys and values are kept."""
         name = "inputs_embeds" if self.sequence.is_floating_point() else "input_ids"
         mask = self.mask
         if self.positions is not None and mask is None:
             # Without a mask transformers takes positions that do not count up for several sequences in one row.
             mask = torch.ones_like(self.positions)
-        named = {name: self.sequence, "position_ids": self.positions, "attention_mask": mask}
+        positions = None if self.positions is None else self.positions[:, start:]
+        named = {name: self.sequence[:, start:], "position_ids": positions, "attention_mask": mask}
         return {key: value for key, value in named.items() if value is not None}
 
     def embedded(self, model: PreTrainedModel) -> "Inputs":
@@ -60,7 +63,7 @@ class Inputs:
         positions, mask = self._next(more.shape[1])
         if self.positions is not None and positions is not None:
             positions = torch.cat([self.positions, positions], dim=1)
-        return Inputs(torch.cat([self.sequence, more], dim=1), positions, mask)
+        return Inputs(torch.cat([self.sequence, more], dim=1), positions, mask, self.shared)
 
     def next_arguments(self, more: Int[Tensor, "n a"]) -> dict[str, Tensor]:
         """Of a forward pass on more tokens behind these, of which the model has kept keys and values."""
@@ -84,8 +87,12 @@ class Inputs:
         """The sequences of all parts, which must be of one length, and have positions and masks all or none."""
         positions = [part.positions for part in parts if part.positions is not None]
         masks = [part.mask for part in parts if part.mask is not None]
+        shared = min(part.shared for part in parts)
+        begun = parts[0].sequence[:1, :shared]
+        if not all(torch.equal(part.sequence[:1, :shared], begun) for part in parts if len(part)):
+            shared = 0
         sequence = torch.cat([part.sequence for part in parts])
-        return cls(sequence, torch.cat(positions) if positions else None, torch.cat(masks) if masks else None)
+        return cls(sequence, torch.cat(positions) if positions else None, torch.cat(masks) if masks else None, shared)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Answers:

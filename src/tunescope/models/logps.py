@@ -17,6 +17,37 @@ def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
     return {name: DynamicCache(config=model.config)}
 
 
+def read(
+    model: PreTrainedModel, inputs: Inputs, logits: int, kept: dict[str, DynamicCache] | None = None
+) -> Float[Tensor, "n {logits} vocab"]:
+    """What the model expects after each of so many tokens at the end, by one forward pass.
+
+    Tokens with which all sequences begin are read before, once, and stand before each of them by their keys and values.
+
+    Args:
+        kept: an empty cache, which will hold keys and values of all tokens.
+    """
+    kept = begun(model, inputs, kept)
+    start = next(iter(kept.values())).get_seq_length() if kept else 0
+    return model(**inputs.arguments(start), **kept, use_cache=bool(kept), logits_to_keep=logits).logits
+
+
+def begun(
+    model: PreTrainedModel, inputs: Inputs, kept: dict[str, DynamicCache] | None = None
+) -> dict[str, DynamicCache]:
+    """Keys and values of the tokens with which all sequences begin, for each of these, as keyword arguments of a pass.
+
+    Args:
+        kept: where they go; None: somewhere, if there are any.
+    """
+    if not inputs.shared or inputs.sequence.is_floating_point() or len(inputs) < 2:
+        return kept or {}
+    kept = kept or keys_and_values(model)
+    model(input_ids=inputs.sequence[:1, : inputs.shared], **kept, use_cache=True, logits_to_keep=1)
+    next(iter(kept.values())).batch_repeat_interleave(len(inputs))
+    return kept
+
+
 def token_logps(
     model: PreTrainedModel,
     tokens: Int[Tensor, "b t"],
@@ -24,22 +55,24 @@ def token_logps(
     last: int | None = None,
     positions: Int[Tensor, "b t"] | None = None,
     mask: Int[Tensor, "b t"] | None = None,
+    shared: int = 0,
 ) -> Float[Tensor, "b s"]:
     """log p(token i + 1 | tokens 0 .. i), in nats, float32; 0 where the token is `IGNORED`.
 
     Args:
         dtype: the forward pass runs under autocast to this type; float32 means without autocast.
         last: of so many tokens at the end alone; None: of all but the first.
-        positions, mask: see `Inputs`.
+        positions, mask, shared: see `Inputs`.
     """
     last = tokens.shape[1] - 1 if last is None else last
     given = Inputs(
         tokens[:, :-1].clamp(min=0),
         None if positions is None else positions[:, :-1],
         None if mask is None else mask[:, :-1],
+        shared,
     )
     with torch.autocast(tokens.device.type, dtype, enabled=dtype is not torch.float32):
-        logits = model(**given.arguments(), use_cache=False, logits_to_keep=last).logits
+        logits = read(model, given, last)
     return gathered_logps(logits, tokens[:, -last:])
 
 
@@ -54,8 +87,7 @@ def answer_logits(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> F
     length = answer.shape[1]
     given = answer[:, :-1].clamp(min=0)
     more = Inputs(given).embedded(model).sequence if prompts.sequence.is_floating_point() else given
-    both = prompts.followed_by(more).arguments()
-    return model(**both, use_cache=False, logits_to_keep=length).logits
+    return read(model, prompts.followed_by(more), length)
 
 
 def answer_logps(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> Float[Tensor, "n a"]:
@@ -108,8 +140,8 @@ def which_follows(
         part, said = prompts[start : start + rows], torch.stack([each[start : start + rows] for each in answers])
         with torch.autocast(said.device.type, dtype, enabled=dtype is not torch.float32):
             kept = keys_and_values(model)
-            read = model(**part.arguments(), **kept, use_cache=True, logits_to_keep=1)
-            which, row = (said[..., 0] == read.logits[:, -1].argmax(-1)).nonzero(as_tuple=True)
+            first = read(model, part, 1, kept)[:, -1].argmax(-1)
+            which, row = (said[..., 0] == first).nonzero(as_tuple=True)
             begun = said[which, row]
             right = torch.ones(len(row), dtype=torch.bool, device=said.device)
             if begun[:, 1:].numel():

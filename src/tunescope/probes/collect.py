@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import Inputs
+from tunescope.models.logps import read
 from tunescope.models.sites import Site
 from tunescope.probes.sensitivity import Map
 
@@ -31,7 +32,7 @@ def activations(
     model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
 ) -> Iterator[Mapping[Site, Float[Tensor, "b t width"]]]:
     """The same at every token, in the model's own type."""
-    return _captured(model, prompts, sites, rows, None)
+    return _captured(model, replace(prompts, shared=0), sites, rows, None)
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def _captured(
 ) -> Iterator[Mapping[Site, Tensor]]:
     for part in prompts.split(rows):
         with capture(model, sites, take=take) as captured:
-            model(**part.arguments(), use_cache=False, logits_to_keep=1)
+            read(model, part, 1)
         yield captured
 
 

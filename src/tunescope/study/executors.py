@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import torch
@@ -111,9 +112,17 @@ class _Lines:
 
 
 def _begin(plugins: Sequence[str]) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     sys.stderr = _Lines()
     torch.set_num_threads(1)
     load_plugins(plugins)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would go on with its stage, in a folder that is anybody's again."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 @cache

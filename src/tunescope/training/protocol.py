@@ -186,4 +186,4 @@ def sequence_logps(compute: Compute, model: PreTrainedModel, prompts: Inputs, an
     """Log-probability of each token of each answer, in nats; 0 behind its end."""
     whole = prompts.followed_by(answers)
     tokens: Int[Tensor, "n t"] = whole.sequence
-    return compute.logps(model, tokens, answers.shape[1], whole.positions, whole.mask)
+    return compute.logps(model, tokens, answers.shape[1], whole.positions, whole.mask, whole.shared)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import takewhile
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -11,13 +12,14 @@ from tunescope.models.inputs import Inputs
 
 # Some chat templates name today's date. Here it is always this day, so that results depend on no calendar.
 TODAY = datetime(2024, 7, 26)
+WORTH_SHARING = 8  # tokens; a pass of its own costs more than to read fewer of them again
 _CODES = [code for letter in "aAbBcdfHIjmMpSUwWxXyYZ%" for code in (f"%-{letter}", f"%{letter}")]
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], device: torch.device, *, template: str | None
 ) -> Inputs:
-    """Token ids of prompts, padded on the left to the longest; positions count from a prompt's own first token.
+    """Token ids of prompts, padded to the longest so that each ends in a token; positions count from a prompt's first.
 
     Args:
         template: a chat template, in which each text is what the user says, up to where the answer begins; None takes
@@ -48,13 +50,21 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], templat
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Inputs:
-    """Rows of token ids as one batch; without mask and positions where all are of one length."""
+    """Rows of token ids as one batch; without mask and positions where all are of one length.
+
+    What all begin with, as the head of a chat template, stands before the padding.
+    """
+    same = sum(1 for _ in takewhile(lambda ids: len({*ids}) == 1, zip(*rows, strict=False)))
+    shared = min(same, min(map(len, rows)) - 2)
+    shared = shared if len(rows) > 1 and shared >= WORTH_SHARING else 0
     longest = max(map(len, rows))
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows])
-    sequence = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in rows])
+    mask, sequence = (
+        torch.tensor([[*ids[:shared], *[0] * (longest - len(ids)), *ids[shared:]] for ids in each])
+        for each in ([[1] * len(ids) for ids in rows], rows)
+    )
     if mask.all():
-        return Inputs(sequence.to(device))
-    return Inputs(sequence.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device), mask.to(device))
+        return Inputs(sequence.to(device), shared=shared)
+    return Inputs(sequence.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device), mask.to(device), shared)
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
