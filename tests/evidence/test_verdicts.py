@@ -459,6 +459,22 @@ def test_kinds_of_their_own_have_claims_and_ladders_have_not() -> None:
     assert names == [*CLAIMS, "5a mixed", "5b mixed", "5c mixed"]
 
 
+def test_forms_have_claims_from_the_plain_prompt_to_the_strongest() -> None:
+    """Controls of forms have none, and those of the world are judged together."""
+    kinds = ("jb_role@0", "jb_role@1", "ok_role@0", "ok_role@1", "jb_leet@1", "jb_misgen@0", "jb_misgen@1")
+    tau = {"base": (0.0, 0.2), "ssft": (-3.0, -1.0)}
+    blocks = {
+        (model, "scaled_tau", kind, "", seed): np.full(9, ends[int(kind[-1])]) + np.arange(9) % 3 / 100
+        for model, ends in tau.items()
+        for kind in kinds
+        for seed in range(3)
+    }
+    found = claims_for(frame(blocks))
+    assert [entry.name for entry in found][len(CLAIMS) :] == ["5a jb_role", "5b jb_role", "5c jb_role"]
+    verdict = rungs(frame(blocks), found[len(CLAIMS)])["chance"]
+    assert (verdict.outcome, verdict.estimate) == (S, pytest.approx(1.8))
+
+
 def test_refusal_is_beyond_the_base_and_any_fine_tuning() -> None:
     def at(rate: float) -> np.ndarray:
         return (np.arange(40) < 40 * rate).astype(float)

@@ -1,5 +1,9 @@
 """Stages in processes of their own: the same results, and no end without a reason."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +21,17 @@ from tunescope.probes.view import probe
 @probe("killer")
 def killer(view, findings):
     os._exit(1)
+"""
+
+SLEEPER = """
+import os, time
+from pathlib import Path
+from tunescope.probes.view import probe
+
+@probe("sleeper")
+def sleeper(view, findings):
+    Path(__file__).with_suffix(".pid").write_text(str(os.getpid()))
+    time.sleep(600)
 """
 
 
@@ -63,6 +78,37 @@ def test_a_process_that_is_killed_is_named_as_the_reason(
     plugin.write_text(KILLER)
     more = ["--update", "--jobs", "2", "--plugin", str(plugin), "--set", "probe.probes=[killer]"]
     assert "stopped from outside" in refused([*small_study, "--out", str(run_folder), *more])
+
+
+def test_a_worker_ends_with_a_parent_that_is_killed(small_study: list[str], run_folder: Path, tmp_path: Path) -> None:
+    plugin, pid = tmp_path / "sleeper.py", tmp_path / "sleeper.pid"
+    plugin.write_text(SLEEPER)
+    more = ["--update", "--jobs", "2", "--plugin", str(plugin), "--set", "probe.probes=[sleeper]"]
+    command = [sys.executable, "-m", "tunescope.cli", *small_study, "--out", str(run_folder), *more]
+    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        assert until(lambda: pid.exists() and pid.read_text() != "")
+        worker = int(pid.read_text())
+    finally:
+        parent.kill()
+        parent.wait()
+    assert until(lambda: not alive(worker))
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether it becomes true in this time."""
+    end = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return ") Z " not in Path(f"/proc/{process}/stat").read_text() if Path("/proc").exists() else True
 
 
 def test_jobs_are_at_least_one(capsys: pytest.CaptureFixture[str]) -> None:

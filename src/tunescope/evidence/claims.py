@@ -12,6 +12,7 @@ from tunescope.records.names import (
     BENIGN,
     EVERYWHERE,
     EXTRAPOLATED,
+    JAILBREAK,
     LAST,
     LOST,
     REFUSAL,
@@ -115,11 +116,18 @@ def claim(entry: Claim) -> Claim:
 
 
 def claims_for(scores: pd.DataFrame) -> tuple[Claim, ...]:
-    """The registered claims, then observation 5 for each kind of prompt without strengths but safe and unsafe ones."""
-    plain = (scores["metric"] == "scaled_tau") & (scores["attack"] == "") & (scores["intervention"] == "")
+    """The registered claims, then observation 5 for each kind of prompt but safe and unsafe ones and controls; where a
+    kind has strengths, from the weakest to the strongest.
+    """
+    rows = scores[(scores["metric"] == "scaled_tau") & (scores["intervention"] == "")]
     dials = set(scores.loc[scores["strength"].notna(), "kind"])
-    kinds = [str(kind) for kind in scores.loc[plain, "kind"].unique() if kind not in {"", SAFE, UNSAFE, *dials}]
-    return (*CLAIMS.values(), *(entry for kind in kinds for entry in _of_kind(kind)))
+    plain = rows.loc[rows["attack"] == "", "kind"].unique()
+    pairs = [(str(kind), str(kind), UNSAFE) for kind in plain if kind not in {"", SAFE, UNSAFE, *dials}]
+    ladders = rows[rows["attack"].astype(str) == rows["kind"].astype(str)].groupby("kind", sort=False, observed=True)
+    for kind, dial in ladders["dial"]:
+        if str(kind).startswith(JAILBREAK) and kind not in JAILBREAKS and dial.nunique() > 1:
+            pairs.append((str(kind), f"{kind}@{dial.max():g}", f"{kind}@{dial.min():g}"))
+    return (*CLAIMS.values(), *(entry for pair in pairs for entry in _of_kind(*pair)))
 
 
 UNSAFE_MORE = {UNSAFE: 1.0, SAFE: -1.0}
@@ -528,9 +536,10 @@ claim(
 )
 
 
-def _of_kind(kind: str) -> tuple[Claim, ...]:
-    """Observation 5 for prompts of one kind, next to plain unsafe ones."""
-    more, less = {kind: 1.0, UNSAFE: -1.0}, {kind: -1.0, UNSAFE: 1.0}
+def _of_kind(kind: str, attacked: str, plain: str) -> tuple[Claim, ...]:
+    """Observation 5 for prompts of one kind, next to plain unsafe ones; both as keys of `Claim.weights`."""
+    more, less = {attacked: 1.0, plain: -1.0}, {attacked: -1.0, plain: 1.0}
+    turned = "" if "@" in attacked else f", {TURNED}"  # of attacked prompts no random directions are measured
     source = f"{PAPER}, observation 5"
     return (
         Claim(
@@ -552,8 +561,8 @@ def _of_kind(kind: str) -> tuple[Claim, ...]:
             weights=less,
             smallest=TENTH,
             unit="ratio",
-            found=f"|dW a| / |a| of unsafe prompts to that of {kind}, {TURNED}",
-            chance="rotated",
+            found=f"|dW a| / |a| of unsafe prompts to that of {kind}{turned}",
+            chance="rotated" if turned else "",
         ),
         Claim(
             name=f"5c {kind}",
