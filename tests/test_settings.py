@@ -202,6 +202,12 @@ def test_fine_tunes_are_written_as_they_are_called() -> None:
 def test_settings_change_by_name_in_python_and_are_checked() -> None:
     study = tiny().changed(seed=3, tune={"steps": 7}, tunes=["dpo-eta_s"])
     assert (study.seed, study.tune.steps, study.tune.batch) == (3, 7, tiny().tune.batch)
-    for wrong in ({"tuning": {}}, {"tune": {"steps": 0}}, {"tune": {"stepz": 1}}, {"tunes": ["dpo-fast"]}):
+    for wrong in (
+        {"tuning": {}},
+        {"tune": {"steps": 0}},
+        {"tune": {"stepz": 1}},
+        {"tune": {"unsafe_share": 0.001}},
+        {"tunes": ["dpo-fast"]},
+    ):
         with pytest.raises(InputError):
             tiny().changed(**wrong)

@@ -341,7 +341,7 @@ class TuneConfig(Config):
     steps: Positive = 400
     batch: int = Field(80, ge=5, description="prompts per step")
     unsafe_share: Share | None = Field(
-        None, description="of a batch, in protocols that see unsafe prompts; null: as each has it, a fifth in ssft"
+        None, description="of unsafe prompts in a batch; null: the protocol's own, .2 in ssft and .5 in dpo"
     )
     learning_rates: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], Rate] = Field(
         {"eta_m": 2e-3, "eta_s": 2e-4}, description="by name; eta_m and eta_s are the paper's larger and smaller one"
@@ -351,6 +351,16 @@ class TuneConfig(Config):
     warmup: int = Field(20, ge=0)
     checkpoints: Positive = Field(5, description="models saved during fine-tuning, equally spaced, the last included")
     settings: Overrides = Field({}, description="of single protocols, as in tune.settings.dpo.beta=0.2")
+
+    @model_validator(mode="after")
+    def _both_halves(self) -> Self:
+        share = self.unsafe_share
+        if share is not None and not 1 <= round(share * self.batch) < self.batch:
+            raise ValueError(
+                f"unsafe_share: {share:g} of a batch of {self.batch} is none of its prompts, or all; "
+                f"{1 / self.batch:.2g} to {1 - 1 / self.batch:.2g} will do"
+            )
+        return self
 
 
 class EvaluateConfig(Config):

@@ -460,8 +460,8 @@ def test_kinds_of_their_own_have_claims_and_ladders_have_not() -> None:
 
 
 def test_forms_have_claims_from_the_plain_prompt_to_the_strongest() -> None:
-    """Controls of forms have none, and those of the world are judged together."""
-    kinds = ("jb_role@0", "jb_role@1", "ok_role@0", "ok_role@1", "jb_leet@1", "jb_misgen@0", "jb_misgen@1")
+    """Controls of forms have none, nor has a form without its plain prompt."""
+    kinds = ("jb_role@0", "jb_role@1", "ok_role@0", "ok_role@1", "jb_leet@1", "jb_co_task@0", "jb_co_task@1")
     tau = {"base": (0.0, 0.2), "ssft": (-3.0, -1.0)}
     blocks = {
         (model, "scaled_tau", kind, "", seed): np.full(9, ends[int(kind[-1])]) + np.arange(9) % 3 / 100
@@ -470,7 +470,8 @@ def test_forms_have_claims_from_the_plain_prompt_to_the_strongest() -> None:
         for seed in range(3)
     }
     found = claims_for(frame(blocks))
-    assert [entry.name for entry in found][len(CLAIMS) :] == ["5a jb_role", "5b jb_role", "5c jb_role"]
+    names = [f"5{letter} {kind}" for kind in ("jb_role", "jb_co_task") for letter in "abc"]
+    assert [entry.name for entry in found][len(CLAIMS) :] == names
     verdict = rungs(frame(blocks), found[len(CLAIMS)])["chance"]
     assert (verdict.outcome, verdict.estimate) == (S, pytest.approx(1.8))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.models.generate import generate
+from tunescope.models.hooks import patch
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import read, token_logps, which_follows
 from tunescope.models.sites import Site
@@ -18,6 +19,7 @@ from tunescope.tasks.language.encode import left_padded
 
 CPU = torch.device("cpu")
 BEGUN = 10  # more than is read again
+SLIDING = ("mistral", "gemma2")  # by their config; in their windows padding would take up room
 ANSWER = Stream.named(0, "answer").integers(20, (5, 4), CPU)
 
 
@@ -66,7 +68,10 @@ def test_it_is_read_once(model: PreTrainedModel, prompts: Inputs) -> None:
     read(model, replace(prompts, shared=0), 1)
     hook.remove()
     t = prompts.sequence.shape[1]
-    assert seen == [[1, BEGUN], [5, t - BEGUN], [1, t], [5, t]]
+    first = (
+        [[5, t]] if model.config.model_type in SLIDING and prompts.mask is not None else [[1, BEGUN], [5, t - BEGUN]]
+    )
+    assert seen == [*first, [1, t], [5, t]]
 
 
 def test_gradients_are_the_same(model: PreTrainedModel, prompts: Inputs) -> None:
@@ -108,6 +113,35 @@ def test_few_tokens_are_read_again_and_the_ends_are_not_shared() -> None:
     assert left_padded([[*begun, 10, 11], [*begun, 12]], CPU).shared == 8
     assert left_padded([begun], CPU).shared == 0
     padded = left_padded([[*begun, 10, 11, 12], [*begun, 13, 14]], CPU)
-    assert padded.sequence.tolist() == [[*begun, 10, 11, 12], [*begun, 0, 13, 14]]
-    assert padded.mask is not None
-    assert padded.mask[1].tolist() == [1] * 9 + [0, 1, 1]
+    assert padded.sequence.tolist() == [[*begun, 10, 11, 12], [0, *begun, 13, 14]]
+    first = padded.shared_first()
+    assert first.sequence.tolist() == [[*begun, 10, 11, 12], [*begun, 0, 13, 14]]
+    assert first.mask is not None
+    assert first.positions is not None
+    assert first.mask[1].tolist() == [1] * 9 + [0, 1, 1]
+    assert first.positions[1].tolist() == [*range(9), 0, 9, 10]
+    assert torch.equal(first.shared_first().sequence, first.sequence)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "qwen2"])
+def test_padding_takes_no_room_in_a_sliding_window(name: str, build: Callable[..., PreTrainedModel]) -> None:
+    model = build(name, 20, 64, sliding_window=12, use_sliding_window=True).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.mul_(5)
+    ids = Stream.named(0, "ids").integers(20, (2, 40), CPU)
+    ids[1, :BEGUN] = ids[0, :BEGUN]
+    rows = [ids[0, :14].tolist(), ids[1].tolist()]
+    close(read(model, left_padded(rows, CPU), 1)[0], model(torch.tensor(rows[:1])).logits[0, -1:])
+    said = generate(model, left_padded(rows, CPU), 4)[0]
+    assert torch.equal(said, generate(model, Inputs(torch.tensor(rows[:1])), 4)[0])
+
+
+def test_what_is_patched_is_read_whole(prompts: Inputs, build: Callable[..., PreTrainedModel]) -> None:
+    """Also where one row would fit the shared tokens."""
+    model, site = build("llama", 20, 48).requires_grad_(False), Site(1, "resid_post")
+    plain, new = read(model, prompts, 1), torch.randn(5, 1, 16)
+    with patch(model, {site: new}, slice(-1, None)):
+        assert not torch.equal(read(model, prompts, 1), plain)
+    with patch(model, {site: new[:1]}, slice(-1, None)), pytest.raises(ValueError, match="cannot take the place"):
+        read(model, prompts, 1)
+    assert torch.equal(read(model, prompts, 1), plain)

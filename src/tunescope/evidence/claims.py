@@ -116,17 +116,19 @@ def claim(entry: Claim) -> Claim:
 
 
 def claims_for(scores: pd.DataFrame) -> tuple[Claim, ...]:
-    """The registered claims, then observation 5 for each kind of prompt but safe and unsafe ones and controls; where a
-    kind has strengths, from the weakest to the strongest.
+    """The registered claims, then observation 5 for each further kind of attacked prompts: beside unsafe ones, or where
+    it has strengths, the strongest beside strength 0. The world's jailbreaks, at all their strengths, have claim 5.
     """
     rows = scores[(scores["metric"] == "scaled_tau") & (scores["intervention"] == "")]
-    dials = set(scores.loc[scores["strength"].notna(), "kind"])
+    graded = set(scores.loc[scores["strength"].notna(), "kind"])
     plain = rows.loc[rows["attack"] == "", "kind"].unique()
-    pairs = [(str(kind), str(kind), UNSAFE) for kind in plain if kind not in {"", SAFE, UNSAFE, *dials}]
+    pairs = [(str(kind), str(kind), UNSAFE) for kind in plain if kind not in {"", SAFE, UNSAFE, *graded}]
     ladders = rows[rows["attack"].astype(str) == rows["kind"].astype(str)].groupby("kind", sort=False, observed=True)
-    for kind, dial in ladders["dial"]:
-        if str(kind).startswith(JAILBREAK) and kind not in JAILBREAKS and dial.nunique() > 1:
-            pairs.append((str(kind), f"{kind}@{dial.max():g}", f"{kind}@{dial.min():g}"))
+    measured = {str(kind): {*dial} for kind, dial in ladders["dial"] if str(kind).startswith(JAILBREAK)}
+    judged = JAILBREAKS if all(measured.get(kind, set()) >= {*STRENGTHS} for kind in JAILBREAKS) else ()
+    for kind, dials in measured.items():
+        if kind not in judged and 0 in dials and len(dials) > 1:
+            pairs.append((kind, f"{kind}@{max(dials):g}", f"{kind}@0"))
     return (*CLAIMS.values(), *(entry for pair in pairs for entry in _of_kind(*pair)))
 
 

@@ -29,7 +29,7 @@ class DirectionConfig(Config):
     """By what a direction is chosen."""
 
     layers: Positive = Field(8, description="evenly spaced layers whose directions are tried; none of the last fifth")
-    prompts: Positive = Field(200, description="prompts of each kind that choose among them")
+    prompts: Positive = Field(200, description="at most so many prompts of each kind choose among them")
     least_kept: Share = Field(0.9, description="of right answers to safe prompts, where the task knows what is right")
     most_kl: Rate = Field(0.1, description="change of answers to safe prompts, elsewhere: mean nats per token")
     least_size: Share = Field(0.01, description="in mean lengths of an activation; half precision rounds by half of it")

@@ -59,11 +59,10 @@ def standing_spaces(bench: Bench, k: int) -> Mapping[str, Spaces]:
     """
     model = bench.model
     sites = list({input_site(model, i, name): None for i in range(layer_count(model)) for name in weight_names(model)})
-    # No place of which some prompt has only padding, and none before which all are the same.
-    prompts = [batch.prompts for batch in bench.fit.values()]
-    length = min(
-        (each.sequence.shape[1] if each.mask is None else int(each.mask.sum(1).min())) - each.shared for each in prompts
-    )
+    # No place of which some prompt has only padding.
+    masks = [batch.prompts.mask for batch in bench.fit.values()]
+    length = min(batch.prompts.sequence.shape[1] for batch in bench.fit.values())
+    length = min([length, *(int(mask.sum(1).min()) for mask in masks if mask is not None)])
 
     def of(kind: str) -> dict[Site, Tensor]:
         """Places count from the end, where prompts of other lengths and kinds meet."""

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from tunescope.models.checkpoint import quiet
 from tunescope.models.inputs import IGNORED, Answers, Inputs
-from tunescope.models.logps import begun
+from tunescope.models.logps import read_shared, sharing
 
 
 @torch.no_grad()
@@ -31,12 +31,13 @@ def generate(
     model.generation_config = config
     try:
         out = torch.full((len(prompts), length), pad, dtype=torch.long, device=prompts.sequence.device)
-        for number, part in enumerate(prompts.split(rows)):
+        for number, some in enumerate(prompts.split(rows)):
+            part = sharing(model, some)
             given: dict[str, Any] = part.arguments()
             given.pop("position_ids", None)  # generation counts them from the mask
             given.setdefault("attention_mask", torch.ones(part.sequence.shape[:2], dtype=torch.long, device=out.device))
             with quiet(), torch.autocast(out.device.type, dtype, enabled=dtype is not torch.float32):
-                given |= begun(model, part)
+                given |= read_shared(model, part)
                 full = model.generate(**given, generation_config=config)
             # Of embeddings, only what is new comes back.
             text = full if "inputs_embeds" in given else full[:, part.sequence.shape[1] :]

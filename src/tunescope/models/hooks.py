@@ -58,8 +58,9 @@ def capture(
 def edit(model: PreTrainedModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
     """Inside the block, the model goes on with `edits[site](activation)` in place of the activation.
 
-    The function gets a clone, which it may change in place, and which is in the autograd graph. What it returns must
-    have the same shape, dtype and device. A replaced resid_mid reaches resid_post to within rounding, everything else
+    The function gets a clone, which it may change in place, and which is in the autograd graph. It is called in every
+    pass: tokens that all prompts share may be read in one of their own, before the others. What it returns must have
+    the same shape, dtype and device. A replaced resid_mid reaches resid_post to within rounding, everything else
     exactly.
 
     Raises:
@@ -103,9 +104,15 @@ def patch(
             activation[:, positions] = new
         return activation
 
+    look.patches = True  # type: ignore[attr-defined]
     edits: dict[Site, Edit] = {site: partial(put, new) for site, new in activations.items()}
     with model.register_forward_pre_hook(look, with_kwargs=True), edit(model, edits):
         yield model
+
+
+def patched(model: PreTrainedModel) -> bool:
+    """Whether places of a prompt are patched now, which must then be read whole, in one pass."""
+    return any(getattr(hook, "patches", False) for hook in model._forward_pre_hooks.values())
 
 
 def _replacement(site: Site, function: Edit, activation: Tensor) -> Tensor:

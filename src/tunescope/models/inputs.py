@@ -21,8 +21,8 @@ class Inputs:
     Attributes:
         sequence: token ids [n, t], or embeddings [n, t, width].
         positions: place of each token, [n, t]; None counts them from 0.
-        mask: 1 for tokens, 0 for padding, behind what is shared, so that every row ends in a token. None: no padding.
-        shared: with so many tokens all sequences begin, which need not be read more than once.
+        mask: 1 for tokens, 0 for padding, on the left, so that every row ends in a token. None: no padding.
+        shared: number of first tokens that are the same in all sequences.
     """
 
     sequence: Int[Tensor, "n t"] | Float[Tensor, "n t width"]
@@ -42,7 +42,7 @@ class Inputs:
         return (self[start : start + rows] for start in range(0, len(self), rows))
 
     def arguments(self, start: int = 0) -> dict[str, Tensor]:
-        """As keyword arguments of a forward pass; of the tokens before `start` keys and values are kept."""
+        """As keyword arguments of a forward pass; tokens before `start` are left out, since a cache has them."""
         name = "inputs_embeds" if self.sequence.is_floating_point() else "input_ids"
         mask = self.mask
         if self.positions is not None and mask is None:
@@ -51,6 +51,21 @@ class Inputs:
         positions = None if self.positions is None else self.positions[:, start:]
         named = {name: self.sequence[:, start:], "position_ids": positions, "attention_mask": mask}
         return {key: value for key, value in named.items() if value is not None}
+
+    def shared_first(self) -> "Inputs":
+        """The same, with the padding after the shared tokens and before the others."""
+        if self.mask is None or not self.shared:
+            return self
+        n, t = self.mask.shape
+        place = torch.arange(t - self.shared, device=self.mask.device).expand(n, -1)
+        padding = (self.mask.cumsum(1) == 0).sum(1, keepdim=True)
+        source = torch.cat(
+            [padding + torch.arange(self.shared, device=place.device), place + self.shared * (place >= padding)], dim=1
+        )
+        positions = None if self.positions is None else self.positions.gather(1, source)
+        return replace(
+            self, sequence=self.sequence.gather(1, source), positions=positions, mask=self.mask.gather(1, source)
+        )
 
     def embedded(self, model: PreTrainedModel) -> "Inputs":
         """The same with embeddings for token ids, cut off from their table's gradient."""
@@ -88,8 +103,8 @@ class Inputs:
         positions = [part.positions for part in parts if part.positions is not None]
         masks = [part.mask for part in parts if part.mask is not None]
         shared = min(part.shared for part in parts)
-        begun = parts[0].sequence[:1, :shared]
-        if not all(torch.equal(part.sequence[:1, :shared], begun) for part in parts if len(part)):
+        heads = [part.shared_first().sequence[0, :shared].tolist() for part in parts if len(part)]
+        if any(head != heads[0] for head in heads):
             shared = 0
         sequence = torch.cat([part.sequence for part in parts])
         return cls(sequence, torch.cat(positions) if positions else None, torch.cat(masks) if masks else None, shared)

@@ -1,6 +1,7 @@
 """The ways in which training and scoring read a model: what it says of given tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from inspect import signature
 
 import torch
@@ -8,7 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from tunescope.models.hooks import patched
 from tunescope.models.inputs import IGNORED, Answers, Inputs, says
+from tunescope.models.weights import in_memory
 
 
 def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
@@ -20,27 +23,42 @@ def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
 def read(
     model: PreTrainedModel, inputs: Inputs, logits: int, kept: dict[str, DynamicCache] | None = None
 ) -> Float[Tensor, "n {logits} vocab"]:
-    """What the model expects after each of so many tokens at the end, by one forward pass.
-
-    Tokens with which all sequences begin are read before, once, and stand before each of them by their keys and values.
+    """Logits after each of so many tokens at the end. Tokens that all sequences share are read once.
 
     Args:
-        kept: an empty cache, which will hold keys and values of all tokens.
+        kept: an empty cache, which will hold keys and values of all tokens, in the order of `sharing`.
     """
-    kept = begun(model, inputs, kept)
-    start = next(iter(kept.values())).get_seq_length() if kept else 0
-    return model(**inputs.arguments(start), **kept, use_cache=bool(kept), logits_to_keep=logits).logits
+    inputs = sharing(model, inputs)
+    if inputs.sequence.shape[1] - inputs.shared < logits:
+        inputs = replace(inputs, shared=0)
+    kept = read_shared(model, inputs, kept)
+    return model(**inputs.arguments(inputs.shared), **kept, use_cache=bool(kept), logits_to_keep=logits).logits
 
 
-def begun(
+def sharing(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """The inputs with shared tokens first, before any padding, so that these can be read once; or with none shared.
+
+    None are shared where that is wrong: by embeddings, which may differ; in a sliding window, which padding would use
+    up; while places of the prompt are patched. And where it does not pay: by one sequence; by a model of which a part
+    is fetched for each pass.
+    """
+    slides = getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True)
+    wrong = inputs.sequence.is_floating_point() or (slides and inputs.mask is not None) or patched(model)
+    if not inputs.shared or wrong or len(inputs) < 2 or not in_memory(model):
+        return replace(inputs, shared=0)
+    return inputs.shared_first()
+
+
+def read_shared(
     model: PreTrainedModel, inputs: Inputs, kept: dict[str, DynamicCache] | None = None
 ) -> dict[str, DynamicCache]:
-    """Keys and values of the tokens with which all sequences begin, for each of these, as keyword arguments of a pass.
+    """A cache, as a keyword argument of a forward pass, with keys and values of the shared tokens for every sequence.
 
     Args:
-        kept: where they go; None: somewhere, if there are any.
+        inputs: as `sharing` gives them.
+        kept: an empty cache that is to be it; None: a new one, and no argument where nothing is shared.
     """
-    if not inputs.shared or inputs.sequence.is_floating_point() or len(inputs) < 2:
+    if not inputs.shared:
         return kept or {}
     kept = kept or keys_and_values(model)
     model(input_ids=inputs.sequence[:1, : inputs.shared], **kept, use_cache=True, logits_to_keep=1)
@@ -137,7 +155,8 @@ def which_follows(
     """
     hits = [torch.zeros(len(prompts), dtype=torch.bool, device=prompts.sequence.device) for _ in answers]
     for start in range(0, len(prompts), rows):
-        part, said = prompts[start : start + rows], torch.stack([each[start : start + rows] for each in answers])
+        part = sharing(model, prompts[start : start + rows])
+        said = torch.stack([each[start : start + rows] for each in answers])
         with torch.autocast(said.device.type, dtype, enabled=dtype is not torch.float32):
             kept = keys_and_values(model)
             first = read(model, part, 1, kept)[:, -1].argmax(-1)

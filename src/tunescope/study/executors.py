@@ -119,7 +119,7 @@ def _begin(plugins: Sequence[str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would go on with its stage, in a folder that is anybody's again."""
+    """A worker whose parent was killed would go on with its stage, in a folder whose lock is free again."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

@@ -45,9 +45,10 @@ class Protocol:
     check: Callable[[Any, Task, Base], None] | None = None
 
     def unsafe_of(self, batch: int, share: float | None) -> int:
-        """How many prompts of a batch are unsafe, where a study wants a share of its own; None: it does not.
+        """How many prompts of a batch are unsafe.
 
-        A protocol that sees none still sees none.
+        Args:
+            share: of the study, for all protocols that see unsafe prompts; None: the protocol's own.
         """
         return round(batch * (self.unsafe_share if share is None or not self.unsafe_share else share))
 

@@ -19,7 +19,7 @@ _CODES = [code for letter in "aAbBcdfHIjmMpSUwWxXyYZ%" for code in (f"%-{letter}
 def encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], device: torch.device, *, template: str | None
 ) -> Inputs:
-    """Token ids of prompts, padded to the longest so that each ends in a token; positions count from a prompt's first.
+    """Token ids of prompts, padded on the left to the longest; positions count from a prompt's own first token.
 
     Args:
         template: a chat template, in which each text is what the user says, up to where the answer begins; None takes
@@ -52,16 +52,14 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], templat
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Inputs:
     """Rows of token ids as one batch; without mask and positions where all are of one length.
 
-    What all begin with, as the head of a chat template, stands before the padding.
+    The head of a chat template, say, is shared by all of them.
     """
     same = sum(1 for _ in takewhile(lambda ids: len({*ids}) == 1, zip(*rows, strict=False)))
     shared = min(same, min(map(len, rows)) - 2)
     shared = shared if len(rows) > 1 and shared >= WORTH_SHARING else 0
     longest = max(map(len, rows))
-    mask, sequence = (
-        torch.tensor([[*ids[:shared], *[0] * (longest - len(ids)), *ids[shared:]] for ids in each])
-        for each in ([[1] * len(ids) for ids in rows], rows)
-    )
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows])
+    sequence = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in rows])
     if mask.all():
         return Inputs(sequence.to(device), shared=shared)
     return Inputs(sequence.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device), mask.to(device), shared)

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tunescope.errors import shown
 from tunescope.models.inputs import Inputs
-from tunescope.models.logps import gathered_logps, keys_and_values, read
+from tunescope.models.logps import gathered_logps, keys_and_values, read, sharing
 from tunescope.tasks.language.reading import json_of, validated
 
 # From prompts and answers to whether each answer refuses. Anything of this form can be the judge, a model too. Where it
@@ -144,7 +144,7 @@ def opening_logps(
     Prompts are read once. Behind their keys and values, only beginnings of openings are read, without the last token,
     and none that is the beginning of another: most openings share theirs.
     """
-    n, device = len(prompts), prompts.sequence.device
+    n, device, prompts = len(prompts), prompts.sequence.device, sharing(model, prompts)
     kept = keys_and_values(model)
     first = read(model, prompts, 1, kept)[:, -1:]
     logps = torch.zeros(n, len(openings), dtype=torch.float64, device=device)

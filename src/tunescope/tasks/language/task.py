@@ -1,7 +1,7 @@
 """Natural language as a task: given prompts, which are few, and openings and phrases that tell refusals."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import cycle
@@ -223,8 +223,7 @@ class Language:
         if not pairs or None in others:
             return None
         rows = zip((UNSAFE, SAFE, UNSAFE), (*zip(*chosen, strict=True), others), strict=True)
-        # Read whole, since what takes the place of activations does so in each of them.
-        unsafe, safe, other = (self._batch(kind, each, replace(self._inputs(each), shared=0)) for kind, each in rows)
+        unsafe, safe, other = (self._batch(kind, each, self._inputs(each)) for kind, each in rows)
         return Twins(unsafe, safe, other, {LAST: slice(-1, None)})
 
     def _batch(self, kind: str, instructions: Sequence[Instruction], inputs: Inputs, strength: float = 0.0) -> Batch:
