@@ -29,7 +29,7 @@ class Attacked:
         extra: what is put before the last token, embeddings or token ids; None: nothing.
         steps: gradient steps until it first succeeded, -1 where it did not; None: it does not search prompt by prompt.
         budget: gradient steps that it had. tries: prompts that it looked at in each.
-        comparable: whether prompts end as plain ones do, so that their activations can be set beside those.
+        comparable: whether activations are set beside those of plain prompts, which must end alike.
         change: what is done to the model itself for the time of the attack; None: nothing.
     """
 

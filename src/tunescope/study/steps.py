@@ -45,7 +45,7 @@ from tunescope.probes.overlap import measure_overlaps, overlaps
 from tunescope.probes.view import INPUT, Batches, View, look_inside
 from tunescope.records import intervals
 from tunescope.records.findings import Findings
-from tunescope.records.names import BASE, BENIGN, CORRECTED, KL, OTHER, PERPLEXITY, SAFE, UNSAFE
+from tunescope.records.names import BASE, BENIGN, CONTROL, CORRECTED, KL, OTHER, PERPLEXITY, SAFE, UNSAFE
 from tunescope.records.tables import (
     SCORES_SCHEMA,
     Record,
@@ -389,8 +389,14 @@ def attack_model(given: Attacking, at: Place) -> None:
     base = this.load(given.base) if given.tuned else model
     base_task = this.task(answers=True, model=given.base) if given.tuned else task
     fit, score = this.sample(task, given.probe)
+    # Of the controls of forms only what the model does is asked; what it looks like inside takes most of the time.
     ladders = [
-        Attacked(name, strength, this.attacked(task, name, strength or 0.0, config.prompts, "jailbreaks"))
+        Attacked(
+            name,
+            strength,
+            this.attacked(task, name, strength or 0.0, config.prompts, "jailbreaks"),
+            comparable=not name.startswith(CONTROL),
+        )
         for name, kind in task.kinds.items()
         if name not in COURSE and kind.probed
         for strength in (given.strengths if kind.dial else (None,))
