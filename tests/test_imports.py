@@ -60,7 +60,7 @@ PARTS = {p: {part(m) for name in GRAPH if part(name) == p for m in GRAPH[name]} 
 
 def test_the_graph_is_seen() -> None:
     assert GRAPH["tunescope.tasks.world.vocab"] == set()
-    assert GRAPH["tunescope.models.logps"] == {"tunescope.models.inputs"}
+    assert GRAPH["tunescope.models.logps"] == {f"tunescope.models.{name}" for name in ("hooks", "inputs", "weights")}
     assert {"tunescope.config", "tunescope.tasks.world.grammar"} <= GRAPH["tunescope.tasks.world.world"]
     assert PARTS["study"] >= {"tasks", "models", "training", "attacks", "probes", "interventions", "evidence", "report"}
     assert "study" in PARTS["cli"]  # within a function

@@ -542,6 +542,7 @@ def _of_kind(kind: str, attacked: str, plain: str) -> tuple[Claim, ...]:
     """Observation 5 for prompts of one kind, next to plain unsafe ones; both as keys of `Claim.weights`."""
     more, less = {attacked: 1.0, plain: -1.0}, {attacked: -1.0, plain: 1.0}
     turned = "" if "@" in attacked else f", {TURNED}"  # of attacked prompts no random directions are measured
+    figure = "attack_features" if "@" in attacked else ""
     source = f"{PAPER}, observation 5"
     return (
         Claim(
@@ -554,6 +555,7 @@ def _of_kind(kind: str, attacked: str, plain: str) -> tuple[Claim, ...]:
             unit="within-class sd",
             found=f"tau of {kind} less that of unsafe prompts, beyond the base",
             chance="base",
+            figure=figure,
         ),
         Claim(
             name=f"5b {kind}",
@@ -565,6 +567,7 @@ def _of_kind(kind: str, attacked: str, plain: str) -> tuple[Claim, ...]:
             unit="ratio",
             found=f"|dW a| / |a| of unsafe prompts to that of {kind}{turned}",
             chance="rotated" if turned else "",
+            figure=figure,
         ),
         Claim(
             name=f"5c {kind}",
@@ -576,5 +579,6 @@ def _of_kind(kind: str, attacked: str, plain: str) -> tuple[Claim, ...]:
             unit="ratio",
             found=f"sensitivity to {kind} over that to unsafe prompts, as a multiple of the same of the base",
             chance="base",
+            figure=figure,
         ),
     )
