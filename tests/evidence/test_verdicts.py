@@ -470,7 +470,7 @@ def test_forms_have_claims_from_the_plain_prompt_to_the_strongest() -> None:
         for seed in range(3)
     }
     found = claims_for(frame(blocks))
-    names = [f"5{letter} {kind}" for kind in ("jb_role", "jb_co_task") for letter in "abc"]
+    names = [f"5{letter} {kind}" for kind in ("jb_role",) for letter in "abc"]
     assert [entry.name for entry in found][len(CLAIMS) :] == names
     verdict = rungs(frame(blocks), found[len(CLAIMS)])["chance"]
     assert (verdict.outcome, verdict.estimate) == (S, pytest.approx(1.8))

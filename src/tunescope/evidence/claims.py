@@ -117,7 +117,7 @@ def claim(entry: Claim) -> Claim:
 
 def claims_for(scores: pd.DataFrame) -> tuple[Claim, ...]:
     """The registered claims, then observation 5 for each further kind of attacked prompts: beside unsafe ones, or where
-    it has strengths, the strongest beside strength 0. The world's jailbreaks, at all their strengths, have claim 5.
+    it has strengths, the strongest beside strength 0. Kinds called like the world's jailbreaks are left to claim 5.
     """
     rows = scores[(scores["metric"] == "scaled_tau") & (scores["intervention"] == "")]
     graded = set(scores.loc[scores["strength"].notna(), "kind"])
@@ -125,9 +125,8 @@ def claims_for(scores: pd.DataFrame) -> tuple[Claim, ...]:
     pairs = [(str(kind), str(kind), UNSAFE) for kind in plain if kind not in {"", SAFE, UNSAFE, *graded}]
     ladders = rows[rows["attack"].astype(str) == rows["kind"].astype(str)].groupby("kind", sort=False, observed=True)
     measured = {str(kind): {*dial} for kind, dial in ladders["dial"] if str(kind).startswith(JAILBREAK)}
-    judged = JAILBREAKS if all(measured.get(kind, set()) >= {*STRENGTHS} for kind in JAILBREAKS) else ()
     for kind, dials in measured.items():
-        if kind not in judged and 0 in dials and len(dials) > 1:
+        if kind not in JAILBREAKS and 0 in dials and len(dials) > 1:
             pairs.append((kind, f"{kind}@{max(dials):g}", f"{kind}@0"))
     return (*CLAIMS.values(), *(entry for pair in pairs for entry in _of_kind(*pair)))
 
