@@ -25,7 +25,7 @@ from tunescope.registry import Registry
 
 RECIPES: Registry[Callable[[], Study]] = Registry("recipe")
 METHODS = ("ssft", "dpo", "unlearning")
-CHOSEN_ON: dict[str, Any] = {"prompts": 32}  # Arditi et al. (2024) take as many; a language model's prompts are slow
+CHOSEN_ON: dict[str, Any] = {"prompts": 32}  # as many as Arditi et al. (2024) take; for studies that are slow or tiny
 ALL = grid((*METHODS, SEEN, STYLED, ATTRIBUTE), ("eta_m", "eta_s"))
 
 
@@ -75,6 +75,7 @@ def tiny() -> Study:
                 "soft_prompt": {"tokens": (1, 4), "steps": 5},
                 "universal_soft_prompt": {"tokens": (4,), "steps": 5},
                 "suffix": {"steps": 2, "candidates": 4},
+                "direction_ablation": CHOSEN_ON,
             },
         ),
         intervene=InterveneConfig(
@@ -85,6 +86,7 @@ def tiny() -> Study:
                 "truncated": {"ranks": (1, 8)},
                 "inputs": {"directions": (1, 8)},
                 "retuned": {"steps": (1, 16)},
+                "direction": CHOSEN_ON,
             },
         ),
     )
