@@ -19,12 +19,12 @@ import pandas as pd
 from tunescope.evidence.claims import LADDER, Claim
 from tunescope.evidence.verdicts import Judgement, Verdict, judged_at
 from tunescope.files import write_text
-from tunescope.records.names import MARGIN, RETUNED, SAFE
+from tunescope.records.names import MARGIN, RETUNED
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records
-from tunescope.report.attacks import attack_rows
+from tunescope.report.attacks import strongest
 from tunescope.report.interventions import CHANGES, JAILBREAKS, alpha_rows, change_rows, durability_rows
-from tunescope.report.select import final_rows, headline_rows, strongest_rows
+from tunescope.report.select import final_rows, headline_rows
 from tunescope.report.tables import DASH, GLYPHS, TIMES, marked
 
 MARKED = re.compile(r"(<!-- table: (\w+) -->).*?(<!-- end -->)", re.DOTALL)
@@ -202,9 +202,7 @@ def tables(folder: Path) -> dict[str, str]:
     records = pool(read_records(folder / "records.parquet"))
     told = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
     behaviour = headline_rows(records)
-    attacks = attack_rows(final_rows(records), "compliance")
-    # What was found for unsafe prompts is put to safe ones, too, under the same name: no success.
-    attacked = strongest_rows(attacks[attacks["kind"] != SAFE], "dial", "name")
+    attacked = strongest(final_rows(records))
     counts, which = other_effects(told)
     return {
         **{outcome: rates(behaviour[behaviour["metric"] == outcome], outcome) for outcome in SAID},

@@ -97,11 +97,11 @@ def test_which_of_several_answers_is_the_greedy_one(model: PreTrainedModel) -> N
             assert not which_follows(model, prompts, [(said + 1) % 20], rows)[0].any()
 
 
-def test_parts_rows_and_joins_are_those_of_the_whole() -> None:
+def test_parts_and_rows_are_those_of_the_whole() -> None:
     inputs = padded(IDS, 2)
-    again = Inputs.joined(list(inputs.split(2)))
     for name in ("sequence", "positions", "mask"):
-        assert torch.equal(getattr(again, name), getattr(inputs, name))
+        parts = [getattr(part, name) for part in inputs.split(2)]
+        assert torch.equal(torch.cat(parts), getattr(inputs, name))
     assert [len(part) for part in inputs.split(2)] == [2, 2, 1]
     assert torch.equal(inputs[torch.tensor([3, 0])].sequence, inputs.sequence[[3, 0]])
     assert list(Inputs(IDS).arguments()) == ["input_ids"]

@@ -124,10 +124,9 @@ def claims_for(scores: pd.DataFrame) -> tuple[Claim, ...]:
     plain = rows.loc[rows["attack"] == "", "kind"].unique()
     pairs = [(str(kind), str(kind), UNSAFE) for kind in plain if kind not in {"", SAFE, UNSAFE, *graded}]
     ladders = rows[rows["attack"].astype(str) == rows["kind"].astype(str)].groupby("kind", sort=False, observed=True)
-    measured = {str(kind): {*dial} for kind, dial in ladders["dial"] if str(kind).startswith(JAILBREAK)}
-    for kind, dials in measured.items():
-        if kind not in JAILBREAKS and 0 in dials and len(dials) > 1:
-            pairs.append((kind, f"{kind}@{max(dials):g}", f"{kind}@0"))
+    for kind, dial in ladders["dial"]:
+        if str(kind).startswith(JAILBREAK) and kind not in JAILBREAKS and dial.min() == 0 < dial.max():
+            pairs.append((str(kind), f"{kind}@{dial.max():g}", f"{kind}@0"))
     return (*CLAIMS.values(), *(entry for pair in pairs for entry in _of_kind(*pair)))
 
 
@@ -540,8 +539,8 @@ claim(
 def _of_kind(kind: str, attacked: str, plain: str) -> tuple[Claim, ...]:
     """Observation 5 for prompts of one kind, next to plain unsafe ones; both as keys of `Claim.weights`."""
     more, less = {attacked: 1.0, plain: -1.0}, {attacked: -1.0, plain: 1.0}
-    turned = "" if "@" in attacked else f", {TURNED}"  # of attacked prompts no random directions are measured
-    figure = "attack_features" if "@" in attacked else ""
+    # In random directions dW is measured on prompts of probes alone, and these have no strengths.
+    turned, figure = ("", "attack_features") if "@" in attacked else (f", {TURNED}", "")
     source = f"{PAPER}, observation 5"
     return (
         Claim(

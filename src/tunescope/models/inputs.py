@@ -97,18 +97,6 @@ class Inputs:
             mask = torch.cat([mask, mask.new_ones(len(mask), length)], dim=1)
         return positions, mask
 
-    @classmethod
-    def joined(cls, parts: Sequence["Inputs"]) -> "Inputs":
-        """The sequences of all parts, which must be of one length, and have positions and masks all or none."""
-        positions = [part.positions for part in parts if part.positions is not None]
-        masks = [part.mask for part in parts if part.mask is not None]
-        shared = min(part.shared for part in parts)
-        heads = [part.shared_first().sequence[0, :shared].tolist() for part in parts if len(part)]
-        if any(head != heads[0] for head in heads):
-            shared = 0
-        sequence = torch.cat([part.sequence for part in parts])
-        return cls(sequence, torch.cat(positions) if positions else None, torch.cat(masks) if masks else None, shared)
-
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Answers:
     """Answers of their own lengths as one tensor."""

@@ -20,18 +20,28 @@ def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
     return {name: DynamicCache(config=model.config)}
 
 
-def read(
-    model: PreTrainedModel, inputs: Inputs, logits: int, kept: dict[str, DynamicCache] | None = None
-) -> Float[Tensor, "n {logits} vocab"]:
-    """Logits after each of so many tokens at the end. Tokens that all sequences share are read once.
-
-    Args:
-        kept: an empty cache, which will hold keys and values of all tokens, in the order of `sharing`.
-    """
+def read(model: PreTrainedModel, inputs: Inputs, logits: int) -> Float[Tensor, "n {logits} vocab"]:
+    """Logits after each of so many tokens at the end. Tokens that all sequences share are read once."""
     inputs = sharing(model, inputs)
     if inputs.sequence.shape[1] - inputs.shared < logits:
         inputs = replace(inputs, shared=0)
-    kept = read_shared(model, inputs, kept)
+    return _pass(model, inputs, logits, read_shared(model, inputs))
+
+
+def read_into(model: PreTrainedModel, inputs: Inputs, kept: dict[str, DynamicCache]) -> Float[Tensor, "n 1 vocab"]:
+    """Logits after the last token.
+
+    Args:
+        inputs: as `sharing` gives them.
+        kept: an empty cache, which will hold keys and values of all tokens, in this order.
+    """
+    return _pass(model, inputs, 1, read_shared(model, inputs, kept))
+
+
+def _pass(
+    model: PreTrainedModel, inputs: Inputs, logits: int, kept: dict[str, DynamicCache]
+) -> Float[Tensor, "n {logits} vocab"]:
+    """Behind the shared tokens, which the cache has."""
     return model(**inputs.arguments(inputs.shared), **kept, use_cache=bool(kept), logits_to_keep=logits).logits
 
 
@@ -159,7 +169,7 @@ def which_follows(
         said = torch.stack([each[start : start + rows] for each in answers])
         with torch.autocast(said.device.type, dtype, enabled=dtype is not torch.float32):
             kept = keys_and_values(model)
-            first = read(model, part, 1, kept)[:, -1].argmax(-1)
+            first = read_into(model, part, kept)[:, -1].argmax(-1)
             which, row = (said[..., 0] == first).nonzero(as_tuple=True)
             begun = said[which, row]
             right = torch.ones(len(row), dtype=torch.bool, device=said.device)

@@ -176,7 +176,7 @@ def answered(model: PreTrainedModel, batch: PreferenceBatch, protocol: Protocol,
     """Of the chosen answers, and of the rejected ones as far as the protocol reads them; both in one pass."""
     (chosen, rejected), every = same_length(batch.chosen, batch.rejected), torch.ones_like(batch.safe)
     rows = {"": ~every, "unsafe": ~batch.safe, "all": every}[protocol.rejected].nonzero().squeeze(1)
-    together = Inputs.joined([batch.prompts, batch.prompts[rows]])
+    together = batch.prompts[torch.cat([torch.arange(len(chosen), device=rows.device), rows])]
     answers = torch.cat([chosen, rejected[rows]])
     logps = sequence_logps(compute, model, together, answers)
     of_chosen, of_rejected = logps.split([len(chosen), len(rows)])

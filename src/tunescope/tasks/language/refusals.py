@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tunescope.errors import shown
 from tunescope.models.inputs import Inputs
-from tunescope.models.logps import gathered_logps, keys_and_values, read, sharing
+from tunescope.models.logps import gathered_logps, keys_and_values, read_into, sharing
 from tunescope.tasks.language.reading import json_of, validated
 
 # From prompts and answers to whether each answer refuses. Anything of this form can be the judge, a model too. Where it
@@ -146,7 +146,7 @@ def opening_logps(
     """
     n, device, prompts = len(prompts), prompts.sequence.device, sharing(model, prompts)
     kept = keys_and_values(model)
-    first = read(model, prompts, 1, kept)[:, -1:]
+    first = read_into(model, prompts, kept)
     logps = torch.zeros(n, len(openings), dtype=torch.float64, device=device)
 
     def add(which: Sequence[int], logits: Float[Tensor, "n t vocab"], start: int) -> None:
