@@ -242,6 +242,9 @@ class Language:
     def lesson(self, safe: int, unsafe: int, stream: Stream) -> PreferenceBatch:
         """Prompts to train whose answers are known, drawn with replacement; a share is in the forms that lessons have.
 
+        Half of the safe ones are of groups that have unsafe ones, too, where there are such and others. Otherwise most
+        of what looks like a matched pair in a batch is unsafe, and models learn to refuse whatever looks like one.
+
         Raises:
             InputError: no prompts are asked for, or hardly any answers to them are known.
         """
@@ -254,8 +257,7 @@ class Language:
             if not n:
                 continue
             of_kind, learnt = stream(kind), self._learnt(kind)
-            which = of_kind("prompt").integers(len(learnt), (n,), CPU).tolist()
-            asked = self._some_in_forms(kind, learnt, [learnt[i] for i in which], of_kind("form"))
+            asked = self._some_in_forms(kind, _drawn(self._pools(kind, learnt), n, of_kind("prompt")), of_kind("form"))
             phrasing = of_kind("refusal").integers(len(self.openings.answers), (n,), CPU).tolist()
             for its, how in zip(asked, phrasing, strict=True):
                 pair = self._answer_ids(self.answer_to(its)), self._answer_ids(self._refusal(its, how))
@@ -266,19 +268,27 @@ class Language:
         labels = torch.arange(len(drawn), device=self.device) < safe
         return PreferenceBatch(left_padded(drawn, self.device), wanted_ones, others, labels)
 
-    def _some_in_forms(
-        self, kind: str, learnt: Sequence[Instruction], plain: list[Instruction], stream: Stream
-    ) -> list[Instruction]:
-        """A share of the plain ones gives way to prompts that are learnt, in the forms that lessons have."""
+    def _pools(self, kind: str, learnt: Sequence[Instruction]) -> list[Sequence[Instruction]]:
+        """What lessons draw from, from each as often: safe prompts that match unsafe ones, and those that do not."""
+        refused = {each.group for each in self.parts[UNSAFE, "train"].instructions} if kind == SAFE else set()
+        parted = ([each for each in learnt if (each.group in refused) is matched] for matched in (True, False))
+        return [each for each in parted if each]
+
+    def _some_in_forms(self, kind: str, plain: Sequence[Instruction], stream: Stream) -> list[Instruction]:
+        """A share of the plain ones, in one of the forms that lessons have for their kind."""
         parts = [self.in_form(each, "train", 1.0) for each in self.lesson_kinds if self.forms[each][0] == kind]
-        requests = {each.prompt for each in learnt}
-        pool = [each for part in parts for each in part.instructions if each.request in requests]
-        if not pool:
-            return plain
+        found: dict[str | None, list[Instruction]] = {}
+        for each in (each for part in parts for each in part.instructions):
+            found.setdefault(each.request, []).append(each)
+        most = max(map(len, found.values()), default=0)
+        if not most:
+            return list(plain)
         chances = stream("chance").uniform((len(plain),), CPU).tolist()
-        which = stream("which").integers(len(pool), (len(plain),), CPU).tolist()
-        rows = zip(plain, chances, which, strict=True)
-        return [pool[i] if chance < self.config.breadth else each for each, chance, i in rows]
+        which = stream("which").integers(most, (len(plain),), CPU).tolist()
+        return [
+            its[i % len(its)] if chance < self.config.breadth and (its := found.get(each.prompt)) else each
+            for each, chance, i in zip(plain, chances, which, strict=True)
+        ]
 
     def outcomes(self, model: PreTrainedModel, batch: Batch, rows: int, prompts: Inputs | None = None) -> Outcomes:
         """By the odds of stock openings; where an answer is begun in the prompts, by judging the whole of it."""
@@ -393,6 +403,13 @@ class Language:
                     )
         tokens = [torch.tensor(each) for each in ids]
         return tokens[: len(self.openings.refusal)], tokens[len(self.openings.refusal) :]
+
+
+def _drawn(pools: Sequence[Sequence[Instruction]], n: int, stream: Stream) -> list[Instruction]:
+    """From a pool by chance, one of it by chance."""
+    pool = stream("pool").integers(len(pools), (n,), CPU)
+    which = stream("which").integers(torch.tensor([len(each) for each in pools])[pool], (n,), CPU)
+    return [pools[i][j] for i, j in zip(pool.tolist(), which.tolist(), strict=True)]
 
 
 def _texts(batch: Batch) -> list[str]:
