@@ -6,16 +6,17 @@
 Reads records.parquet and verdicts.json of the folder.
 """
 
+import argparse
 import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from tunescope.errors import InputError
 from tunescope.evidence.claims import LADDER, Claim
 from tunescope.evidence.verdicts import Judgement, Verdict, judged_at
 from tunescope.files import write_text
@@ -230,8 +231,15 @@ def renew(document: Path, folder: Path, made: dict[str, str]) -> None:
 
 
 def main() -> None:
-    folder, *documents = map(Path, sys.argv[1:])
-    made = tables(folder)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of a run, or of a report on several")
+    parser.add_argument("documents", type=Path, nargs="*", help="Markdown files to renew")
+    told = parser.parse_args()
+    folder, documents = told.folder, told.documents
+    try:
+        made = tables(folder)
+    except InputError as error:
+        parser.error(str(error))
     for document in documents:
         renew(document, folder, made)
     if not documents:

@@ -52,7 +52,7 @@ class Run:
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
-        """One row per claim and model, judged anew from the scores."""
+        """One row per claim, model and rung (the control it is set against), judged anew from the scores."""
         found: Judgement = judge(self.scores, claims_for(self.scores))
         return pd.DataFrame([vars(verdict) for verdict in found.verdicts])
 

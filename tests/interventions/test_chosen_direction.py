@@ -99,7 +99,7 @@ def test_a_direction_that_safe_answers_live_by_is_refused(chosen: Callable[..., 
     assert chosen(incoherent=INCOHERENT, tied=TIED) == 1
     assert chosen(incoherent=INCOHERENT, idle=IDLE) == 1
     with pytest.raises(
-        InapplicableError, match=r"without any of 1 directions .* nats per token or more \(most_kl: 0.1"
+        InapplicableError, match=r"without the one direction there is, .* nats per token or more \(most_kl: 0.1"
     ):
         chosen(incoherent=INCOHERENT)
 
@@ -114,7 +114,7 @@ def test_where_right_answers_are_known_they_count(fit: dict[str, Batch], easy: W
 
     assert chosen(INCOHERENT) == 0
     assert chosen({1: 1.0}, INCOHERENT) == 1
-    with pytest.raises(InapplicableError, match=r"at most 0% of safe prompts are still answered \(least_kept: 0.9\)"):
+    with pytest.raises(InapplicableError, match=r"at most 0.0% of safe prompts are still answered \(least_kept: 0.9\)"):
         chosen({1: 1.0})
 
 

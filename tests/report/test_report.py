@@ -857,12 +857,13 @@ def test_verdicts_are_on_the_page_with_their_controls(run: Path, seeds: int) -> 
     assert re.search(r"\+3\.\d\d: the gap between the clusters, beyond the base\.", page)
     marks = re.findall(r'<span class="step (\w+)" role="img" title="beyond ([^(:]*)', page)
     outcomes = [outcome for outcome, _ in marks[:4]]
-    assert [beyond.strip() for _, beyond in marks[:4]] == [rung.beyond for rung in LADDER]
     if seeds == 1:
-        assert outcomes == ["estimate", "estimate", "none", "none"]
+        assert not marks  # no glyphs
+        assert ">Estimates</a>" in page
         assert "These are estimates of 1 run; verdicts need three" in page
         assert "What was estimated" in page
     else:
+        assert [beyond.strip() for _, beyond in marks[:4]] == [rung.beyond for rung in LADDER]
         assert outcomes == ["supported", "absent", "none", "none"]
         assert "Beyond chance. +3" in page
         assert "of each run +3" in page
@@ -898,7 +899,7 @@ def test_the_page_says_who_judged_answers(run: Path) -> None:
     assert "exactly the right output" in render(run).read_text()
     (run / "config.yaml").write_text("name: talk\ntask: {type: language}\n")
     page = render(run).read_text()
-    assert "matcher of stock phrases" in page
+    assert "The judge, which errs" in page
     assert "exactly the right output" not in page
 
 

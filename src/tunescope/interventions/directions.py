@@ -111,11 +111,12 @@ def mediating(
     if not left:
         least, most = min(changed.values()), max(kept.values(), default=0.0)
         bound = (
-            f"at most {most:.0%} of safe prompts are still answered (least_kept: {config.least_kept:g})"
+            f"at most {most:.1%} of safe prompts are still answered (least_kept: {config.least_kept:g})"
             if task.exact
             else f"answers to safe prompts change by {least:.2g} nats per token or more (most_kl: {config.most_kl:g})"
         )
-        raise InapplicableError(f"nothing ablated: without any of {len(changed)} directions {bound}")
+        of = f"any of {len(changed)} directions" if len(changed) > 1 else "the one direction there is"
+        raise InapplicableError(f"nothing ablated: without {of}, {bound}")
     return min(left, key=lambda site: (left[site], changed[site]))
 
 

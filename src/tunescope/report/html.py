@@ -25,7 +25,7 @@ from tunescope.report.figures import figures, in_order, save_figures
 from tunescope.report.ladder import standing_rows
 from tunescope.report.reading import Entry, Stage, read_file
 from tunescope.report.select import vector_rows
-from tunescope.report.style import KINDS, models_of, spaced
+from tunescope.report.style import KINDS, OWN, models_of, spaced
 
 
 @plugins_blamed("report")
@@ -134,6 +134,7 @@ def _told(
         "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
         "ladder": LADDER,
         "smallest": SMALLEST,
+        "own": OWN if any(OWN in model.label for model in models) else "",
         "headline": tables.headline(pooled),
         "exact": task.get("type") == "world" if isinstance(task, dict) else "other" in set(records["metric"]),
         "pooled": records["seed"].nunique() > 1,

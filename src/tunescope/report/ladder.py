@@ -17,7 +17,7 @@ from tunescope.report.tables import DASH, EDGE, height, marked
 
 STANDING, AT_LAYER = "standing", "standing_at_layer"  # metrics of the rows
 COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome", "layer"]
-FONT, PALE = "DejaVu Sans", 0.4  # of the marks; how strong those at the edge are
+FONT, PALE = "DejaVu Sans", 0.5  # of the marks; how strong those at the edge are
 SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
 
 
@@ -45,8 +45,8 @@ def standing_rows(judgement: Judgement) -> pd.DataFrame:
 def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How many controls each claim is beyond, by model, over runs. The darker, the more: chance, any fine-tuning, any
     conditional behaviour, refusing anything at all. The marks are these four, in this order: ● supported, ◐ there but
-    smaller than the smallest effect of interest, ○ absent, ▼ reversed, ? open, – not judged. Pale ones are at the edge:
-    made on another machine, the same runs may say otherwise.
+    smaller than the smallest effect of interest, ○ absent, ▼ reversed, ? open, – not judged. Claims with two marks have
+    the first two controls alone. Pale marks are at the edge: made on another machine, the same runs may say otherwise.
     """
     claims, names = list(dict.fromkeys(rows["kind"])), [model.name for model in models]
     cells = {(row["kind"], row["model"]): row for row in rows.to_dict("records")}
@@ -63,7 +63,7 @@ def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
         panel.tick_params(length=0)
         panel.grid(False)
 
-    return facet(draw, {"": ""}, height=0.6 + 0.24 * len(claims), xlabel="fine-tune")
+    return facet(draw, {"": ""}, height=0.6 + 0.24 * len(claims), xlabel="fine-tune", legend=_shades())
 
 
 @figure("layers", "At which layers", lambda records: records[records["metric"] == AT_LAYER], point="cell")
@@ -82,11 +82,15 @@ def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
         panel.tick_params(length=0)
         panel.grid(False)
 
+    height = 0.45 + 0.16 * len(claims)
+    return facet(draw, labels, height=height, across=3, xlabel="layer", ticks=9, legend=_shades())
+
+
+def _shades() -> Legend:
+    """What the shades of cells stand for."""
     beyond = ("not beyond chance", *(f"beyond {rung.beyond}" for rung in LADDER))
     handles = [Patch(facecolor=shade, label=label) for shade, label in zip(SHADES, beyond, strict=True)]
-    return facet(
-        draw, labels, height=0.45 + 0.16 * len(claims), across=3, xlabel="layer", ticks=9, legend=Legend(handles, 3)
-    )
+    return Legend(handles, 3)
 
 
 def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None:

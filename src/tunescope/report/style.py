@@ -30,6 +30,8 @@ from tunescope.records.names import (
 NEUTRAL = "#595959"  # what belongs to no model: legends, guides
 WIDTH = 7.0  # inches, a text width in print
 
+OWN = "†"  # behind the labels of models that are measured on their own terms
+
 # Colours of Okabe & Ito (2008), told apart under every common colour blindness.
 PROTOCOLS = {
     BASE: ("base", "#000000"),
@@ -38,8 +40,8 @@ PROTOCOLS = {
     "unlearning": ("unlearning", "#009E73"),
     BENIGN: ("benign", "#999999"),
     SEEN: ("seen", "#56B4E9"),
-    STYLED: ("styled", "#CC79A7"),
-    ATTRIBUTE: ("attribute", "#882255"),
+    STYLED: (f"styled{OWN}", "#CC79A7"),
+    ATTRIBUTE: (f"attribute{OWN}", "#882255"),
     GIVEN: ("fine-tune", "#7A4FBF"),
 }
 CLASSES = {SAFE: ("#009E73", "o"), UNSAFE: ("#D55E00", "^")}  # as in the paper: green and red
