@@ -1,5 +1,5 @@
 # make study   the laptop study: three runs, runs/laptop-seed0 to 2, and one report on all: runs/laptop/report.html
-# make test    lint, types and tests
+# make test    lint, types and tests; make test-all: the slow ones, too, of clusters and killed processes
 # make english the study of a small Llama that reads English: runs/english/report.html
 # make smollm  the study of SmolLM2-135M-Instruct, made to refuse: runs/smollm2-135m-seed0/report.html; fetches 93 MB once
 # Each makes a virtual environment in .venv first. ARGS is passed on: make study SEEDS=0
@@ -9,16 +9,17 @@ BIN := .venv/bin
 
 SEEDS ?= 0 1 2  # a run each: weights, data and world; verdicts need three
 
-.PHONY: study test english smollm bench clean
+.PHONY: study test test-all english smollm bench clean
 
 study: .venv/ready
 	$(BIN)/tunescope study laptop --seed $(SEEDS) --jobs auto $(ARGS)
 
-test: .venv/ready
+test: WHICH = -m "not slow"
+test test-all: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(WHICH) $(ARGS)
 
 english: .venv/ready
 	$(BIN)/tunescope study english --plugin examples/english.py --out runs/english $(ARGS)

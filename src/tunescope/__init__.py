@@ -14,13 +14,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tunescope import config, recipes
-from tunescope.config import Built, Checkpoint, Given, Lora, Study, Trained
+from tunescope.config import Built, Checkpoint, Given, Lora, Study, Sweep, Trained
 from tunescope.errors import InputError
 from tunescope.recipes import recipe
 from tunescope.registry import load_plugins
 
 if TYPE_CHECKING:
-    from tunescope.api import Run, compare, load_run, run
+    from tunescope.api import Run, compare, load_run, load_sweep, run, sweep
     from tunescope.attacks.base import attack
     from tunescope.evidence.claims import Claim, claim
     from tunescope.interventions.base import intervention
@@ -35,7 +35,7 @@ __version__ = version("tunescope")
 
 # Where each name comes from: torch and transformers take seconds to import, and are only when they are needed.
 _LATER = {
-    **dict.fromkeys(("Run", "compare", "load_run", "run"), "api"),
+    **dict.fromkeys(("Run", "compare", "load_run", "load_sweep", "run", "sweep"), "api"),
     "compare_weights": "study.weights",
     "protocol": "training.protocol",
     "attack": "attacks.base",
@@ -55,6 +55,7 @@ __all__ = [
     "Lora",
     "Run",
     "Study",
+    "Sweep",
     "Trained",
     "attack",
     "claim",
@@ -66,11 +67,13 @@ __all__ = [
     "intervention",
     "load_plugins",
     "load_run",
+    "load_sweep",
     "probe",
     "protocol",
     "recipe",
     "recipes",
     "run",
+    "sweep",
     "task",
 ]
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from tunescope.config import LanguageConfig, Study
+from tunescope.config import LanguageConfig, Study, Sweep
 from tunescope.errors import InputError
 from tunescope.evidence.claims import claims_for
 from tunescope.evidence.verdicts import Judgement, judge
@@ -18,8 +18,10 @@ from tunescope.models.checkpoint import load_model
 from tunescope.recipes import comparison
 from tunescope.records.tables import read_records, read_scores
 from tunescope.settings import read_study
-from tunescope.study import pipeline
+from tunescope.study import pipeline, sweeps
+from tunescope.study.executors import Where
 from tunescope.study.sources import task_of
+from tunescope.study.sweeps import Swept, read_spec, run_sweep
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,21 @@ class Run:
 
 
 def run(
-    study: Study, out: str | Path, *, update: bool = False, skip: Collection[str] = (), jobs: int | None = 1
+    study: Study,
+    out: str | Path,
+    *,
+    update: bool = False,
+    skip: Collection[str] = (),
+    jobs: int | None = 1,
+    on: str = "",
+    store: str = "",
 ) -> Run:
-    """Run a study in a folder, or go on with it; see `tunescope.study.pipeline.run`."""
-    pipeline.run(study, Path(out), update=update, skip=skip, jobs=jobs)
+    """Run a study in a folder, or go on with it; see `tunescope.study.pipeline.run`.
+
+    Args:
+        jobs, on, store: where its stages run; see `tunescope.study.executors.Where`.
+    """
+    pipeline.run(study, Path(out), update=update, skip=skip, where=Where(jobs, on, store))
     return Run(Path(out))
 
 
@@ -109,6 +122,29 @@ def comparison_of(base: str, tuned: str, *, language: bool = False) -> Study:
         language: prompts in natural language even where both models are of one study.
     """
     return comparison(base, tuned, LanguageConfig() if language else task_of([base, tuned]))
+
+
+def sweep(
+    spec: Sweep | str | Path,
+    out: str | Path,
+    *,
+    update: bool = False,
+    jobs: int | None = 1,
+    on: str = "",
+    store: str = "",
+) -> Swept:
+    """Run a study at every point of a grid, or go on with it; see `tunescope.study.sweeps.run_sweep`.
+
+    Args:
+        spec: a sweep, or the YAML file of one. jobs, on, store: where its stages run, as in `run`.
+    """
+    found, beside = (spec, Path()) if isinstance(spec, Sweep) else (read_spec(Path(spec)), Path(spec).parent)
+    return run_sweep(found, Path(out), update=update, where=Where(jobs, on, store), beside=beside)
+
+
+def load_sweep(folder: str | Path) -> Swept:
+    """A sweep that was run before; see `tunescope.study.sweeps.load_sweep`."""
+    return sweeps.load_sweep(Path(folder))
 
 
 def load_run(folder: str | Path) -> Run:

@@ -14,16 +14,16 @@ from tunescope.recipes import RECIPES
 from tunescope.registry import load_plugins, plugins_blamed
 from tunescope.settings import override, read_study
 
-BAD_INPUT, INTERRUPTED = 2, 130
+INCOMPLETE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run one command; returns the exit status: 0, 1 where runs of a sweep failed, 2 for bad input, 130 interrupted."""
     try:
         options = _parser().parse_args(arguments)
         load_plugins(getattr(options, "plugin", ()))
         with plugins_blamed("tunescope"):
-            options.command(options)
+            return options.command(options) or 0
     except KeyboardInterrupt:
         print("\ntunescope: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -60,6 +60,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_stages(study)
     study.set_defaults(command=_study)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="one study at the points of a grid",
+        description="Run a study at every point of a grid, several runs at each, and report each claim against each "
+        "setting; the report is at DIR/report.html. The same command goes on after an interruption.",
+    )
+    sweep.add_argument("spec", type=Path, metavar="SPEC.yaml", help="what is swept (docs/cluster.md)")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: runs/NAME)")
+    _add_plugin(sweep)
+    _add_where(sweep)
+    sweep.set_defaults(command=_sweep)
 
     sample = commands.add_parser("sample", help="print prompts of a task", description="Print prompts of a task.")
     _add_recipe(sample)
@@ -194,9 +206,8 @@ def _jobs(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"{shown(text)} must be a number, or auto") from error
 
 
-def _add_stages(command: argparse.ArgumentParser) -> None:
+def _add_where(command: argparse.ArgumentParser) -> None:
     command.add_argument("--update", action="store_true", help="bring a folder with other settings up to these")
-    which = command.add_mutually_exclusive_group()
     command.add_argument(
         "--jobs",
         type=_jobs,
@@ -205,6 +216,24 @@ def _add_stages(command: argparse.ArgumentParser) -> None:
         help="stages at a time, each in a process of its own on one core; auto: one per core (default: 1, which uses "
         "all cores for one stage)",
     )
+    command.add_argument(
+        "--on",
+        default="",
+        metavar="ray[:ADDRESS]",
+        help="run stages on a Ray cluster: the one at this address or at hand, or one that is started here (needs the "
+        "extra ray; docs/cluster.md)",
+    )
+    command.add_argument(
+        "--store",
+        default="",
+        metavar="URI",
+        help="with --on: where nodes that share no disk keep the files of runs, e.g. s3://bucket/path",
+    )
+
+
+def _add_stages(command: argparse.ArgumentParser) -> None:
+    _add_where(command)
+    which = command.add_mutually_exclusive_group()
     looks = ", ".join(GROUPS)
     which.add_argument("--skip", nargs="+", metavar="STAGE", help=f"do not run some of {looks}")
     which.add_argument(
@@ -238,9 +267,27 @@ def _study(options: argparse.Namespace) -> None:
     from tunescope.study import pipeline  # torch and transformers take seconds to import: only when they are needed
 
     if several:
-        print(pipeline.run_seeds(studies, folder, update=options.update, skip=skip, jobs=options.jobs))
+        print(pipeline.run_seeds(studies, folder, update=options.update, skip=skip, where=_where(options)))
     else:
-        print(pipeline.run(studies[0], folder, update=options.update, skip=skip, jobs=options.jobs))
+        print(pipeline.run(studies[0], folder, update=options.update, skip=skip, where=_where(options)))
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from tunescope.study.sweeps import read_spec, run_sweep
+
+    spec = read_spec(options.spec)
+    folder = options.out or Path("runs") / spec.name
+    swept = run_sweep(spec, folder, update=options.update, where=_where(options), beside=options.spec.parent)
+    print(swept.report)
+    for run, why in swept.failures.items():
+        print(f"tunescope: {run} is missing: {why}; the same command tries again", file=sys.stderr)
+    return INCOMPLETE if swept.failures else 0
+
+
+def _where(options: argparse.Namespace) -> Any:
+    from tunescope.study.executors import Where
+
+    return Where(options.jobs, options.on, options.store)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -264,7 +311,8 @@ def _compare(options: argparse.Namespace) -> None:
     )
     # Attacks search with gradients, which takes long on large models.
     skip = _skipped(options, ("attack",))
-    found = run(override(study, options.set), options.out, update=options.update, skip=skip, jobs=options.jobs)
+    where = {"jobs": options.jobs, "on": options.on, "store": options.store}
+    found = run(override(study, options.set), options.out, update=options.update, skip=skip, **where)
     print(found.report)
 
 

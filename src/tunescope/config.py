@@ -6,6 +6,7 @@ apart by `type`.
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
@@ -427,6 +428,19 @@ class ComputeConfig(Config):
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile of the training step")
     rows: Positive = Field(128, description="sequences per forward and backward pass")
+    gpu_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of a GPU that a stage asks a cluster for; small models share one",
+        json_schema_extra=PLACE,
+    )
+    memory: float = Field(
+        0.0,
+        ge=0,
+        description="GiB of main memory that a stage asks a cluster for; 0: it does not say",
+        json_schema_extra=PLACE,
+    )
 
 
 TASK_CONFIGS: dict[str, type[TaskConfig]] = {"world": WorldConfig, "language": LanguageConfig}  # by type
@@ -497,6 +511,36 @@ class Study(Config):
 def grid(protocols: tuple[str, ...], rates: tuple[str, ...]) -> tuple[Trained, ...]:
     """A fine-tune of every protocol at every learning rate."""
     return tuple(Trained(protocol=protocol, learning_rate=rate) for protocol in protocols for rate in rates)
+
+
+Changes = dict[str, Any]
+
+
+class Sweep(Config):
+    """What is swept. Keys of changes are settings of the study, as in `--set`: `tune.steps`, `base.width`."""
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="of the sweep, and of its folder in runs/")
+    recipe: str = Field("laptop", description="a recipe, or a YAML file of a study (beside the spec)")
+    changes: Changes = Field({}, description="settings of all points")
+    grid: dict[str, tuple[Any, ...]] = Field({}, description="settings and their values: a point for each combination")
+    points: tuple[Changes, ...] = Field((), description="changes, point by point; with a grid, each with all of it")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="a run each at every point")
+    skip: Names = Field((), description="groups of stages that are not run")
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if empty := [key for key, values in self.grid.items() if not values]:
+            raise ValueError(f"grid.{empty[0]}: there are no values; give at least one, as [64, 128]")
+        if not self.grid and not self.points:
+            raise ValueError("grid: there is nothing to sweep; name settings and their values, or list points")
+        if len({*self.seeds}) < len(self.seeds):
+            raise ValueError("seeds: one is there twice")
+        return self
+
+    def combinations(self) -> list[Changes]:
+        """The changes of every point, in order."""
+        grid = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+        return [{**point, **cell} for point in self.points or ({},) for cell in grid]
 
 
 def checked(model: type[Settings], data: Mapping[Any, Any], where: str = "") -> Settings:

@@ -12,7 +12,7 @@ import pytest
 from tunescope import cli
 from tunescope.errors import InputError
 from tunescope.files import remove
-from tunescope.study.executors import executor
+from tunescope.study.executors import Where
 
 KILLER = """
 import os
@@ -113,7 +113,7 @@ def alive(process: int) -> bool:
 
 def test_jobs_are_at_least_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="jobs: 0 must be at least 1"):
-        executor(0)
+        Where(0).executor()
     with pytest.raises(SystemExit, match="2"):
         cli.main(["study", "tiny", "--jobs", "many"])
     assert "--jobs: 'many' must be a number, or auto" in capsys.readouterr().err

@@ -1,54 +1,72 @@
-"""How stages are run: one after the other here, or several at a time in processes of this machine."""
+"""How stages are run: one after the other here, several at a time in processes of this machine, or on Ray."""
 
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from tunescope.errors import InputError
+from tunescope.errors import InputError, shown
 from tunescope.models.compute import deterministic, device_of
 from tunescope.registry import load_plugins, plugin_files
 from tunescope.settings import read_study
 from tunescope.study.folders import CONFIG
 from tunescope.study.graph import graph_of
-from tunescope.study.stages import Done, Stage, run_stage
+from tunescope.study.stages import Done, Stage
+from tunescope.study.work import Executor, Failed, Outcome, Work, do, without
 
 
-class Work(NamedTuple):
-    """A stage, and whose it is: the folder of a run, whose config is in it already, and the groups that it skips."""
+@dataclass(frozen=True)
+class Where:
+    """Where stages run.
 
-    stage: Stage
-    folder: Path
-    skip: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.folder.name}/{self.stage.name}"
-
-
-# Runs all of the work, given in an order in which it can be done; yields each piece when it is.
-Executor = Callable[[Sequence[Work]], Iterator[tuple[Work, Done]]]
-
-
-def executor(jobs: int) -> Executor:
-    """What runs so many stages at a time.
-
-    Raises:
-        InputError: fewer than one.
+    Attributes:
+        jobs: stages at a time on this machine, each in a process of its own with one thread; 1: in this process, with
+            torch's threads; None: one per core.
+        on: empty: on this machine. `ray`: on the Ray cluster at hand, or one that is started here; `ray:ADDRESS`.
+        store: where nodes of a cluster that share no disk keep the files of runs: `s3://bucket/path`, or whatever
+            pyarrow opens.
     """
-    if jobs < 1:
-        raise InputError(f"jobs: {jobs} must be at least 1")
-    return _here if jobs == 1 else lambda work: _in_processes(work, jobs)
+
+    jobs: int | None = 1
+    on: str = ""
+    store: str = ""
+
+    def executor(self) -> Executor:
+        """Raises InputError: no such place, fewer jobs than one, or Ray is not installed."""
+        kind, _, address = self.on.partition(":")
+        if kind not in ("", "ray"):
+            raise InputError(f"on: {shown(self.on)} is unknown; it must be ray, or ray:ADDRESS")
+        if self.store and not kind:
+            raise InputError("store: it is for runs on a cluster; give `--on ray`, too")
+        if kind:
+            from tunescope.study.on_ray import on_ray
+
+            return on_ray(address, self.store)
+        jobs = fitting_jobs() if self.jobs is None else self.jobs
+        if jobs < 1:
+            raise InputError(f"jobs: {jobs} must be at least 1")
+        return _here if jobs == 1 else lambda work: _in_processes(work, jobs)
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Inside the block torch uses one thread, as in the workers, where several stages run at a time."""
+        before = torch.get_num_threads()
+        alone = not self.on and (fitting_jobs() if self.jobs is None else self.jobs) == 1
+        torch.set_num_threads(before if alone else 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def fitting_jobs() -> int:
@@ -56,42 +74,41 @@ def fitting_jobs() -> int:
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
 
 
-@contextmanager
-def threads(jobs: int) -> Iterator[None]:
-    """Inside the block torch uses one thread, as in the workers, where several stages run at a time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if jobs == 1 else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _here(work: Sequence[Work]) -> Iterator[tuple[Work, Outcome]]:
+    left = list(work)
+    while left:
+        each = left.pop(0)
+        try:
+            yield each, do(each.stage, each.folder, each.same)
+        except Exception as error:  # of a stage, of which there may be others
+            left = without(left, [each.name])
+            yield each, Failed(error)
 
 
-def _here(work: Sequence[Work]) -> Iterator[tuple[Work, Done]]:
-    for each in work:
-        yield each, run_stage(each.stage, each.folder)
-
-
-def _in_processes(work: Sequence[Work], jobs: int) -> Iterator[tuple[Work, Done]]:
+def _in_processes(work: Sequence[Work], jobs: int) -> Iterator[tuple[Work, Outcome]]:
     """Each stage starts once those that it comes after are done; the first in the list that can goes first."""
     waiting, running = list(work), dict[Future[Done], Work]()
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with (
-        ProcessPoolExecutor(jobs, context, _begin, (plugin_files(),)) as pool,
+        ProcessPoolExecutor(jobs, context, begin, (plugin_files(),)) as pool,
         tqdm(total=len(work), desc="stages", unit="stage", leave=False, disable=None) as bar,
     ):
         try:
             while waiting or running:
                 open_still = {each.name for each in [*waiting, *running.values()]}
-                ready = [w for w in waiting if not any(w._replace(stage=s).name in open_still for s in w.stage.after)]
+                ready = [each for each in waiting if open_still.isdisjoint(each.needs)]
                 for each in ready[: jobs - len(running)]:
                     waiting.remove(each)
-                    running[pool.submit(_work, each.stage.name, each.folder, each.skip)] = each
+                    running[pool.submit(work_in, each.folder, each.skip, each.stage.name, each.same)] = each
                 bar.set_postfix_str(", ".join(each.name for each in running.values()))
                 for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                    done, each = future.result(), running.pop(future)
+                    each, error = running.pop(future), future.exception()
+                    if isinstance(error, BrokenProcessPool) or not isinstance(error, Exception | None):
+                        raise error
+                    if error is not None:
+                        waiting = without(waiting, [each.name])
                     bar.update()
-                    yield each, done
+                    yield each, future.result() if error is None else Failed(error)
         except BrokenProcessPool as error:
             raise InputError(
                 "A process that ran a stage was stopped from outside, as where memory is too small. The same command "
@@ -111,7 +128,8 @@ class _Lines:
         return False
 
 
-def _begin(plugins: Sequence[str]) -> None:
+def begin(plugins: Sequence[str]) -> None:
+    """What a worker does before its first stage."""
     Thread(target=_end_with_parent, daemon=True).start()
     sys.stderr = _Lines()
     torch.set_num_threads(1)
@@ -126,12 +144,14 @@ def _end_with_parent() -> None:
 
 
 @cache
-def _laid_out(folder: Path, skip: tuple[str, ...]) -> tuple[torch.device, dict[str, Stage]]:
+def laid_out(folder: Path, skip: tuple[str, ...], config: str) -> tuple[torch.device, dict[str, Stage]]:
+    """Of the config as it is: a worker may see more than one in a folder."""
     study = read_study(folder / CONFIG)
     return device_of(study.compute), {stage.name: stage for stage in graph_of(study, folder, skip).stages}
 
 
-def _work(name: str, folder: Path, skip: tuple[str, ...]) -> Done:
-    device, stages = _laid_out(folder, skip)
+def work_in(folder: Path, skip: tuple[str, ...], name: str, same: Path | None) -> Done:
+    """Do a stage of a run in its folder, in a worker."""
+    device, stages = laid_out(folder, skip, (folder / CONFIG).read_text(encoding="utf-8"))
     with deterministic(device):
-        return run_stage(stages[name], folder)
+        return do(stages[name], folder, same)

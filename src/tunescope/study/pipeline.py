@@ -1,7 +1,7 @@
 """Runs studies: the stages of their graphs, each skipped where it is done; then the reports."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,32 +13,34 @@ from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
 from tunescope.settings import read_study
 from tunescope.study.environment import environment
-from tunescope.study.executors import Work, executor, fitting_jobs, threads
+from tunescope.study.executors import Where
 from tunescope.study.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
 from tunescope.study.graph import graph_of, with_names
 from tunescope.study.stages import Done, is_done, run_stage, say, tell, times
+from tunescope.study.work import Failed, Work, shared
+
+HERE = Where()
 
 
-def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[str] = (), jobs: int | None = 1) -> Path:
+def run(study: Study, folder: Path, *, update: bool = False, skip: Collection[str] = (), where: Where = HERE) -> Path:
     """Run a study in a folder, or go on with it; returns the path of its report.
 
     Args:
         update: let a folder that holds a run of other settings be brought up to these, running again what they change.
         skip: groups of stages, of `config.GROUPS`, that are not run. What is there of them already, of these settings,
             stays in the report; a run without them can be made whole later.
-        jobs: stages at a time, each in a process of its own with one thread; 1: in this process, with torch's threads;
-            None: one per core.
+        where: its stages run.
 
     Raises:
         InputError: the settings do not fit together, a model does not, the folder holds something else, or a file in it
             is damaged.
     """
-    (report,) = _run([_Run(study, folder, update, skip)], update, jobs)
-    return report
+    run_all([OneRun(study, folder, update, skip)], where)
+    return folder / "report.html"
 
 
 def run_seeds(
-    studies: Sequence[Study], folder: Path, *, update: bool = False, skip: Collection[str] = (), jobs: int | None = 1
+    studies: Sequence[Study], folder: Path, *, update: bool = False, skip: Collection[str] = (), where: Where = HERE
 ) -> Path:
     """Run a study of each seed N in a folder of its own, `folder`-seedN, and report on all of them in `folder`; returns
     the path of that report.
@@ -51,13 +53,13 @@ def run_seeds(
     dtype = settled(studies[0], folders[0]).compute.dtype  # one for all, or they could not be joined
     studies = [study.changed(compute={"dtype": dtype}) for study in studies]
     # All of them are checked before the first one takes its time.
-    runs = [_Run(each, place, update, skip, f"seed {each.seed} ") for each, place in zip(studies, folders, strict=True)]
-    _run(runs, update, jobs)
+    pairs = zip(studies, folders, strict=True)
+    run_all([OneRun(study, place, update, skip, f"seed {study.seed} ") for study, place in pairs], where)
     gather(folders, folder)
     return render(folder)
 
 
-class _Run:
+class OneRun:
     """A study and its folder, checked and laid out.
 
     Args:
@@ -65,7 +67,7 @@ class _Run:
     """
 
     def __init__(self, study: Study, folder: Path, update: bool, skip: Collection[str], of: str = "") -> None:
-        self.study, self.folder, self.of = settled(with_names(study), folder), folder, of
+        self.study, self.folder, self.update, self.of = settled(with_names(study), folder), folder, update, of
         check(folder, self.study, update)  # before models are looked at, which may have to be fetched
         self.graph = graph_of(self.study, folder, skip)
         self.stages = self.graph.measured(skip)
@@ -83,7 +85,8 @@ class _Run:
             note_environment(self.folder / ENVIRONMENT, self.here, afresh=self.done == 1)
         tell(self.done, len(self.stages) + 1, done, self.of)
 
-    def report(self) -> Path:
+    def join(self) -> None:
+        """All measurements in two tables, once its stages are done."""
         left_out = [stage for stage in self.graph.stages if stage not in self.stages]
         there = [stage for stage in left_out if is_done(stage, self.folder)]
         if there:
@@ -93,27 +96,48 @@ class _Run:
         self.note(run_stage(tables, self.folder))
         every = times([*self.graph.stages, tables], self.folder)
         write_text(self.folder / "stages.json", json.dumps(every, indent=1))
-        return render(self.folder)
 
 
-def _run(runs: Sequence[_Run], update: bool, jobs: int | None) -> list[Path]:
-    """All stages of all runs, the earlier runs first; a run's report as soon as its stages are done."""
-    jobs = fitting_jobs() if jobs is None else jobs
-    execute, of, reports = executor(jobs), {each.folder: each for each in runs}, []
+def page(run: OneRun) -> None:
+    """What a study does when a run of it is done."""
+    report = render(run.folder)
+    if run.of:
+        say(f"{run.of}{report}: estimates of this run")
+
+
+def stop(work: Work, failed: Failed) -> None:
+    """What a study does when a stage fails."""
+    raise failed.error
+
+
+def run_all(
+    runs: Sequence[OneRun],
+    where: Where,
+    finished: Callable[[OneRun], None] = page,
+    failed: Callable[[Work, Failed], None] = stop,
+) -> None:
+    """All stages of all runs, the earlier runs first, those that two runs have in common once.
+
+    Args:
+        finished: what is done with a run as soon as its tables are there.
+        failed: what is done when a stage fails; the stages that need it are left out, and its run has no tables.
+    """
+    execute, of = where.executor(), {each.folder: each for each in runs}
     with ExitStack() as held:
-        held.enter_context(threads(jobs))
+        held.enter_context(where.threads())
         for each in runs:
-            held.enter_context(claimed(each.folder, each.study, update=update))
+            held.enter_context(claimed(each.folder, each.study, update=each.update))
             held.enter_context(deterministic(device_of(each.study.compute)))
             each.begin()
-        for work, done in execute([work for each in runs for work in each.work]):
-            finished = of[work.folder]
-            finished.note(done)
-            if finished.done == len(finished.stages):
-                reports.append(finished.report())
-                if len(runs) > 1:
-                    say(f"{finished.of}{reports[-1]}: estimates of this run")
-    return reports
+        for work, done in execute(shared([work for each in runs for work in each.work])):
+            if isinstance(done, Failed):
+                failed(work, done)
+                continue
+            run = of[work.folder]
+            run.note(done)
+            if run.done == len(run.stages):
+                run.join()
+                finished(run)
 
 
 def settled(study: Study, folder: Path) -> Study:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +17,7 @@ from tqdm import tqdm
 from tunescope import __version__
 from tunescope.config import Config
 from tunescope.errors import InputError
-from tunescope.files import write_text
+from tunescope.files import atomic_path, write_text
 from tunescope.registry import plugins_blamed
 
 STAGES = "stages"  # folder of the markers
@@ -104,6 +106,30 @@ def run_stage(stage: Stage, folder: Path) -> Done:
     left = Marker(fingerprint=fingerprint, seconds=seconds, files=files)
     write_text(marker, left.model_dump_json(indent=1))
     return Done(stage.name, seconds, skipped=False)
+
+
+def adopt(stage: Stage, source: Path, folder: Path) -> None:
+    """Take what the same stage has made in another run's folder, by hard links where the file system has them.
+
+    Nothing is taken where the stage is done already, or what it was given there is not what it is given here.
+    """
+    fingerprint = stage.fingerprint(folder)
+    if _finished(stage, folder, fingerprint) or not (found := _finished(stage, source, fingerprint)):
+        return
+    for output in stage.outputs:
+        with atomic_path(folder / output) as temporary:
+            if (source / output).is_dir():
+                shutil.copytree(source / output, temporary, copy_function=_link)
+            else:
+                _link(source / output, temporary)
+    write_text(_marker(folder, stage), found.model_dump_json(indent=1))
+
+
+def _link(source: str | Path, place: str | Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another disk, or one that has no links
+        shutil.copy2(source, place)
 
 
 def is_done(stage: Stage, folder: Path) -> bool:
