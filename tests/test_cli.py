@@ -1,6 +1,7 @@
 """The command line: what it prints, and that bad input gives one message and status 2."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -262,3 +263,19 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+def test_what_there_is_is_listed_with_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^  ssft +Supervised safety fine-tuning \(Jain et al. 2024, sec. 3.2\).$", said, re.MULTILINE)
+    assert re.search(r"^  1 clusters +Safety fine-tuning separates", said, re.MULTILINE)
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import tunescope as ts\n\n@ts.probe('listed')\ndef f(view, findings):\n    'What it is.\\n\\nMore.'\n"
+    )
+    assert cli.main(["list", "probes", "--plugin", str(plugin)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("probes\n")
+    assert re.search(r"^  listed +What it is.$", said, re.MULTILINE)
+    assert "ssft" not in said

@@ -11,9 +11,10 @@ from tunescope import __version__
 from tunescope.config import GROUPS, Checkpoint, ComputeConfig, LanguageConfig, Study
 from tunescope.errors import InputError, shown
 from tunescope.recipes import RECIPES
-from tunescope.registry import load_plugins, plugins_blamed
+from tunescope.registry import Registry, load_plugins, plugins_blamed
 from tunescope.settings import override, read_study
 
+LISTED = ("recipes", "tasks", "protocols", "attacks", "probes", "interventions", "claims", "architectures")
 INCOMPLETE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
@@ -137,6 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     gguf.add_argument("file", type=Path, metavar="FILE.gguf", help="the model")
     gguf.add_argument("folder", type=Path, metavar="DIR", help="where it goes; must not be there yet")
     gguf.set_defaults(command=_import)
+
+    listed = commands.add_parser(
+        "list",
+        help="what there is: recipes, tasks, protocols, attacks, probes, interventions, claims, architectures",
+        description="What a study can be made of, plug-ins among it.",
+    )
+    listed.add_argument("what", nargs="?", choices=LISTED, metavar="WHAT", help=f"one of {', '.join(LISTED)}")
+    _add_plugin(listed)
+    listed.set_defaults(command=_list)
 
     report = commands.add_parser(
         "report",
@@ -367,6 +377,28 @@ def _report(options: argparse.Namespace) -> None:
     if several:
         gather(options.folders, options.out)
     print(render(options.out if several else options.folders[0]))
+
+
+def _list(options: argparse.Namespace) -> None:
+    from tunescope.attacks.base import ATTACKS
+    from tunescope.evidence.claims import CLAIMS
+    from tunescope.interventions.base import INTERVENTIONS
+    from tunescope.models.families import FAMILIES
+    from tunescope.probes.view import PROBES
+    from tunescope.study import graph  # noqa: F401  # which brings in all that comes with tunescope
+    from tunescope.tasks.base import TASKS
+    from tunescope.training.protocol import PROTOCOLS
+
+    entries: tuple[Registry[Any], ...] = (RECIPES, TASKS, PROTOCOLS, ATTACKS, PROBES, INTERVENTIONS, CLAIMS, FAMILIES)
+    for what, registry in zip(LISTED, entries, strict=True):
+        if options.what not in (None, what):
+            continue
+        print(what)
+        width = max(map(len, registry))
+        for name in registry:
+            about = CLAIMS[name].statement if what == "claims" else registry.about(name)
+            print(f"  {name:<{width}}  {about}".rstrip())
+        print()
 
 
 def _explain(error: InputError | OSError) -> str:

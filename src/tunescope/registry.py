@@ -33,6 +33,7 @@ class Registry(Generic[T]):
         self.what, self.arguments = what, arguments
         self._entries: dict[str, T] = {}
         self._modules: dict[str, str] = {}
+        self._about: dict[str, str] = {}
 
     def add(self, name: str, entry: T, module: str) -> None:
         """Register an entry that a module defines.
@@ -60,6 +61,12 @@ class Registry(Generic[T]):
             wanted = ", ".join(self.arguments)
             raise InputError(f"{self.what} {shown(name)}: its function must take ({wanted}): {shown(error)}") from error
         self.add(name, entry, function.__module__)
+        told = function.__doc__ or sys.modules[function.__module__].__doc__ or ""
+        self._about[name] = " ".join(told.split("\n\n")[0].split())
+
+    def about(self, name: str) -> str:
+        """The first paragraph of what its function, or its module, says of an entry; empty where there is none."""
+        return self._about.get(name, "")
 
     def __getitem__(self, name: str) -> T:
         """Raises InputError: there is none of this name."""
