@@ -745,7 +745,7 @@ def test_page_says_what_was_run(rendered: Path) -> None:
 
 def test_page_stands_alone_and_its_ids_are_unique(rendered: Path) -> None:
     page = (rendered / "report.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == page.count('<script>\n"use strict";') == 1  # ours, inline
     assert not re.search(r"(?:src|href)=\"(?!#|figures/)|@import|url\((?!#)", page)
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids)) > 100
@@ -764,7 +764,8 @@ def test_text_from_data_is_escaped(run: Path) -> None:
     (run / "stages.json").write_text('[{"stage": "<u>stage</u>", "seconds": 1, "skipped": false}]')
     page = render(run).read_text()
     assert "&lt;script&gt;alert" in page
-    assert not re.search(r"<script|<u>|<i>|<b>", page)
+    assert not re.search(r"<u>|<i>|<b>", page)
+    assert page.count("<script") == 1
     assert page.count("&lt;u&gt;") >= 8
 
 
@@ -855,7 +856,7 @@ def test_verdicts_are_on_the_page_with_their_controls(run: Path, seeds: int) -> 
     page = render(run).read_text()
     assert "1 clusters</a><small>" in page
     assert re.search(r"\+3\.\d\d: the gap between the clusters, beyond the base\.", page)
-    marks = re.findall(r'<span class="step (\w+)" role="img" title="beyond ([^(:]*)', page)
+    marks = re.findall(r'<span class="step (\w+)" role="button" tabindex="0" title="beyond ([^(:]*)', page)
     outcomes = [outcome for outcome, _ in marks[:4]]
     if seeds == 1:
         assert not marks  # no glyphs
@@ -914,7 +915,7 @@ def test_what_goes_along_across_models_has_a_line_for_each_score(run: Path, monk
     write_scores(ladder_scores(3), run / "scores.parquet")
     monkeypatch.setattr(html, "across", lambda models: three)
     page = render(run).read_text()
-    (text,) = re.findall(r'<section id="across">.*?</section>', page, re.S)
+    (text,) = re.findall(r'<details class="part" id="across">.*?</details>', page, re.S)
     assert "over the 6 safety-tuned models" in " ".join(text.split())
     assert "mean over 3 runs" in text
     assert '<th scope="row">durability seen</th><td>scaled tau</td>' in text
@@ -925,7 +926,7 @@ def test_what_goes_along_across_models_has_a_line_for_each_score(run: Path, monk
     assert [(each["beyond"], each["verdict"]) for each in written] == [("", "SUPPORTED"), ("refusal_margin", "OPEN")]
     one = [row("", 0.5, None, None, verdict=None, runs=1)]
     monkeypatch.setattr(html, "across", lambda models: one)
-    (text,) = re.findall(r'<section id="across">.*?</section>', render(run).read_text(), re.S)
+    (text,) = re.findall(r'<details class="part" id="across">.*?</details>', render(run).read_text(), re.S)
     assert "one run, so that there is no interval" in text
     assert ">+0.50</td>" in text
     assert ">&ndash;</td>" in text

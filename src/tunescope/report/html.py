@@ -53,7 +53,7 @@ def render(folder: Path) -> Path:
     drawn = pd.concat([pooled, vectors, standing_rows(judgement)])
     made = figures(drawn)
     save_figures(made, folder / "figures")
-    page["figures"] = [
+    drawings = [
         {
             "name": entry.name,
             "title": entry.title,
@@ -63,6 +63,8 @@ def render(folder: Path) -> Path:
         for entry in in_order()
         if entry.name in made
     ]
+    page["first"] = next((each for each in drawings if each["name"] == "ladder"), None)
+    page["figures"] = [each for each in drawings if each is not page["first"]]
     environment = Environment(
         loader=PackageLoader("tunescope.report"),
         autoescape=True,
@@ -131,6 +133,7 @@ def _told(
         "summary": tables.summary(records, config),
         "cautions": [*notes, *tables.cautions(records, config), *attacks.cautions(pooled)],
         "verdicts": tables.verdict_table(judgement, models, spent, pooled),
+        "observations": tables.observations(judgement),
         "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
         "ladder": LADDER,
         "smallest": SMALLEST,

@@ -123,6 +123,31 @@ def verdict_table(
     return {"models": columns, "rows": rows, "over": over, "not_judged": missing, **about}
 
 
+def observations(judgement: Judgement) -> list[dict[str, Any]]:
+    """By the number that claims begin with, each claim and in words how far up the ladder it is supported for how many
+    models; nothing where no claim is decided.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    for claim, verdicts in by_claim(judgement):
+        if any(v.outcome for v in verdicts):
+            number, _, name = claim.name.partition(" ")
+            about = {"name": f"{number} {name}" if number[-1].isalpha() else name, "figure": claim.figure}
+            found.setdefault(number[0], []).append(about | {"said": _how_far(claim, verdicts)})
+    return [{"number": number, "claims": claims} for number, claims in found.items()]
+
+
+def _how_far(claim: Claim, verdicts: Sequence[Verdict]) -> str:
+    by_model = {model: [v for v in verdicts if v.model == model] for model in dict.fromkeys(v.model for v in verdicts)}
+    heights = [height(claim, its) for its in by_model.values()]
+    if not any(heights):
+        outcomes = {LOWEST[v.outcome] for v in verdicts if v.rung == claim.rungs[0]}
+        return outcomes.pop() if len(outcomes) == 1 else "not beyond chance"
+    counts = [(claim.ladder[at].beyond, sum(h > at for h in heights)) for at in range(max(heights))]
+    told = [f"{beyond} in {n}" for beyond, n in counts if n]
+    last = [told[-1]] if len(told) == 1 or counts[-1][1] == counts[0][1] else [told[0], told[-1]]
+    return f"beyond {' and '.join(last)} of {len(heights)} models"
+
+
 def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judged]) -> str:
     """What was found, in words: beyond what the claim stands for which models, and the range of the estimates."""
     by_standing: dict[str, list[str]] = {}
