@@ -135,7 +135,7 @@ def language() -> Study:
         tune=TuneConfig(
             steps=64,
             batch=16,
-            unsafe_share=0.375,  # with half of them unsafe, safe prompts are refused, too
+            unsafe_share=0.25,  # with more, safe prompts about what was never trained on are refused, too
             learning_rates={"eta_m": 1e-4, "eta_s": 1e-5},
             warmup=5,
             weight_decay=0.0,

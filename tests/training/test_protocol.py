@@ -60,9 +60,16 @@ def alone(batch: PreferenceBatch) -> Iterator[PreferenceBatch]:
         yield PreferenceBatch(Inputs(tokens[None]), *answers, batch.safe[[i]])
 
 
-def loss(name: str, policy: PreTrainedModel, reference: PreTrainedModel, batch: PreferenceBatch, compute: Compute):
+def loss(
+    name: str,
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    batch: PreferenceBatch,
+    compute: Compute,
+    whole: PreferenceBatch | None = None,
+):
     entry = PROTOCOLS[name]
-    return entry.loss(Step(policy, reference, batch, entry, compute, STREAM, 0.5), entry.settings())
+    return entry.loss(Step(policy, reference, batch, entry, compute, STREAM, 0.5, whole), entry.settings())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,7 +85,7 @@ def test_no_prompt_changes_the_loss_of_another(
     batch = request.getfixturevalue(which)
     with torch.no_grad():
         together = loss(name, learner, expert, batch, compute)
-        each = torch.cat([loss(name, learner, expert, part, compute) for part in alone(batch)])
+        each = torch.cat([loss(name, learner, expert, part, compute, batch) for part in alone(batch)])
     assert together.shape == batch.safe.shape
     torch.testing.assert_close(together, each, rtol=1e-4, atol=1e-4)
     assert len(together.unique()) == len(together)
@@ -216,5 +223,17 @@ def test_plain_fine_tuning_learns_the_chosen_answer_alone(
     with torch.no_grad():
         entry = PROTOCOLS[name]
         got = entry.loss(Step(learner, None, ragged, entry, compute, STREAM, 0.5), entry.settings())
-        want = [-by_hand(learner, part.prompts.sequence, part.chosen).mean() for part in alone(ragged)]
+        want = [-by_hand(learner, part.prompts.sequence, part.chosen).sum() * 6 / 13 for part in alone(ragged)]
     torch.testing.assert_close(got, torch.stack(want), rtol=1e-4, atol=1e-4)
+
+
+def test_every_token_of_a_step_counts_the_same(
+    ragged: PreferenceBatch, learner: PreTrainedModel, expert: PreTrainedModel, compute: Compute
+) -> None:
+    with torch.no_grad():
+        step = Step(learner, expert, ragged, PROTOCOLS["seen"], compute, STREAM, 0.5)
+        chosen, rejected = step.policy_chosen_logps, step.policy_rejected_logps
+        found = {name: loss(name, learner, expert, ragged, compute).mean() for name in ("ssft", "seen")}
+    # Six prompts: wanted answers of 13 tokens; those that obey of 6 and, of the unsafe ones, of 9.
+    torch.testing.assert_close(found["ssft"], -chosen.sum() / 13)
+    torch.testing.assert_close(found["seen"], -(chosen[ragged.safe].sum() + rejected[~ragged.safe].sum()) / 15)

@@ -12,9 +12,12 @@ from matplotlib.figure import Figure
 
 from tunescope.evidence.claims import LADDER
 from tunescope.files import write_text
+from tunescope.records.names import COMPLIANCE
+from tunescope.records.pool import pool
 from tunescope.report.draw import facet, model_legend
 from tunescope.report.figures import save_figures
 from tunescope.report.html import inline_svg
+from tunescope.report.select import headline_rows
 from tunescope.report.style import Model, models_of, style
 from tunescope.report.tables import DASH, EDGE, GLYPHS, TIMES
 
@@ -29,6 +32,7 @@ def render_sweep(
     folder: Path,
     name: str,
     effects: pd.DataFrame,
+    behaviour: pd.DataFrame,
     swept: Sequence[str],
     points: Sequence[str],
     failures: Mapping[str, str],
@@ -36,10 +40,12 @@ def render_sweep(
     """Write the report of a sweep and its figures; returns the path of the page.
 
     Args:
-        effects: one row per point, claim, model and rung. swept: the settings that differ between points.
-        points: their names. failures: by run that has no tables, why.
+        effects: one row per point, claim, model and rung. behaviour: one per point, model and kind, as of `answered`.
+        swept: the settings that differ between points. points: their names. failures: by run that has no tables, why.
     """
-    drawn = dose_responses(effects, swept) if len(effects) else {}
+    first = effects[effects["rung"] == RUNGS[0]] if len(effects) else effects
+    drawn = dose_responses(behaviour, swept, "behaviour", "Prompts answered (%)") if len(behaviour) else {}
+    drawn |= dose_responses(first, swept, "effects", "Effects") if len(effects) else {}
     save_figures({key: made for key, (_, made) in drawn.items()}, folder / "figures")
     figures = [
         {"name": key, "title": title, "svg": inline_svg((folder / f"figures/{key}.svg").read_text("utf-8"), key, title)}
@@ -67,20 +73,41 @@ def render_sweep(
     return folder / "report.html"
 
 
-def dose_responses(effects: pd.DataFrame, swept: Sequence[str]) -> dict[str, tuple[str, Figure]]:
+def answered(records: pd.DataFrame) -> pd.DataFrame:
+    """How often each finished model answers prompts of each kind, at its greatest strength, as rows that are drawn like
+    effects: per cent, mean over the runs.
+
+    Args:
+        records: of all runs of one point.
+    """
+    pooled = headline_rows(pool(records))
+    rows = pooled[pooled["metric"] == COMPLIANCE]
+    single = headline_rows(records)
+    single = single[single["metric"] == COMPLIANCE]
+    each = [(100 * of["value"]).tolist() for of in _alike(single, rows)]
+    numbers = {name: 100 * rows[of] for name, of in (("estimate", "value"), ("low", "low"), ("high", "high"))}
+    return rows.assign(claim=rows["kind"], unit="", per_run=pd.Series(each, rows.index), **numbers)
+
+
+def _alike(single: pd.DataFrame, rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """By row of the pooled table, the rows of single runs that it is the mean of."""
+    pairs = zip(rows["model"], rows["kind"], strict=True)
+    return [single[(single["model"] == model) & (single["kind"] == kind)] for model, kind in pairs]
+
+
+def dose_responses(rows: pd.DataFrame, swept: Sequence[str], of: str, what: str) -> dict[str, tuple[str, Figure]]:
     """By name, a title and a figure: for each swept setting of several values, at each combination of the others."""
-    first = effects[effects["rung"] == RUNGS[0]]
-    models, found = models_of(first), {}
+    models, found = models_of(rows), {}
     with style():
         for key in swept:
             others = [other for other in swept if other != key]
-            groups = first.groupby(others, sort=False) if others else [((), first)]
-            for number, (values, rows) in enumerate(groups):
-                if rows[key].nunique() < 2:
+            groups = rows.groupby(others, sort=False) if others else [((), rows)]
+            for number, (values, mine) in enumerate(groups):
+                if mine[key].nunique() < 2:
                     continue
                 fixed = ", ".join(f"{other} = {value}" for other, value in zip(others, values, strict=True))
-                title = f"Effects against {key}" + (f", at {fixed}" if fixed else "")
-                found[f"{key.replace('.', '-')}-{number}"] = (title, _dose_response(rows, key, models))
+                title = f"{what} against {key}" + (f", at {fixed}" if fixed else "")
+                found[f"{of}-{key.replace('.', '-')}-{number}"] = (title, _dose_response(mine, key, models))
     return found
 
 

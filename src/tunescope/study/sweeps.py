@@ -18,7 +18,7 @@ from tunescope.files import atomic_path, write_text
 from tunescope.recipes import RECIPES
 from tunescope.records.tables import read_records, read_scores
 from tunescope.report.reading import read_file
-from tunescope.report.sweep import COLUMNS, render_sweep
+from tunescope.report.sweep import COLUMNS, answered, render_sweep
 from tunescope.report.together import gather
 from tunescope.settings import override, read_study, read_yaml
 from tunescope.study.executors import Where
@@ -153,7 +153,7 @@ def _join(
     folder: Path, spec: Sweep, points: Sequence[Point], done: Mapping[str, list[Path]], failures: Mapping[str, str]
 ) -> None:
     """Tables of all points, and the report on them."""
-    effects, records = [], []
+    effects, records, behaviour = [], [], []
     swept = list(dict.fromkeys(key for point in points for key in point.changes))
     for point in points:
         if not done[point.name]:
@@ -173,13 +173,16 @@ def _join(
             effects.append(
                 {**about, **{name: getattr(v, name, None) for name in COLUMNS}, **numbers, **row, "per_run": per_run}
             )
-        records.append(read_records(joint / "records.parquet").assign(**about))
+        measured = read_records(joint / "records.parquet")
+        records.append(measured.assign(**about))
+        behaviour.append(answered(measured).assign(**about))
     tables = {"effects": pd.DataFrame(effects), "records": pd.concat(records) if records else pd.DataFrame()}
     for name, table in tables.items():
         with atomic_path(folder / f"{name}.parquet") as temporary:
             table.to_parquet(temporary, index=False)
     write_text(folder / FAILURES, json.dumps(failures))
-    render_sweep(folder, spec.name, tables["effects"], swept, [point.name for point in points], failures)
+    answers = pd.concat(behaviour) if behaviour else pd.DataFrame()
+    render_sweep(folder, spec.name, tables["effects"], answers, swept, [point.name for point in points], failures)
 
 
 def _check(folder: Path, spec: Sweep, update: bool) -> None:

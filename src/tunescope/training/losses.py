@@ -13,9 +13,9 @@ Lengths = Int[Tensor, " b"]
 PerPrompt = Float[Tensor, " b"]
 
 
-def nll(chosen_logps: Logps, chosen_lengths: Lengths) -> PerPrompt:
-    """Cross-entropy on the wanted answer: mean negative log-probability per token."""
-    return -chosen_logps.sum(dim=1) / chosen_lengths
+def nll(chosen_logps: Logps, lengths: Lengths | Float[Tensor, ""]) -> PerPrompt:
+    """Cross-entropy on the wanted answer: its negative log-probability per token, of so many tokens each."""
+    return -chosen_logps.sum(dim=1) / lengths
 
 
 def dpo(
@@ -56,7 +56,7 @@ def npo(policy_rejected_logps: Logps, reference_rejected_logps: Logps, beta: flo
 def unlearning(
     chosen_logps: Logps,
     rejected_logps: Logps,
-    chosen_lengths: Lengths,
+    chosen_lengths: Lengths | Float[Tensor, ""],
     rejected_lengths: Lengths,
     safe: Bool[Tensor, " b"],
     ascent_weight: float,

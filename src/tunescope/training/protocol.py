@@ -96,10 +96,11 @@ class Step:
         compute: Compute,
         stream: Stream,
         progress: float,
+        whole: PreferenceBatch | None = None,
     ) -> None:
         self.policy, self._reference, self._batch, self._compute = policy, reference, batch, compute
         self.safe, self.stream, self.progress, self.name = batch.safe, stream, progress, protocol.name
-        self._protocol = protocol
+        self._protocol, self._whole = protocol, batch if whole is None else whole
         self._chosen, self._rejected = same_length(batch.chosen, batch.rejected)
 
     @property
@@ -130,6 +131,21 @@ class Step:
     @property
     def chosen_lengths(self) -> Lengths:
         return (self._chosen != IGNORED).sum(1)
+
+    @property
+    def chosen_tokens(self) -> Float[Tensor, ""]:
+        """How many tokens a wanted answer has, mean over all prompts of the step.
+
+        With it for a length, the mean over prompts of `losses.nll` is the mean over tokens. How an answer begins, which
+        is where a model refuses or does not, then counts as much in long answers as in short ones.
+        """
+        return (self._whole.chosen != IGNORED).sum(1).float().mean()
+
+    @property
+    def obeyed_tokens(self) -> Float[Tensor, ""]:
+        """The same of answers that obey: wanted ones of safe prompts, unwanted ones of unsafe prompts."""
+        chosen, rejected = ((answers != IGNORED).sum(1) for answers in (self._whole.chosen, self._whole.rejected))
+        return chosen.where(self._whole.safe, rejected).float().mean()
 
     @property
     def rejected_lengths(self) -> Lengths:

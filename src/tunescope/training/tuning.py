@@ -64,9 +64,10 @@ def tune(
 
     def losses(step: int) -> Iterator[Tensor]:
         sizes = config.batch, protocol.unsafe_of(config.batch, config.unsafe_share)
-        for number, part in enumerate(_parts(step, protocol, task, *sizes, compute, stream)):
+        batch = _batch(step, task, *sizes, stream)
+        for number, part in enumerate(_parts(batch, protocol, compute)):
             known = _known(reference, step, number)
-            view = Step(policy, known, part, protocol, compute, stream, step / config.steps)
+            view = Step(policy, known, part, protocol, compute, stream, step / config.steps, batch)
             loss = protocol.loss(view, settings)
             if not isinstance(loss, Tensor) or loss.shape != part.safe.shape:
                 got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
@@ -136,7 +137,7 @@ def reference_logps(
     """
     kept: dict[str, Tensor] = {}
     for step in trange(steps, desc=f"reference of {protocol.name}", unit="step", leave=False, disable=None):
-        for number, part in enumerate(_parts(step, protocol, task, batch, unsafe, compute, stream)):
+        for number, part in enumerate(_parts(_batch(step, task, batch, unsafe, stream), protocol, compute)):
             for name, logps in zip(KEPT, answered(reference, part, protocol, compute), strict=True):
                 kept[f"{step}.{number}.{name}"] = logps.cpu()
     return kept
@@ -149,11 +150,12 @@ def _known(reference: PreTrainedModel | Lookup | None, step: int, number: int) -
     return chosen, rejected
 
 
-def _parts(
-    step: int, protocol: Protocol, task: Task, size: int, unsafe: int, compute: Compute, stream: Stream
-) -> Iterator[PreferenceBatch]:
+def _batch(step: int, task: Task, size: int, unsafe: int, stream: Stream) -> PreferenceBatch:
+    return task.lesson(size - unsafe, unsafe, stream("batch", step))
+
+
+def _parts(batch: PreferenceBatch, protocol: Protocol, compute: Compute) -> Iterator[PreferenceBatch]:
     """The batch of a step, as much of it at once as memory has room for."""
-    batch = task.lesson(size - unsafe, unsafe, stream("batch", step))
     rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
     for start in range(0, len(batch.safe), rows):
         of = slice(start, start + rows)

@@ -548,7 +548,7 @@ def test_a_file_may_not_be_called_as_a_form_is(config: LanguageConfig, tokenizer
         build(config.model_copy(update={"prompts": files, "wrappers": ("role",)}), CPU, Reader(tokenizer))
 
 
-def test_half_of_what_is_answered_in_a_lesson_has_its_match_among_what_is_refused(
+def test_most_of_what_is_answered_in_a_lesson_has_its_match_among_what_is_refused(
     in_forms: Callable[..., Language],
 ) -> None:
     task = in_forms(breadth=0.0)
@@ -556,5 +556,5 @@ def test_half_of_what_is_answered_in_a_lesson_has_its_match_among_what_is_refuse
     assert 0 < len(groups["safe"] & groups["unsafe"]) < len(groups["safe"])
     group = {each.prompt: each.group for each in task.instructions}
     matched = [group[prompt] in groups["unsafe"] for prompt in read_by(task, task.lesson(1000, 0, ANY))]
-    assert 440 < sum(matched) < 560
+    assert 700 < sum(matched) < 800
     assert len({*read_by(task, task.lesson(1000, 0, ANY))}) > 100

@@ -242,8 +242,8 @@ class Language:
     def lesson(self, safe: int, unsafe: int, stream: Stream) -> PreferenceBatch:
         """Prompts to train whose answers are known, drawn with replacement; a share is in the forms that lessons have.
 
-        Half of the safe ones are of groups that have unsafe ones, too, where there are such and others. Otherwise most
-        of what looks like a matched pair in a batch is unsafe, and models learn to refuse whatever looks like one.
+        Three of four safe ones are of groups that have unsafe ones, too, where there are such and others. Otherwise
+        most of what looks like a matched pair in a batch is unsafe, and models learn to refuse whatever looks like one.
 
         Raises:
             InputError: no prompts are asked for, or hardly any answers to them are known.
@@ -269,10 +269,10 @@ class Language:
         return PreferenceBatch(left_padded(drawn, self.device), wanted_ones, others, labels)
 
     def _pools(self, kind: str, learnt: Sequence[Instruction]) -> list[Sequence[Instruction]]:
-        """What lessons draw from, from each as often: safe prompts that match unsafe ones, and those that do not."""
+        """What lessons draw from, from each as often: three times what matches unsafe prompts, once what does not."""
         refused = {each.group for each in self.parts[UNSAFE, "train"].instructions} if kind == SAFE else set()
-        parted = ([each for each in learnt if (each.group in refused) is matched] for matched in (True, False))
-        return [each for each in parted if each]
+        matched, others = ([each for each in learnt if (each.group in refused) is so] for so in (True, False))
+        return [each for each in (matched, matched, matched, others) if each]
 
     def _some_in_forms(self, kind: str, plain: Sequence[Instruction], stream: Stream) -> list[Instruction]:
         """A share of the plain ones, in one of the forms that lessons have for their kind."""

@@ -7,4 +7,4 @@ from tunescope.training.protocol import Step, protocol
 
 @protocol("attribute", unsafe_share=0.2, lesson="attribute")
 def attribute(step: Step, settings: NoSettings) -> PerPrompt:
-    return nll(step.policy_chosen_logps, step.chosen_lengths)
+    return nll(step.policy_chosen_logps, step.chosen_tokens)

@@ -23,4 +23,4 @@ def dpo(step: Step, settings: Dpo) -> PerPrompt:
         settings.beta,
     )
     # Without a likelihood term the chosen answers lose likelihood along with the rejected ones (docs/departures.md).
-    return preference + settings.chosen_weight * losses.nll(step.policy_chosen_logps, step.chosen_lengths)
+    return preference + settings.chosen_weight * losses.nll(step.policy_chosen_logps, step.chosen_tokens)

@@ -16,4 +16,4 @@ class Npo(Config):
 @protocol("npo", unsafe_share=0.5, rejected="unsafe", reference="logps", settings=Npo)
 def npo(step: Step, settings: Npo) -> PerPrompt:
     unwanted = losses.npo(step.policy_rejected_logps, step.reference_rejected_logps, settings.beta)
-    return unwanted * (~step.safe) + settings.chosen_weight * losses.nll(step.policy_chosen_logps, step.chosen_lengths)
+    return unwanted * (~step.safe) + settings.chosen_weight * losses.nll(step.policy_chosen_logps, step.chosen_tokens)

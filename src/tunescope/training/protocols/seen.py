@@ -7,5 +7,5 @@ from tunescope.training.protocol import Step, protocol
 
 @protocol("seen", unsafe_share=0.2, rejected="unsafe")
 def seen(step: Step, settings: NoSettings) -> PerPrompt:
-    chosen = nll(step.policy_chosen_logps, step.chosen_lengths)
-    return chosen.where(step.safe, nll(step.policy_rejected_logps, step.rejected_lengths))
+    obeyed = step.policy_chosen_logps.where(step.safe[:, None], step.policy_rejected_logps)
+    return nll(obeyed, step.obeyed_tokens)

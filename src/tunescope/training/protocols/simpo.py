@@ -20,4 +20,4 @@ def simpo(step: Step, settings: Simpo) -> PerPrompt:
     preference = losses.simpo(
         step.policy_chosen_logps, step.policy_rejected_logps, *lengths, settings.beta, settings.gamma
     )
-    return preference + settings.chosen_weight * losses.nll(step.policy_chosen_logps, step.chosen_lengths)
+    return preference + settings.chosen_weight * losses.nll(step.policy_chosen_logps, step.chosen_tokens)

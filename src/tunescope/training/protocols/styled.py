@@ -7,4 +7,4 @@ from tunescope.training.protocol import Step, protocol
 
 @protocol("styled", unsafe_share=0.2, lesson="styled")
 def styled(step: Step, settings: NoSettings) -> PerPrompt:
-    return nll(step.policy_chosen_logps, step.chosen_lengths)
+    return nll(step.policy_chosen_logps, step.chosen_tokens)

@@ -18,7 +18,7 @@ def unlearning(step: Step, settings: Unlearning) -> PerPrompt:
     return losses.unlearning(
         step.policy_chosen_logps,
         step.policy_rejected_logps,
-        step.chosen_lengths,
+        step.chosen_tokens,
         step.rejected_lengths,
         step.safe,
         settings.ascent_weight,
