@@ -18,11 +18,11 @@ from tunescope.files import write_text
 from tunescope.models.compute import deterministic
 from tunescope.registry import load_plugins, plugin_files
 from tunescope.settings import read_study
-from tunescope.study.executors import laid_out, work_in
 from tunescope.study.folders import CONFIG
 from tunescope.study.stages import Done, Stage, is_done
 from tunescope.study.store import Store, before
 from tunescope.study.work import Executor, Failed, Outcome, Work, do, without
+from tunescope.study.workers import laid_out, work_in
 
 RETRIES = 3  # of a stage whose worker or node is lost, or whose disk fails
 GIB = 2**30
