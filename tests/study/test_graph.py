@@ -64,7 +64,17 @@ DIRECT = {
     "compute": EVERYTHING,
 }
 # Settings that decide no result, or are not a stage's but say which stages there are.
-NONE = ("name", "compute.device", "tunes", "tune.learning_rates", "tune.settings", "tune.checkpoints", "tune.steps")
+NONE = (
+    "name",
+    "compute.device",
+    "compute.gpu_share",
+    "compute.memory",
+    "tunes",
+    "tune.learning_rates",
+    "tune.settings",
+    "tune.checkpoints",
+    "tune.steps",
+)
 OTHER = {  # values that are as good as any, where one more or another is none
     "task.grammar": None,
     "task.type": None,

@@ -18,6 +18,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
+PROBED = 9  # a base, and four fine-tunes at two steps each
+
 # Each time that it is begun it leaves the process, and the node, that it is in; the first time it waits to be killed.
 COUNTED = """
 import os, time
@@ -117,8 +119,7 @@ def test_what_is_lost_in_the_middle_is_done_again_and_nothing_else(
     killer.start()
     assert cli.main(command) == 0
     killer.join()
-    models = 5  # a base and four fine-tunes
-    assert len(begun(log)) == models + 1
+    assert len(begun(log)) == PROBED + 1
 
 
 def test_a_full_disk_is_tried_again(
@@ -126,7 +127,7 @@ def test_a_full_disk_is_tried_again(
 ) -> None:
     extra = plugin(tmp_path, FULL, "full")
     assert cli.main([*small_study, "--out", str(run_folder), "--update", "--on", f"ray:{cluster.address}", *extra]) == 0
-    assert len(begun(tmp_path / "full.log")) == 6
+    assert len(begun(tmp_path / "full.log")) == PROBED + 1
 
 
 def test_a_folder_that_is_not_shared(
