@@ -1,11 +1,13 @@
 """Shared fixtures: shape checks on the package, the worlds under test, and the statistics that tests lean on."""
 
+import gc
 import itertools
 import pkgutil
 import re
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,8 +28,8 @@ CHECKED = [
 # An int is a good float, as for mypy.
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from tunescope import cli  # noqa: E402
-from tunescope.config import Built, ComputeConfig, PretrainConfig, WorldConfig  # noqa: E402
+from tunescope import cli, registry  # noqa: E402
+from tunescope.config import TASK_CONFIGS, Built, ComputeConfig, PretrainConfig, WorldConfig  # noqa: E402
 from tunescope.models.build import build_model  # noqa: E402
 from tunescope.models.compute import Compute, resolve  # noqa: E402
 from tunescope.rng import Stream  # noqa: E402
@@ -337,3 +339,24 @@ def results(contents: Callable[[Path], dict[str, bytes]]) -> Callable[[Path], di
         return {name: data for name, data in contents(folder).items() if not name.startswith(beside)}
 
     return read
+
+
+@pytest.fixture
+def plugged() -> Iterator[Callable[[], None]]:
+    """Whatever is registered in a test is gone after it, or when the test says so."""
+    registries = [each for each in gc.get_objects() if type(each) is registry.Registry]
+    kept = [(each, dict(each._entries), dict(each._modules)) for each in registries]
+    modules, tasks, plugins = set(sys.modules), dict(TASK_CONFIGS), set(registry._plugins)
+
+    def forget() -> None:
+        for each, entries, owners in kept:
+            each._entries, each._modules = dict(entries), dict(owners)
+        for name in [name for name in sys.modules if name.startswith("tunescope_plugin_")]:
+            if name not in modules:
+                del sys.modules[name]
+        registry._plugins.intersection_update(plugins)
+        TASK_CONFIGS.clear()
+        TASK_CONFIGS.update(tasks)
+
+    yield forget
+    forget()

@@ -1,20 +1,18 @@
 """Plug-ins: one file outside the package adds what a study is made of, and a bad one ends in one message."""
 
-import gc
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import tunescope as ts
 from tunescope import cli
-from tunescope.config import TASK_CONFIGS
 from tunescope.errors import InputError
 from tunescope.records.tables import read_records, read_scores
-from tunescope.registry import Registry, load_plugins
+from tunescope.registry import load_plugins
 from tunescope.study.graph import check_names  # which imports all that registers something
 
 EXTENDING = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -62,26 +60,6 @@ ts.claim(
     )
 )
 """
-
-
-@pytest.fixture
-def plugged() -> Iterator[Callable[[], None]]:
-    """Whatever is registered in a test is gone after it, or when the test says so."""
-    registries = [each for each in gc.get_objects() if type(each) is Registry]
-    kept = [(each, dict(each._entries), dict(each._modules)) for each in registries]
-    modules, tasks = set(sys.modules), dict(TASK_CONFIGS)
-
-    def forget() -> None:
-        for registry, entries, owners in kept:
-            registry._entries, registry._modules = dict(entries), dict(owners)
-        for name in [name for name in sys.modules if name.startswith("tunescope_plugin_")]:
-            if name not in modules:
-                del sys.modules[name]
-        TASK_CONFIGS.clear()
-        TASK_CONFIGS.update(tasks)
-
-    yield forget
-    forget()
 
 
 pytestmark = pytest.mark.usefixtures("plugged")

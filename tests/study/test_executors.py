@@ -14,6 +14,8 @@ from tunescope.errors import InputError
 from tunescope.files import remove
 from tunescope.study.executors import Where
 
+pytestmark = pytest.mark.usefixtures("plugged")
+
 KILLER = """
 import os
 from tunescope.probes.view import probe

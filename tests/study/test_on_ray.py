@@ -16,7 +16,7 @@ from tunescope.study.on_ray import on_ray
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report", "plugged")]
 
 PROBED = 9  # a base, and four fine-tunes at two steps each
 
@@ -36,18 +36,24 @@ def counted(view, findings):
         time.sleep(600)
 """
 
+# In a worker, the first table that is written finds the disk full.
 FULL = """
-import errno
+import errno, sys
 from pathlib import Path
-from tunescope.probes.view import probe
+from tunescope.records import tables
 
-@probe("full")
-def full(view, findings):
-    log = Path(__file__).with_suffix(".log")
+log = Path(__file__).with_suffix(".log")
+kept = tables.pq.write_table
+
+def write_table(*given, **named):
     with log.open("a") as file:
         file.write("begun\\n")
     if len(log.read_text().splitlines()) == 1:
         raise OSError(errno.ENOSPC, "No space left on device")
+    return kept(*given, **named)
+
+if "default_worker" in " ".join(sys.orig_argv):
+    tables.pq.write_table = write_table
 """
 
 
@@ -123,11 +129,14 @@ def test_what_is_lost_in_the_middle_is_done_again_and_nothing_else(
 
 
 def test_a_full_disk_is_tried_again(
-    small_study: list[str], run_folder: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+    small_study: list[str], small_run: Path, tmp_path: Path, cluster: Cluster, same_run: Callable
 ) -> None:
-    extra = plugin(tmp_path, FULL, "full")
-    assert cli.main([*small_study, "--out", str(run_folder), "--update", "--on", f"ray:{cluster.address}", *extra]) == 0
-    assert len(begun(tmp_path / "full.log")) == PROBED + 1
+    (tmp_path / "full.py").write_text(FULL)
+    out = tmp_path / "run"
+    command = [*small_study, "--out", str(out), "--on", f"ray:{cluster.address}", "--plugin", str(tmp_path / "full.py")]
+    assert cli.main(command) == 0
+    assert len(begun(tmp_path / "full.log")) > 1
+    same_run(out, small_run)
 
 
 def test_a_folder_that_is_not_shared(
@@ -142,7 +151,16 @@ def test_a_folder_that_is_not_shared(
         "    is_file = Path.is_file\n"
         f"    Path.is_file = lambda path: str(path) != {str(run_folder / 'config.yaml')!r} and is_file(path)\n"
     )
-    command = [*small_study, "--out", str(run_folder), "--on", f"ray:{cluster.address}", "--plugin", str(hidden)]
+    command = [
+        *small_study,
+        "--out",
+        str(run_folder),
+        "--update",
+        "--on",
+        f"ray:{cluster.address}",
+        "--plugin",
+        str(hidden),
+    ]
     refused(command, "is not on node", "--store")
 
 

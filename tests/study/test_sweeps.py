@@ -15,6 +15,7 @@ from tunescope.config import Sweep, checked
 from tunescope.errors import InputError
 from tunescope.study.sweeps import points_of, run_sweep
 
+pytestmark = pytest.mark.usefixtures("plugged")
 QUIET = ["attack", "intervene", "overlap"]
 
 

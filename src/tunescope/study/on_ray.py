@@ -71,13 +71,25 @@ def _connected(address: str) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        _look_for(address)
         ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"--on ray:{address}: no cluster answers there: {shown(error, 200)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _look_for(address: str) -> None:
+    """Ray itself would look for a minute for a cluster that is not there.
+
+    Raises:
+        OSError: nothing answers at `HOST:PORT`. Other addresses (`auto`, `ray://...`) are left to Ray.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _needs(folder: Path) -> dict[str, Any]:
