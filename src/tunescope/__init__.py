@@ -20,13 +20,14 @@ from tunescope.recipes import recipe
 from tunescope.registry import load_plugins
 
 if TYPE_CHECKING:
-    from tunescope.api import Run, compare, load_run, load_sweep, run, sweep
+    from tunescope.api import Run, compare, load_run, run, sweep
     from tunescope.attacks.base import attack
     from tunescope.evidence.claims import Claim, claim
     from tunescope.interventions.base import intervention
     from tunescope.models.families import family
     from tunescope.probes.view import probe
     from tunescope.report.figures import figure
+    from tunescope.study.sweeps import load_sweep
     from tunescope.study.weights import compare_weights
     from tunescope.tasks.base import task
     from tunescope.training.protocol import protocol
@@ -35,8 +36,9 @@ __version__ = version("tunescope")
 
 # Where each name comes from: torch and transformers take seconds to import, and are only when they are needed.
 _LATER = {
-    **dict.fromkeys(("Run", "compare", "load_run", "load_sweep", "run", "sweep"), "api"),
+    **dict.fromkeys(("Run", "compare", "load_run", "run", "sweep"), "api"),
     "compare_weights": "study.weights",
+    "load_sweep": "study.sweeps",
     "protocol": "training.protocol",
     "attack": "attacks.base",
     "probe": "probes.view",

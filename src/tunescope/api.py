@@ -18,7 +18,7 @@ from tunescope.models.checkpoint import load_model
 from tunescope.recipes import comparison
 from tunescope.records.tables import read_records, read_scores
 from tunescope.settings import read_study
-from tunescope.study import pipeline, sweeps
+from tunescope.study import pipeline
 from tunescope.study.executors import Where
 from tunescope.study.sources import task_of
 from tunescope.study.sweeps import Swept, read_spec, run_sweep
@@ -140,11 +140,6 @@ def sweep(
     """
     found, beside = (spec, Path()) if isinstance(spec, Sweep) else (read_spec(Path(spec)), Path(spec).parent)
     return run_sweep(found, Path(out), update=update, where=Where(jobs, on, store), beside=beside)
-
-
-def load_sweep(folder: str | Path) -> Swept:
-    """A sweep that was run before; see `tunescope.study.sweeps.load_sweep`."""
-    return sweeps.load_sweep(Path(folder))
 
 
 def load_run(folder: str | Path) -> Run:

@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listed = commands.add_parser(
         "list",
-        help="what there is: recipes, tasks, protocols, attacks, probes, interventions, claims, architectures",
+        help=f"what there is: {', '.join(LISTED)}",
         description="What a study can be made of, plug-ins among it.",
     )
     listed.add_argument("what", nargs="?", choices=LISTED, metavar="WHAT", help=f"one of {', '.join(LISTED)}")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,17 @@ def render(folder: Path) -> Path:
     made = figures(drawn)
     save_figures(made, folder / "figures")
     drawings = [
-        {
-            "name": entry.name,
-            "title": entry.title,
-            "caption": entry.describe(drawn),
-            "svg": inline_svg((folder / f"figures/{entry.name}.svg").read_text("utf-8"), entry.name, entry.title),
-        }
+        drawing(folder, entry.name, entry.title) | {"caption": entry.describe(drawn)}
         for entry in in_order()
         if entry.name in made
     ]
     page["first"] = next((each for each in drawings if each["name"] == "ladder"), None)
     page["figures"] = [each for each in drawings if each is not page["first"]]
+    return write_page(folder, "report.html.j2", page)
+
+
+def write_page(folder: Path, template: str, page: Mapping[str, Any]) -> Path:
+    """Fill a template with what a page says, and write it as the report of a folder; returns its path."""
     environment = Environment(
         loader=PackageLoader("tunescope.report"),
         autoescape=True,
@@ -73,8 +73,14 @@ def render(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"spaced": spaced, "duration": tables.duration}
-    write_text(folder / "report.html", environment.get_template("report.html.j2").render(page))
+    write_text(folder / "report.html", environment.get_template(template).render(page))
     return folder / "report.html"
+
+
+def drawing(folder: Path, name: str, title: str) -> dict[str, str]:
+    """A saved figure of a folder, as a page shows it."""
+    svg = (folder / f"figures/{name}.svg").read_text("utf-8")
+    return {"name": name, "title": title, "svg": inline_svg(svg, name, title)}
 
 
 def load_records(path: Path) -> pd.DataFrame:

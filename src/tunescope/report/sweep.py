@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tunescope.evidence.claims import LADDER
-from tunescope.files import write_text
 from tunescope.records.names import COMPLIANCE
 from tunescope.records.pool import pool
 from tunescope.report.draw import facet, model_legend
 from tunescope.report.figures import save_figures
-from tunescope.report.html import inline_svg
+from tunescope.report.html import drawing, write_page
 from tunescope.report.select import headline_rows
 from tunescope.report.style import Model, models_of, style
 from tunescope.report.tables import DASH, EDGE, GLYPHS, TIMES
@@ -47,30 +45,18 @@ def render_sweep(
     drawn = dose_responses(behaviour, swept, "behaviour", "Prompts answered (%)") if len(behaviour) else {}
     drawn |= dose_responses(first, swept, "effects", "Effects") if len(effects) else {}
     save_figures({key: made for key, (_, made) in drawn.items()}, folder / "figures")
-    figures = [
-        {"name": key, "title": title, "svg": inline_svg((folder / f"figures/{key}.svg").read_text("utf-8"), key, title)}
-        for key, (title, _) in drawn.items()
-    ]
-    environment = Environment(
-        loader=PackageLoader("tunescope.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("sweep.html.j2").render(
-        title=f"tunescope: sweep {name}",
-        swept=swept,
-        points=points,
-        runs=int(effects["runs"].max()) if len(effects) else 0,
-        failures=failures,
-        figures=figures,
-        turns=turns(effects, swept) if len(effects) else [],
-        rows=table(effects, points) if len(effects) else [],
-        ladder=LADDER,
-    )
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    page = {
+        "title": f"tunescope: sweep {name}",
+        "swept": swept,
+        "points": points,
+        "runs": int(effects["runs"].max()) if len(effects) else 0,
+        "failures": failures,
+        "figures": [drawing(folder, key, title) for key, (title, _) in drawn.items()],
+        "turns": turns(effects, swept) if len(effects) else [],
+        "rows": table(effects, points) if len(effects) else [],
+        "ladder": LADDER,
+    }
+    return write_page(folder, "sweep.html.j2", page)
 
 
 def answered(records: pd.DataFrame) -> pd.DataFrame:

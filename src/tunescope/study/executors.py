@@ -45,16 +45,19 @@ class Where:
             from tunescope.study.on_ray import on_ray
 
             return on_ray(address, self.store)
-        jobs = fitting_jobs() if self.jobs is None else self.jobs
+        jobs = self._at_a_time()
         if jobs < 1:
             raise InputError(f"jobs: {jobs} must be at least 1")
         return _here if jobs == 1 else lambda work: _in_processes(work, jobs)
+
+    def _at_a_time(self) -> int:
+        return fitting_jobs() if self.jobs is None else self.jobs
 
     @contextmanager
     def threads(self) -> Iterator[None]:
         """Inside the block torch uses one thread, as in the workers, where several stages run at a time."""
         before = torch.get_num_threads()
-        alone = not self.on and (fitting_jobs() if self.jobs is None else self.jobs) == 1
+        alone = not self.on and self._at_a_time() == 1
         torch.set_num_threads(before if alone else 1)
         try:
             yield

@@ -109,13 +109,8 @@ def run_sweep(spec: Sweep, folder: Path, *, update: bool = False, where: Where =
     """
     points = points_of(spec, beside)
     _check(folder, spec, update)
-    places = {
-        (seed, point.name): folder / POINTS / f"{point.name}-seed{seed}" for seed in spec.seeds for point in points
-    }
-    studies = {
-        place: points[i % len(points)].study.changed(seed=seed) for i, ((seed, _), place) in enumerate(places.items())
-    }
-    dtype = settled(points[0].study, next(iter(studies))).compute.dtype
+    places = [(point, seed, folder / POINTS / f"{point.name}-seed{seed}") for seed in spec.seeds for point in points]
+    dtype = settled(points[0].study, places[0][2]).compute.dtype
     failures: dict[str, str] = {}
     done: set[Path] = set()
 
@@ -124,29 +119,26 @@ def run_sweep(spec: Sweep, folder: Path, *, update: bool = False, where: Where =
         say(f"{work.folder.name}: {work.stage.name} failed: {failure.why}")
 
     runs = [
-        OneRun(study.changed(compute={"dtype": dtype}), place, update, spec.skip, f"{place.name} ")
-        for place, study in studies.items()
+        OneRun(point.study.changed(seed=seed, compute={"dtype": dtype}), place, update, spec.skip, f"{place.name} ")
+        for point, seed, place in places
     ]
     with locked(folder):
         write_text(folder / SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
         run_all(runs, where, lambda run: done.add(run.folder), failed)
-        _join(folder, spec, points, {point.name: _done(places, point, done) for point in points}, failures)
+        of = {point.name: [place for its, _, place in places if its is point and place in done] for point in points}
+        _join(folder, spec, points, of, failures)
     return Swept(folder)
 
 
-def load_sweep(folder: Path) -> Swept:
+def load_sweep(folder: str | Path) -> Swept:
     """A sweep that was run before.
 
     Raises:
         InputError: the folder holds none.
     """
-    if not (folder / "effects.parquet").is_file():
+    if not (Path(folder) / "effects.parquet").is_file():
         raise InputError(f"{folder}: no finished sweep: there is no effects.parquet in it")
-    return Swept(folder)
-
-
-def _done(places: Mapping[tuple[int, str], Path], point: Point, done: set[Path]) -> list[Path]:
-    return [place for (_, name), place in places.items() if name == point.name and place in done]
+    return Swept(Path(folder))
 
 
 def _join(
@@ -171,7 +163,7 @@ def _join(
             row = {"outcome": str(v.outcome) if v.outcome else "", "firm": bool(v.firm), "unit": claims[v.claim].unit}
             per_run = [displayed(claims[v.claim], each) for each in v.per_run]
             effects.append(
-                {**about, **{name: getattr(v, name, None) for name in COLUMNS}, **numbers, **row, "per_run": per_run}
+                {**about, **{name: getattr(v, name) for name in COLUMNS}, **numbers, **row, "per_run": per_run}
             )
         measured = read_records(joint / "records.parquet")
         records.append(measured.assign(**about))

@@ -78,6 +78,11 @@ def protocol(
     return register
 
 
+def _lengths(answers: Answers) -> Lengths:
+    """How many tokens each has."""
+    return (answers != IGNORED).sum(1)
+
+
 class Step:
     """Some prompts of a step of fine-tuning, and what both models make of them; computed when first asked for.
 
@@ -130,7 +135,7 @@ class Step:
 
     @property
     def chosen_lengths(self) -> Lengths:
-        return (self._chosen != IGNORED).sum(1)
+        return _lengths(self._chosen)
 
     @property
     def chosen_tokens(self) -> Float[Tensor, ""]:
@@ -139,17 +144,17 @@ class Step:
         With it for a length, the mean over prompts of `losses.nll` is the mean over tokens. How an answer begins, which
         is where a model refuses or does not, then counts as much in long answers as in short ones.
         """
-        return (self._whole.chosen != IGNORED).sum(1).float().mean()
+        return _lengths(self._whole.chosen).float().mean()
 
     @property
     def obeyed_tokens(self) -> Float[Tensor, ""]:
         """The same of answers that obey: wanted ones of safe prompts, unwanted ones of unsafe prompts."""
-        chosen, rejected = ((answers != IGNORED).sum(1) for answers in (self._whole.chosen, self._whole.rejected))
+        chosen, rejected = _lengths(self._whole.chosen), _lengths(self._whole.rejected)
         return chosen.where(self._whole.safe, rejected).float().mean()
 
     @property
     def rejected_lengths(self) -> Lengths:
-        return (self._rejected != IGNORED).sum(1)
+        return _lengths(self._rejected)
 
     def activations(
         self, *sites: Site
