@@ -65,3 +65,15 @@ def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> N
     assert {"0", "1"} <= {claim[0] for claim in run.verdicts["claim"]}
     changed = run.load("ssft-eta_m").get_input_embeddings().weight
     assert not torch.equal(changed, AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_runs_of_one_base_ask_it_once(base: Path, tmp_path: Path) -> None:
+    few = {"tunes": [], "task.new_tokens": 5, "task.wrappers": [], "evaluate.prompts": 4, "attack.attacks": []}
+    settings = [f"base.name={base}", *(f"{key}={json.dumps(value)}" for key, value in few.items())]
+    skipped = ["--skip", "probe", "intervene"]
+    out = tmp_path / "out"
+    assert cli.main(["study", "language", "--set", *settings, "--seed", "0", "1", "--out", str(out), *skipped]) == 0
+    one, other = (tmp_path / f"out-seed{seed}" for seed in (0, 1))
+    assert (one / "answers.json").samefile(other / "answers.json")
+    assert not (one / "records.parquet").samefile(other / "records.parquet")

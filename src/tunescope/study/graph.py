@@ -204,7 +204,8 @@ class _Layout:
         answers = []
         if not self.knows_answers:
             kept = (ANSWERS, "parts/notes-answers.json")
-            answers = [add("answers", steps.answer_prompts, steps.Answer(**self.common(self.base)), made[BASE], *kept)]
+            asked = steps.Answer(**self.common(self.base) | {"seed": 0})  # all prompts: runs of one base share them
+            answers = [add("answers", steps.answer_prompts, asked, made[BASE], *kept)]
         refs = {BASE: self.base, **self.given}
         for label, ref in self.given.items():
             check = steps.Check(**self.common(ref))
@@ -239,8 +240,8 @@ class _Layout:
         self._measure(add, refs, made, answers)
         given = steps.Examples(**self.common(self.base), number=study.evaluate.examples, models=tuple(refs.values()))
         add("examples", steps.examples, given, [stage for of in made.values() for stage in of], "examples.json")
-        asked = self.trained or "attack" not in self.skip or ("intervene" not in self.skip and self.trains)
-        idle = () if asked else ("answers",)
+        reads = self.trained or "attack" not in self.skip or ("intervene" not in self.skip and self.trains)
+        idle = () if reads else ("answers",)
         return Graph(tuple(stages), self.said, idle)
 
     def _reference(
