@@ -1,5 +1,8 @@
 """Seeds as one table: means, intervals over seeds, and base models of different lengths."""
 
+import math
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from scipy import stats
@@ -30,6 +33,11 @@ def test_a_mean_and_students_interval_over_seeds() -> None:
     assert (row["n"], row["seed"], row["kind"]) == (300, 0, "unsafe")
 
 
+def test_what_one_seed_alone_has_keeps_its_interval() -> None:
+    pooled = pool(frame(rate(0, 0.5), rate(1, 0.5), rate(1, 0.5, "compliance"))).set_index("metric")
+    assert tuple(pooled.loc["compliance", ["low", "high"]]) == pytest.approx((0.1, 0.9))
+
+
 def test_rates_stay_between_zero_and_one_and_other_values_do_not() -> None:
     pooled = pool(frame(rate(0, 0.2), rate(1, 1.0), rate(0, 0.2, "gain"), rate(1, 1.0, "gain"))).set_index("metric")
     assert (pooled.loc["refusal", "low"], pooled.loc["refusal", "high"]) == (0, 1)
@@ -53,6 +61,18 @@ def test_a_margin_is_no_share_whatever_its_name_begins_with(metric: str) -> None
 def test_shares_are_known_by_name(metric: str) -> None:
     (row,) = pool(frame(rate(0, 0.1, metric), rate(1, 0.9, metric))).to_dict("records")
     assert (row["low"], row["high"]) == (0, 1)
+
+
+@pytest.mark.parametrize("metric", ["sensitivity", "gain_ratio"])
+def test_ratios_and_norms_have_a_geometric_mean_and_stay_above_zero(metric: str) -> None:
+    about = {"low": 1.9, "high": 2.1, "n": 10}
+    records = [Record("ssft-eta_m", "ssft", "eta_m", s, 300, metric, v, **about) for s, v in enumerate((2.0, 8.0))]
+    records[1] = replace(records[1], low=7.0, high=9.0)
+    (row,) = pool(frame(*records)).to_dict("records")
+    half = 12.7062 * math.log(4) / 2  # Student's t, one degree of freedom, times the standard error of the logarithms
+    assert (row["value"], row["low"], row["high"]) == pytest.approx(
+        (4, 4 / math.exp(half), 4 * math.exp(half)), rel=1e-4
+    )
 
 
 def changed(seed: int, layer: int, value: float, dial: float = 1.0) -> Record:

@@ -432,13 +432,20 @@ def test_behaviour_is_drawn_against_alpha(drawn: dict[str, Figure]) -> None:
 
 def test_other_interventions_have_a_row_each(drawn: dict[str, Figure]) -> None:
     refusal, compliance, success = drawn["interventions"].axes
-    labels = ["without dW of mlp", "dW cut to rank 4", "base + dW in random directions", "without the direction"]
+    labels = [
+        "as it is",
+        "without dW of mlp",
+        "dW cut to rank 4",
+        "base + dW in random directions",
+        "without the direction",
+    ]
     labels += ["without a random one", "on top: dW of DPO", "my steering, 3"]
     assert [text.get_text() for text in refusal.get_yticklabels()] == labels
-    of_ssft = [panel.lines[0].get_xdata()[np.argsort(panel.lines[0].get_ydata())] for panel in (refusal, compliance)]
-    np.testing.assert_allclose(of_ssft[0], [100, 70, 35, 7, 63, 17.5, 14])
-    np.testing.assert_allclose(of_ssft[1], [0, 20, 10, 2, 18, 5, 4])
-    assert success.get_xlabel() == "jailbreaks: answered (%)"
+    of_ssft = [panel.images[0].get_array()[:, 0] for panel in (refusal, compliance)]
+    np.testing.assert_allclose(of_ssft[0], [70, 100, 70, 35, 7, 63, 17.5, 14])
+    np.testing.assert_allclose(of_ssft[1], [20, 0, 20, 10, 2, 18, 5, 4])
+    assert success.get_title() == "jailbreaks:\nanswered (%)"
+    assert refusal.texts[0].get_text().partition(" ")[0] == "70"
 
 
 def test_refusal_after_further_training_begins_at_the_intact_model(drawn: dict[str, Figure]) -> None:

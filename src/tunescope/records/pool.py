@@ -1,5 +1,6 @@
 """Several seeds as one: means over seeds, with intervals that say how far another seed may be."""
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -15,42 +16,56 @@ SHARES = (
     REACHED,
 )  # metrics that are shares of prompts, as are those of this ending:
 AUC = "_auc"
+RATIO = "_ratio"  # metrics of this ending, and norms of gradients, are averaged as logarithms:
+NORM = "sensitivity"
 DRAWN = ("rotated", "shuffled")  # controls whose interval is the spread of random draws
 
 
 def pool(records: pd.DataFrame) -> pd.DataFrame:
     """One row per measurement: the mean over seeds, its 95 % Student interval over them, and all prompts together.
 
-    Where seeds agree better than their own intervals allow, the mean's is made of these (as in `contrasts.over_seeds`).
-    Records of one seed are returned as they are. The base models, which seeds train for different numbers of steps,
-    are put at the step of the longest. What is corrected for a judge keeps the mean of its seeds' intervals: the judge
-    errs alike in all of them. `seed` is the first of them. Where each seed has an intervention at one layer or
-    at one dial, which it may have chosen, that is no difference: the layer is left out, the dial is the mean of theirs.
+    Of ratios and norms it is the geometric mean, whose interval never reaches zero. Where seeds agree better than their
+    own intervals allow, the mean's is made of these (as in `contrasts.over_runs`). Records of one seed are returned as
+    they are. The base models, which seeds train for different numbers of steps, are put at the step of the longest.
+    What is corrected for a judge keeps the mean of its seeds' intervals: the judge errs alike in all of them. `seed` is
+    the first of them. Where each seed has an intervention at one layer or at one dial, which it may have chosen, that
+    is no difference: the layer is left out, the dial is the mean of theirs.
     """
     if records["seed"].nunique() < 2:
         return records
     at_end = (records["protocol"] == BASE) & ~records["metric"].isin(CURVES)
     dials = records.groupby(_but("dial", "seed"), dropna=False, sort=False)["dial"]
     chosen = _alone(records, "dial") & (dials.transform("nunique") > 1)
+    values = records[["value", "low", "high"]].astype(float)
+    geometric = (records["metric"] == NORM) | records["metric"].str.endswith(RATIO)
+    geometric &= (
+        (values.min(axis=1) > 0).groupby([records[name] for name in _but("seed")], dropna=False).transform("all")
+    )
+    values = values.where(~geometric, values.where(geometric).transform("log"))
     rows = records.assign(
+        value=values["value"],
+        low=values["low"],
+        high=values["high"],
+        geometric=geometric,
         step=records["step"].mask(at_end, records.loc[at_end, "step"].max()),
         layer=records["layer"].mask(_alone(records, "layer")),
         dial=records["dial"].mask(chosen, dials.transform("mean")),
-        below=(records["value"] - records["low"]) ** 2,
-        above=(records["high"] - records["value"]) ** 2,
+        below=(values["value"] - values["low"]) ** 2,
+        above=(values["high"] - values["value"]) ** 2,
     )
     groups = rows.groupby(_but("seed"), dropna=False, sort=False)
-    out = groups.agg(
-        seed=("seed", "min"), value=("value", "mean"), n=("n", "sum"), low=("low", "mean"), high=("high", "mean")
-    )
+    mean = {name: (name, "mean") for name in ("value", "low", "high")}
+    out = groups.agg(seed=("seed", "min"), n=("n", "sum"), geometric=("geometric", "all"), **mean)
     error, seeds = groups["value"].sem(), groups["value"].size()
     half = pd.Series(stats.t.ppf(0.975, (seeds - 1).clip(lower=1)) * error, index=out.index)
-    below, above = (half.clip(lower=groups[side].sum() ** 0.5 / seeds) for side in ("below", "above"))
+    within = (groups[side].sum(min_count=1) ** 0.5 / seeds for side in ("below", "above"))
+    below, above = (half.clip(lower=of.fillna(0)).fillna(of) for of in within)  # of one seed it is all there is
     at = out.index.get_level_values
     drawn = at("control").isin(DRAWN) | (at("metric") == CORRECTED)  # their spread stays what it is
     out["low"] = out["low"].where(drawn & out["low"].notna(), out["value"] - below)
     out["high"] = out["high"].where(drawn & out["high"].notna(), out["value"] + above)
     out = out.reset_index()
+    out.loc[out["geometric"], [*mean]] = np.exp(out.loc[out["geometric"], [*mean]])
     shares = out["metric"].isin(SHARES) | out["metric"].str.endswith(AUC)
     out.loc[shares, ["low", "high"]] = out.loc[shares, ["low", "high"]].clip(0, 1)
     return out[ORDER]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +23,18 @@ from tunescope.records.names import (
     UNSAFE,
     wanted,
 )
-from tunescope.report.draw import Look, dots, facet, figure, grid, look_legend, model_axis, model_legend, percent_axis
+from tunescope.report.draw import (
+    Look,
+    cells,
+    dots,
+    facet,
+    figure,
+    grid,
+    look_legend,
+    model_axis,
+    model_legend,
+    percent_axis,
+)
 from tunescope.report.select import strongest_rows
 from tunescope.report.style import KINDS, NEUTRAL, Model, form_label, kind_label, models_of, rates_of
 
@@ -77,15 +87,9 @@ def success_map(rows: pd.DataFrame, models: list[Model]) -> Figure:
     values = table.reindex(index=[*labels], columns=[model.name for model in models]).to_numpy(float)
 
     def draw(panel: Axes, _: str) -> None:
-        panel.imshow(values, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
-        for (line, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                ink = "white" if value > 0.6 else "black"
-                panel.text(column, line, f"{100 * value:.0f}", ha="center", va="center", color=ink)
+        lines = [label.replace("\n", " ") for label in labels.values()]
+        cells(panel, 100 * values, lines, [model.label for model in models], cmap="Oranges", vmin=0, vmax=100)
         model_axis(panel, models)
-        panel.set_yticks(range(len(labels)), [label.replace("\n", " ") for label in labels.values()])
-        panel.tick_params(length=0)
-        panel.grid(visible=False)
 
     return facet(draw, {"": ""}, height=0.8 + 0.3 * len(labels), margin=0, xlabel="model", ylabel="attack")
 

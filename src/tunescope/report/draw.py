@@ -7,9 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -207,6 +209,39 @@ def dots(panel: Axes, rows: pd.DataFrame, x: str, places: Mapping[str, str], by:
     panel.set(xlim=(-0.6, len(places) - 0.4))
     panel.set_xticks(range(len(places)), places.values())
     panel.grid(axis="x", visible=False)
+
+
+def cells(
+    panel: Axes,
+    values: Float[np.ndarray, "lines columns"],
+    lines: Sequence[str],
+    columns: Sequence[str],
+    *,
+    text: Callable[[float], str] = lambda value: f"{value:.0f}",
+    errors: Float[np.ndarray, "lines columns"] | None = None,
+    **look: Any,
+) -> AxesImage:
+    """A coloured cell with its number for every value that there is.
+
+    Args:
+        errors: what is said behind the number, as plus or minus.
+        look: `cmap` and `norm`, or `vmin` and `vmax`; `fontsize` of the numbers.
+    """
+    font = {"fontsize": look.pop("fontsize")} if "fontsize" in look else {}
+    image = panel.imshow(values, aspect="auto", **look)
+    for line, column in np.argwhere(np.isfinite(values)):
+        value = float(values[line, column])
+        red, green, blue, _ = image.to_rgba(values)[line, column]
+        ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+        said = text(value)
+        if errors is not None and np.isfinite(errors[line, column]):
+            said += f" ±{text(float(errors[line, column]))}"
+        panel.text(column, line, said, ha="center", va="center", color=ink, **font)
+    panel.set_xticks(range(len(columns)), columns)
+    panel.set_yticks(range(len(lines)), lines)
+    panel.tick_params(length=0)
+    panel.grid(visible=False)
+    return image
 
 
 def model_axis(panel: Axes, models: Sequence[Model]) -> None:

@@ -1,6 +1,5 @@
 """Figures of what models do when dW, or what they compute, is changed."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,11 +18,12 @@ from tunescope.records.names import (
     UNSAFE,
     wanted,
 )
-from tunescope.report.draw import Look, facet, figure, grid, model_legend
-from tunescope.report.style import NEUTRAL, Model, kinds_of, models_of, protocol_label, rate_labels, spaced
+from tunescope.report.draw import Look, cells, facet, figure, grid, model_legend
+from tunescope.report.style import NEUTRAL, Model, kinds_of, models_of, protocol_label, rate_labels, rates_of, spaced
 
-SCALED, ON_TOP = "scaled", "with_"
+SCALED, ON_TOP, INTACT = "scaled", "with_", "intact"
 LABELS = {  # in the order of the figure; of the number of directions or of singular values the dial says how many
+    INTACT: "as it is",
     SCALED: "without dW of {scope}",
     EXTRAPOLATED: "more of dW",
     "truncated": "dW cut to rank {dial:g}",
@@ -108,8 +108,10 @@ def durability_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
 
 def change_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """What every other intervention does, each with its label; the jailbreaks' mean as one kind."""
+    """What every other intervention does, each with its label; the jailbreaks' mean as one kind. First, of none."""
     rows = changed_rows(records)
+    intact = (rows["intervention"] == SCALED) & (rows["scope"] == EVERYWHERE) & (rows["dial"] == 1)
+    rows = rows.assign(intervention=rows["intervention"].mask(intact, INTACT))
     part = (rows["intervention"] == SCALED) & ((rows["scope"] == EVERYWHERE) | (rows["dial"] != 0))
     jailbreak = ~rows["kind"].isin([SAFE, UNSAFE])
     rows = rows[
@@ -122,10 +124,11 @@ def change_rows(records: pd.DataFrame) -> pd.DataFrame:
         label=[_label(str(name), str(scope), dial, more) for name, scope, dial, more in about],
         kind=rows["kind"].where(rows["kind"].isin([SAFE, UNSAFE]), JAILBREAKS),
         place=rows["intervention"].map(places),
+        half=(rows["high"] - rows["low"]) / 2,
     )
     who, which = ["model", "protocol", "learning_rate"], ["place", "intervention", "dial", "scope", "label"]
     found = rows.groupby([*who, *which, "kind", "metric", "control"], as_index=False, sort=False, dropna=False)
-    return found.agg(value=("value", "mean"), n=("n", "max"))
+    return found.agg(value=("value", "mean"), half=("half", "mean"), n=("n", "max"))
 
 
 def _label(name: str, scope: str, dial: float, several: bool) -> str:
@@ -144,25 +147,30 @@ def other_changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Models in which dW is taken out of some matrices, made as much larger as safe prompts bear, cut to its largest
     singular values, kept to what writes into one space, put on the base or turned into random directions there, kept
     off the directions in which unsafe inputs stand out or left alone with them, or joined by that of another protocol;
-    and the tuned model with the difference of the class means taken out of its residual stream, or added to it. Unsafe
-    prompts still refused, safe ones still answered, jailbreaks that get through (mean over kinds, at their greatest
-    strength).
+    and the tuned model with the difference of the class means taken out of its residual stream, or added to it. First
+    the model as it is. Unsafe prompts still refused, safe ones still answered, jailbreaks that get through (mean over
+    kinds, at their greatest strength), ± half of the 95 % interval (of jailbreaks, the mean of their kinds'). Blank:
+    not applicable. The first rate.
     """
     labels = list(dict.fromkeys(rows.sort_values(["place", "dial", "scope"], kind="stable")["label"]))
 
-    def draw(panel: Axes, change: tuple[str, str]) -> None:
-        for number, model in enumerate(models):
-            mine = rows[(rows["model"] == model.name) & (rows["kind"] == change[0]) & (rows["metric"] == change[1])]
-            at = [labels.index(label) + 0.09 * (number - (len(models) - 1) / 2) for label in mine["label"]]
-            panel.plot(100 * mine["value"], at, **model.look | {"ls": ""})
-        panel.set(xlim=(-3, 103), ylim=(len(labels) - 0.4, -0.6))
-        panel.set_yticks(range(len(labels)), labels)
-        panel.grid(axis="y", lw=0.3)
+    models = [model for model in models if model.rate in ("", rates_of(models)[0])]
+    names = [model.name for model in models]
 
-    shown = [(kind, outcome) for kind, outcome in CHANGES if (rows["kind"] == kind).any()]
-    xlabel = {(kind, outcome): f"{kind}: {SAID[outcome]} (%)" for kind, outcome in shown}
-    height = 0.9 + 0.17 * len(labels)
-    return facet(draw, dict.fromkeys(shown, ""), height=height, margin=0, xlabel=xlabel, legend=model_legend(models))
+    def draw(panel: Axes, change: tuple[str, str]) -> None:
+        of_change = rows[(rows["kind"] == change[0]) & (rows["metric"] == change[1])]
+        value, half = (
+            100
+            * of_change.pivot_table(index="label", columns="model", values=name).reindex(index=labels, columns=names)
+            for name in ("value", "half")
+        )
+        look: Look = {"cmap": "Oranges", "vmin": 0, "vmax": 100, "fontsize": 5}
+        cells(panel, value.to_numpy(float), labels, names, errors=half.to_numpy(float), **look)
+        panel.set_xticks(range(len(names)), [model.title for model in models], rotation=60)
+
+    titles = {(kind, outcome): f"{kind}:\n{SAID[outcome]} (%)" for kind, outcome in CHANGES}
+    titles = {change: title for change, title in titles.items() if (rows["kind"] == change[0]).any()}
+    return facet(draw, titles, height=0.9 + 0.17 * len(labels), margin=0, xlabel="fine-tune")
 
 
 def patched_rows(records: pd.DataFrame, source: str, less: str = "") -> pd.DataFrame:
@@ -189,15 +197,9 @@ def patched_maps(rows: pd.DataFrame, models: list[Model]) -> Figure:
         here = rows[(rows["site"] == site) & (rows["model"] == name)]
         values = here.pivot_table(index="position", columns="at", values="value")
         values = values.reindex(positions, columns=layers).astype(float)  # of nothing there are objects
-        images.append(panel.imshow(100 * values, cmap="Oranges", vmin=0, vmax=100, aspect="auto"))
-        for (line, column), value in np.ndenumerate(values.to_numpy()):
-            if np.isfinite(value) and len(layers) <= 9:
-                ink = "white" if value > 0.6 else "black"
-                panel.text(column, line, f"{100 * value:.0f}", ha="center", va="center", color=ink)
-        panel.set_xticks(range(len(layers)), layers)
-        panel.set_yticks(range(len(positions)), positions)
-        panel.tick_params(length=0)
-        panel.grid(False)
+        text = "{:.0f}".format if len(layers) <= 9 else lambda _: ""
+        look: Look = {"cmap": "Oranges", "vmin": 0, "vmax": 100, "text": text}
+        images.append(cells(panel, 100 * values.to_numpy(), positions, layers, **look))
 
     titles = {model.name: model.title for model in models}
     height = 0.3 + 0.17 * len(positions)

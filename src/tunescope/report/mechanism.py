@@ -15,6 +15,7 @@ from tunescope.report.draw import (
     CHANCE,
     Look,
     Looks,
+    cells,
     dots,
     facet,
     figure,
@@ -142,11 +143,11 @@ def specialisation(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
 @figure("sensitivity", "Observation 4: sensitivity", lambda records: final_rows(inside_rows(records, "sensitivity")))
 def sensitivity(rows: pd.DataFrame, models: list[Model]) -> Figure:
-    """Norm of the gradient of the first answer token's largest logit with respect to all input embeddings: mean, with
-    its 95 % interval.
+    """Norm of the gradient of the first answer token's largest logit with respect to all input embeddings: mean over
+    prompts, of several runs the geometric mean, with its 95 % interval.
     """
     looks = {kind: (f"{kind} prompts", *look) for kind, look in CLASSES.items()}
-    return _dots_by_model(rows, "kind", models, "sensitivity (norm of the gradient)", looks)
+    return _dots_by_model(rows, "kind", models, "sensitivity (norm of the gradient)", looks, "log")
 
 
 def direction_rows(records: pd.DataFrame) -> pd.DataFrame:
@@ -162,9 +163,10 @@ def direction_rows(records: pd.DataFrame) -> pd.DataFrame:
 @figure("direction", "One direction", direction_rows)
 def direction(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Unsafe prompts that are refused by the intact model, by the model whose residual stream has lost the difference
-    of the safe and unsafe means, and by one that has lost a random direction. 95 % Wilson intervals.
+    of the safe and unsafe means, and by one that has lost a random direction. Models without a direction that leaves
+    safe prompts their answers are not there, and where some runs have none, only the others count. 95 % intervals.
     """
-    return _dots_by_model(rows, "intervention", models, "unsafe prompts refused", ABLATED)
+    return _dots_by_model(rows, "intervention", models, "unsafe prompts refused", ABLATED, "linear")
 
 
 def course_of_mechanism(records: pd.DataFrame) -> pd.DataFrame:
@@ -208,20 +210,13 @@ def overlap(rows: pd.DataFrame, models: list[Model]) -> Figure:
     models = sorted(models, key=lambda model: rates.index(model.rate) if model.rate else -1)
     names, labels = [model.name for model in models], [model.label for model in models]
     norm = LogNorm(min(1, rows["value"].min()), max(2, rows["value"].max()))
-    ink: Look = {"ha": "center", "va": "center", "fontsize": 7 if len(names) < 8 else 5}
+    look: Look = {"norm": norm, "cmap": "cividis", "fontsize": 7 if len(names) < 8 else 5}
 
     def draw(panel: Axes, metric: str) -> None:
-        cells = rows[rows["metric"] == metric].pivot_table(index="model", columns="scope", values="value")
-        values = cells.reindex(index=names, columns=names).to_numpy(float)
-        panel.imshow(values, norm=norm, cmap="cividis", aspect="auto")
-        for (line, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                color, digits = "black" if norm(value) > 0.5 else "white", int(value < 9.95)
-                panel.text(column, line, f"{value:.{digits}f}", color=color, **ink)
-        panel.set_xticks(range(len(names)), labels, rotation=90)
-        panel.set_yticks(range(len(names)), labels)
-        panel.tick_params(length=0)
-        panel.grid(False)
+        table = rows[rows["metric"] == metric].pivot_table(index="model", columns="scope", values="value")
+        values = table.reindex(index=names, columns=names).to_numpy(float)
+        cells(panel, values, labels, labels, text=lambda value: f"{value:.{int(value < 9.95)}f}", **look)
+        panel.tick_params(axis="x", rotation=90)
 
     made = facet(draw, OVERLAPS, height=3.2, margin=0, xlabel="fine-tune")
     scale: Look = {"ticks": LogLocator(subs=(1, 2, 5)), "format": "%g", "label": "multiple of chance"}
@@ -246,12 +241,18 @@ def _by_rate(
     return grid(rows, models, x, "learning_rate", rate_labels(models), legend=series_legend(models, name), **full)
 
 
-def _dots_by_model(rows: pd.DataFrame, by: str, models: list[Model], ylabel: str, looks: Looks) -> Figure:
+def _dots_by_model(rows: pd.DataFrame, by: str, models: list[Model], ylabel: str, looks: Looks, scale: str) -> Figure:
     """One column per model, one point with its interval per value of the column `by`."""
 
     def draw(panel: Axes, _: str) -> None:
         dots(panel, rows, "model", {model.name: model.label for model in models}, by, looks)
         model_axis(panel, models)
-        panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+        panel.set_yscale(scale)
+        if scale == "linear":
+            panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+        else:
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.minorticks_off()
 
     return facet(draw, {"": ""}, height=2.6, margin=0, xlabel="model", ylabel=ylabel, legend=look_legend(looks))
