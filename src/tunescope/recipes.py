@@ -152,10 +152,9 @@ def language() -> Study:
             rows=16,
         ),
         attack=AttackConfig(
-            attacks=("prefill", "direction_ablation"),
+            attacks=("prefill",),  # taking out the direction is among the interventions
             prompts=20,
             searched=20,
-            settings={"direction_ablation": CHOSEN_ON},
         ),
         intervene=InterveneConfig(
             interventions=("scaled", "spaces", "direction"),

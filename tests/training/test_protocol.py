@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tunescope.tasks.world.vocab import PAD
 from tunescope.tasks.world.world import World
 from tunescope.training.losses import nll
 from tunescope.training.protocol import PROTOCOLS, Protocol, Step, protocol
+from tunescope.training.tuning import _parts
 
 import_all("tunescope.training.protocols")
 CPU = torch.device("cpu")
@@ -237,3 +239,19 @@ def test_every_token_of_a_step_counts_the_same(
     # Six prompts: wanted answers of 13 tokens; those that obey of 6 and, of the unsafe ones, of 9.
     torch.testing.assert_close(found["ssft"], -chosen.sum() / 13)
     torch.testing.assert_close(found["seen"], -(chosen[ragged.safe].sum() + rejected[~ragged.safe].sum()) / 15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_of_a_step_hold_prompts_of_like_length_and_add_up_to_it(
+    name: str, ragged: PreferenceBatch, learner: PreTrainedModel, expert: PreTrainedModel, compute: Compute
+) -> None:
+    entry = PROTOCOLS[name]
+    parts = [*_parts(ragged, entry, replace(compute, rows=4))]
+    spans = [part.prompts.lengths + (part.chosen != IGNORED).sum(1) for part in parts]
+    assert len(parts) == (3 if entry.rejected else 2)
+    if not entry.rejected:
+        assert all(a.max() <= b.min() for a, b in pairwise(spans))
+    with torch.no_grad():
+        whole = loss(name, learner, expert, ragged, compute)
+        each = [loss(name, learner, expert, part, compute, ragged) for part in parts]
+    torch.testing.assert_close(torch.cat(each).sum(), whole.sum(), rtol=1e-4, atol=1e-4)

@@ -41,6 +41,21 @@ class Inputs:
         """At most so many sequences at a time."""
         return (self[start : start + rows] for start in range(0, len(self), rows))
 
+    @property
+    def lengths(self) -> Int[Tensor, " n"]:
+        """How many tokens each sequence has."""
+        if self.mask is None:
+            return torch.full((len(self),), self.sequence.shape[1], device=self.sequence.device)
+        return self.mask.sum(1)
+
+    def trimmed(self) -> "Inputs":
+        """The same without the padding that all sequences have."""
+        if self.mask is None:
+            return self
+        start = self.sequence.shape[1] - int(self.lengths.max())
+        positions = None if self.positions is None else self.positions[:, start:]
+        return replace(self, sequence=self.sequence[:, start:], positions=positions, mask=self.mask[:, start:])
+
     def arguments(self, start: int = 0) -> dict[str, Tensor]:
         """As keyword arguments of a forward pass; tokens before `start` are left out, since a cache has them."""
         name = "inputs_embeds" if self.sequence.is_floating_point() else "input_ids"

@@ -259,7 +259,10 @@ def behave(given: Behave, at: Place) -> None:
     points: list[tuple[str, float | None, int]] = []
     points += [(name, None, given.prompts) for name, kind in task.kinds.items() if not kind.dial]
     points += [
-        (name, s, given.prompts_per_point) for name, kind in task.kinds.items() if kind.dial for s in given.strengths
+        (name, s, given.prompts_per_point)
+        for name, kind in task.kinds.items()
+        if kind.dial
+        for s in _strengths(task, given.strengths)
     ]
     with tqdm(desc=f"behaviour of {given.model.label}", unit="set", leave=False, disable=None) as bar:
         finished = Findings(given.model.subject(given.seed, step))
@@ -280,6 +283,11 @@ def behave(given: Behave, at: Place) -> None:
                 _behaves(found[-1], task, model, batch, rows, None)
             bar.update()
     write_part((r for f in found for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}")
+
+
+def _strengths(task: Task, strengths: Sequence[float]) -> list[float]:
+    """At which behaviour is asked; a prompt that is in no form yet is a plain one, and has been asked."""
+    return [s for s in strengths if s or not isinstance(task, InForms)]
 
 
 def _costs(found: Findings, this: Context, task: Capable, model: PreTrainedModel, n: int, rows: int) -> None:
@@ -400,6 +408,7 @@ def attack_model(given: Attacking, at: Place) -> None:
         for name, kind in task.kinds.items()
         if name not in COURSE and kind.probed
         for strength in (given.strengths if kind.dial else (None,))
+        if strength != 0 or not name.startswith(CONTROL)  # a safe prompt in no form is no control
     ]
     longest = {**score} | {f"{ladder.attack} {ladder.dial}": ladder.batch for ladder in ladders}
     rows = _rows(given, model, longest, given.probe.rows, gradients=True)

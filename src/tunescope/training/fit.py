@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from tunescope.errors import InputError, shown
 from tunescope.files import atomic_path
 
-SAVE_SECONDS = 30.0
+SAVE_SECONDS = 30.0  # between two saves; more where a save itself takes more than a second
 
 Row = dict[str, float]
 # Losses of one step, part by part; their sum is the step's loss. Each part's graph is freed before the next is built.
@@ -60,7 +60,8 @@ def fit(
         losses: must depend on the step alone, not on what came before: that makes a resumed run bit for bit the same.
         measure: called with the number of steps done, after each; it may also save checkpoints.
         total: most steps there can be, for the progress bar.
-        resume: file for the loop's own state; read if there, written every half minute, removed by the caller.
+        resume: file for the loop's own state; read if there, written every half minute or less often, removed by the
+            caller.
         clip: largest gradient norm.
 
     Raises:
@@ -68,7 +69,7 @@ def fit(
     """
     state = _load(resume, model, optimizers) if resume and resume.exists() else FitState()
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    saved = time.monotonic()
+    saved, cost = time.monotonic(), 0.0
     model.eval()  # without dropout, which would read torch's global generator
     with tqdm(total=total, initial=state.step, desc=label, unit="step", disable=None, leave=False) as bar:
         while (scale := schedule(state.step, state.history)) is not None:
@@ -90,9 +91,10 @@ def fit(
             state.step += 1
             state.history.append({"step": state.step, "loss": loss.item(), "lr_scale": scale, **measure(state.step)})
             bar.update()
-            if resume and time.monotonic() - saved > SAVE_SECONDS:
+            if resume and (begun := time.monotonic()) - saved > SAVE_SECONDS * max(1.0, cost):
                 _save(resume, model, optimizers, state)
                 saved = time.monotonic()
+                cost = saved - begun
     model.eval()
     return state.history
 

@@ -193,13 +193,21 @@ class Step:
             return answered(self._reference, self._batch, self._protocol, self._compute)
 
 
+def reads_rejected(protocol: Protocol, batch: PreferenceBatch) -> Bool[Tensor, " n"]:
+    """Of which prompts a protocol reads the rejected answer."""
+    every = torch.ones_like(batch.safe)
+    return {"": ~every, "unsafe": ~batch.safe, "all": every}[protocol.rejected]
+
+
 def answered(model: PreTrainedModel, batch: PreferenceBatch, protocol: Protocol, compute: Compute) -> Answered:
     """Of the chosen answers, and of the rejected ones as far as the protocol reads them; both in one pass."""
-    (chosen, rejected), every = same_length(batch.chosen, batch.rejected), torch.ones_like(batch.safe)
-    rows = {"": ~every, "unsafe": ~batch.safe, "all": every}[protocol.rejected].nonzero().squeeze(1)
+    chosen, rejected = same_length(batch.chosen, batch.rejected)
+    rows = reads_rejected(protocol, batch).nonzero().squeeze(1)
     together = batch.prompts[torch.cat([torch.arange(len(chosen), device=rows.device), rows])]
     answers = torch.cat([chosen, rejected[rows]])
-    logps = sequence_logps(compute, model, together, answers)
+    longest = max(1, int(_lengths(answers).max()))
+    logps = sequence_logps(compute, model, together.trimmed(), answers[:, :longest])
+    logps = torch.nn.functional.pad(logps, (0, answers.shape[1] - longest))
     of_chosen, of_rejected = logps.split([len(chosen), len(rows)])
     return of_chosen, torch.zeros_like(of_chosen).index_put((rows,), of_rejected)
 

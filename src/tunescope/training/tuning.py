@@ -18,11 +18,12 @@ from tunescope.errors import InputError, shown
 from tunescope.models.checkpoint import quiet
 from tunescope.models.compute import Compute
 from tunescope.models.families import FAMILIES
+from tunescope.models.inputs import IGNORED
 from tunescope.rng import Stream
 from tunescope.tasks.base import PreferenceBatch, Task
 from tunescope.training.fit import Row, fit
 from tunescope.training.optimizers import adamw
-from tunescope.training.protocol import Answered, Protocol, Step, answered
+from tunescope.training.protocol import Answered, Protocol, Step, answered, reads_rejected
 from tunescope.training.schedules import warmup_cosine
 
 KEPT = ("chosen", "rejected")
@@ -155,8 +156,9 @@ def _batch(step: int, task: Task, size: int, unsafe: int, stream: Stream) -> Pre
 
 
 def _parts(batch: PreferenceBatch, protocol: Protocol, compute: Compute) -> Iterator[PreferenceBatch]:
-    """The batch of a step, as much of it at once as memory has room for."""
+    """The batch of a step, as much of it at once as memory has room for; those of like length, which pads least."""
     rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
-    for start in range(0, len(batch.safe), rows):
-        of = slice(start, start + rows)
+    chosen, rejected = ((answers != IGNORED).sum(1) for answers in (batch.chosen, batch.rejected))
+    lengths = batch.prompts.lengths + torch.maximum(chosen, rejected * reads_rejected(protocol, batch))
+    for of in lengths.argsort(stable=True).split(rows):
         yield PreferenceBatch(batch.prompts[of], batch.chosen[of], batch.rejected[of], batch.safe[of])
