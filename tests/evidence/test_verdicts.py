@@ -470,10 +470,16 @@ def test_forms_have_claims_from_the_plain_prompt_to_the_strongest() -> None:
         for seed in range(3)
     }
     found = claims_for(frame(blocks))
-    names = [f"5{letter} {kind}" for kind in ("jb_role",) for letter in "abc"]
-    assert [entry.name for entry in found][len(CLAIMS) :] == names
-    verdict = rungs(frame(blocks), found[len(CLAIMS)])["chance"]
+    of_kind = {entry.name: entry for entry in found[len(CLAIMS) :]}
+    assert set(of_kind) == {f"5{letter} {kind}" for kind in ("jb_role", "jb_co_task") for letter in "abc"}
+    verdict = rungs(frame(blocks), of_kind["5a jb_role"])["chance"]
     assert (verdict.outcome, verdict.estimate) == (S, pytest.approx(1.8))
+
+
+def test_jailbreaks_of_the_world_are_left_to_claim_5() -> None:
+    kinds = [f"{kind}@{dial}" for kind in JAILBREAKS for dial in (0, 1)]
+    scores = frame({("ssft", "scaled_tau", kind, "", 0): np.zeros(9) for kind in kinds})
+    assert claims_for(scores) == tuple(CLAIMS.values())
 
 
 def test_refusal_is_beyond_the_base_and_any_fine_tuning() -> None:

@@ -12,7 +12,7 @@ from itertools import product
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from tunescope.evidence.claims import JAILBREAKS, SAFE_MORE, UNSAFE_MORE
+from tunescope.evidence.claims import SAFE_MORE, UNSAFE_MORE
 from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, over_runs
 from tunescope.evidence.verdicts import Outcome, decide
 from tunescope.records.names import (
@@ -20,6 +20,7 @@ from tunescope.records.names import (
     BENIGN,
     COMPLIANCE,
     CONTROLS,
+    JAILBREAK,
     LOST,
     MARGIN,
     OTHER_LABELS,
@@ -93,14 +94,15 @@ def of_models(scores: pd.DataFrame) -> pd.DataFrame:
     rows = scores[scores["metric"].isin(wanted) & (scores["control"] == "") & ~scores["protocol"].isin(aside)]
     rows = rows.astype(dict.fromkeys(("model", "kind", "attack", "metric"), str))
     changed = rows["intervention"] != ""
-    plain, jailbreaks = rows[~changed & (rows["attack"] == "")], rows[~changed & rows["attack"].isin(JAILBREAKS)]
+    own = rows["attack"].str.startswith(JAILBREAK) & (rows["attack"] == rows["kind"])
+    plain, jailbreaks = rows[~changed & (rows["attack"] == "")], rows[~changed & own]
     found = {}
     for name, intervention in DURABILITY.items():
         unsafe = rows[(rows["intervention"] == intervention) & (rows["kind"] == UNSAFE)]
         means = _means(unsafe, "metric", (REFUSAL, LOST))
         found[name] = means[REFUSAL] / (means[REFUSAL] + means[LOST])  # NaN where nothing was refused before
     full = jailbreaks[(jailbreaks["dial"] == 1) & (jailbreaks["metric"] == COMPLIANCE)]
-    found[ROBUSTNESS] = 1 - _means(full, "kind", JAILBREAKS).mean(axis=1, skipna=False)
+    found[ROBUSTNESS] = 1 - _means(full, "kind", full["kind"].unique()).mean(axis=1, skipna=False)
     for metric, weights in WEIGHTS.items():
         of_metric = plain[plain["metric"] == metric]
         layer = of_metric["layer"].fillna(-1)

@@ -117,15 +117,16 @@ def claim(entry: Claim) -> Claim:
 
 def claims_for(scores: pd.DataFrame) -> tuple[Claim, ...]:
     """The registered claims, then observation 5 for each further kind of attacked prompts: beside unsafe ones, or where
-    it has strengths, the strongest beside strength 0. Kinds called like the world's jailbreaks are left to claim 5.
+    it has strengths, the strongest beside strength 0. The world's jailbreaks, where all are there, are of claim 5.
     """
     rows = scores[(scores["metric"] == "scaled_tau") & (scores["intervention"] == "")]
     graded = set(scores.loc[scores["strength"].notna(), "kind"])
     plain = rows.loc[rows["attack"] == "", "kind"].unique()
     pairs = [(str(kind), str(kind), UNSAFE) for kind in plain if kind not in {"", SAFE, UNSAFE, *graded}]
     ladders = rows[rows["attack"].astype(str) == rows["kind"].astype(str)].groupby("kind", sort=False, observed=True)
+    covered = JAILBREAKS if set(JAILBREAKS) <= set(rows["kind"]) else ()
     for kind, dial in ladders["dial"]:
-        if str(kind).startswith(JAILBREAK) and kind not in JAILBREAKS and dial.min() == 0 < dial.max():
+        if str(kind).startswith(JAILBREAK) and kind not in covered and dial.min() == 0 < dial.max():
             pairs.append((str(kind), f"{kind}@{dial.max():g}", f"{kind}@0"))
     return (*CLAIMS.values(), *(entry for pair in pairs for entry in _of_kind(*pair)))
 
