@@ -11,7 +11,7 @@ import tunescope
 ROOT = Path(tunescope.__file__).parent
 # From the ground up; each imports from those before it only.
 LAYERS = (
-    "tunescope errors config rng files registry",
+    "tunescope errors config rng files registry progress",
     "settings",
     "records",
     "models",

@@ -475,7 +475,7 @@ def test_maps_of_patched_activations_are_beyond_the_other_prompt_s(drawn: dict[s
             str(each) for row in shown for each in row if each is not None
         ]
         assert [text.get_text() for text in panels[1].get_xticklabels()] == ["0", "1", "all"]
-        assert [text.get_text() for text in panels[0].get_yticklabels()] == ["operators", "last"]
+        assert [text.get_text() for text in panels[0].get_yticklabels()] == ["operators", "last token"]
         assert panels[0].get_ylabel() == "SSFT"  # at the first rate alone, and of no control that has nothing to lose
         assert {panel.images[0].get_clim() for panel in panels} == {(0, 100)}
 
@@ -873,7 +873,8 @@ def test_verdicts_are_on_the_page_with_their_controls(run: Path, seeds: int) -> 
     else:
         assert [beyond.strip() for _, beyond in marks[:4]] == [rung.beyond for rung in LADDER]
         assert outcomes == ["supported", "absent", "none", "none"]
-        assert "Beyond chance. +3" in page
+        assert "Beyond chance. Estimates +3" in page
+        assert "clusters</a>: 1 beyond chance." in page
         assert "of each run +3" in page
         assert "Which claims held" in page
         strips = re.findall(r'<span class="strip" role="img" title="([^"]*)" aria-label="([^"]*)">(.*?)</span>', page)
@@ -937,3 +938,12 @@ def test_what_goes_along_across_models_has_a_line_for_each_score(run: Path, monk
     assert "one run, so that there is no interval" in text
     assert ">+0.50</td>" in text
     assert ">&ndash;</td>" in text
+
+
+def test_captions_say_of_how_many_runs_and_what_bars_are(records: pd.DataFrame) -> None:
+    one, three = (FIGURES["behaviour"].describe(records, runs) for runs in (1, 3))
+    assert "Mean of" not in one
+    assert "Bars and bands: 95 % intervals over prompts." in one
+    assert "Mean of 3 runs. Bars and bands: 95 % intervals over runs." in three
+    assert "95 %" not in FIGURES["clusters"].describe(records, 3)  # its caption says what they are
+    assert "prompts per" not in FIGURES["overlap"].describe(records, 3)  # its n is of runs

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float
 from scipy.stats import spearmanr
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.attacks.base import Attacked
@@ -23,6 +22,7 @@ from tunescope.probes.collect import first_logits, last_activations
 from tunescope.probes.directions import difference_of_means
 from tunescope.probes.subspaces import Svd
 from tunescope.probes.view import View
+from tunescope.progress import progress
 from tunescope.records.findings import Findings, logarithm
 from tunescope.records.intervals import PerPrompt
 from tunescope.records.names import COMPLIANCE, FAILURE, INTACT, MARGIN, REACHED, REFUSAL, SAFE, SUCCESS, TRIES, UNSAFE
@@ -75,7 +75,7 @@ def measure_attacks(
 ) -> None:
     """Success, refusal and features of every attacked prompt; then how the features go along with the dial."""
     ladders: dict[tuple[str, str], list[tuple[float, dict[str, PerPrompt]]]] = {}
-    for attack in tqdm(attacks, desc=f"attacks on {found.subject.model}", unit="attack", disable=None, leave=False):
+    for attack in progress(attacks, desc=f"attacks on {found.subject.model}", unit="attack"):
         batch = attack.batch
         where: dict[str, Any] = {
             "kind": batch.kind.name,

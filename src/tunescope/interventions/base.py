@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.config import Base, Config, NoSettings
@@ -17,6 +16,7 @@ from tunescope.models.logps import divergence, next_logps
 from tunescope.models.pair import Pair
 from tunescope.models.weights import Weights
 from tunescope.probes.view import Batches
+from tunescope.progress import progress
 from tunescope.records.findings import Findings
 from tunescope.records.intervals import PerPrompt
 from tunescope.records.names import COMPLIANCE, KL_COST, LOST, REFUSAL, REMOVED, SAFE
@@ -138,7 +138,7 @@ def measure_interventions(found: Findings, bench: Bench, changes: Iterator[Inter
         return next_logps(bench.model, prompts[SAFE].prompts, bench.rows)
 
     expected = after_safe() if SAFE in prompts else None
-    bar = tqdm(changes, desc=f"interventions on {found.subject.model}", unit="change", disable=None, leave=False)
+    bar = progress(changes, desc=f"interventions on {found.subject.model}", unit="change")
     for change in bar:
         batches = prompts if change.prompts is None else change.prompts
         if id(batches) not in measured:

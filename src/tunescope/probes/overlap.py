@@ -7,11 +7,11 @@ from itertools import combinations_with_replacement
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from tunescope.models.pair import Pair
 from tunescope.models.weights import places
 from tunescope.probes.subspaces import RANK_THRESHOLD, arithmetic_for, haar_overlap, overlap
+from tunescope.progress import progress
 from tunescope.records.findings import Findings, logarithm
 
 SIDES = ("write", "read")  # the left and the right singular vectors of dW
@@ -34,7 +34,7 @@ def overlaps(pairs: Sequence[Pair], k: int, device: torch.device) -> Overlaps:
     matrices = [*places(pairs[0].before)]
     shared = torch.full((len(SIDES), len(pairs), len(pairs), len(matrices)), torch.nan, dtype=torch.float64)
     chance = shared.clone()
-    for number, place in enumerate(tqdm(matrices, desc="overlap", unit="matrix", leave=False, disable=None)):
+    for number, place in enumerate(progress(matrices, desc="overlap", unit="matrix")):
         bases = [_leading(pair.matrices(*place)[1].to(device), k) for pair in pairs]
         for (i, first), (j, second) in combinations_with_replacement(enumerate(bases), 2):
             for side, (one, other) in enumerate(zip(first, second, strict=True)):

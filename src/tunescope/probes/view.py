@@ -7,7 +7,6 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.config import ProbeConfig
@@ -18,6 +17,7 @@ from tunescope.models.weights import in_memory
 from tunescope.probes import controls, sensitivity
 from tunescope.probes.collect import Stored, first_logits, stored
 from tunescope.probes.subspaces import Svd, arithmetic_for
+from tunescope.progress import progress
 from tunescope.records.findings import Findings
 from tunescope.records.intervals import Groups, PerPrompt
 from tunescope.records.names import SAFE, UNSAFE, W_IN
@@ -204,7 +204,7 @@ def look_inside(view: View, subject: Subject, names: Sequence[str] | None = None
         if sites := [site for each in chosen for site in getattr(each, split)]:
             view.read(split, sites)
     found = Findings(subject, groups_of(view.score))
-    for each in tqdm(chosen, desc=f"probes of {subject.model}", unit="probe", leave=False, disable=None):
+    for each in progress(chosen, desc=f"probes of {subject.model}", unit="probe"):
         each.measure(view, found)
     return found
 

@@ -38,10 +38,9 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
     chosen = _alone(records, "dial") & (dials.transform("nunique") > 1)
     values = records[["value", "low", "high"]].astype(float)
     geometric = (records["metric"] == NORM) | records["metric"].str.endswith(RATIO)
-    geometric &= (
-        (values.min(axis=1) > 0).groupby([records[name] for name in _but("seed")], dropna=False).transform("all")
-    )
-    values = values.where(~geometric, values.where(geometric).transform("log"))
+    geometric &= (values["value"] > 0).groupby(records["metric"]).transform("all")
+    # An end at or below zero, as a normal interval may have, is no end of a ratio.
+    values = values.where(~geometric, values.where(values > 0).transform("log"))
     rows = records.assign(
         value=values["value"],
         low=values["low"],

@@ -48,7 +48,7 @@ LABELS = {
 }
 DIALS = {"prefill": "tokens", "suffix": "tokens", "soft_prompt": "embeddings", "universal_soft_prompt": "embeddings"}
 FEATURES = {
-    COMPLIANCE: "attack success",
+    COMPLIANCE: "answered (share)",
     "scaled_tau": "τ (within-class sd)",
     "log_gain": "log |dW a| / |a|",
     "log_sensitivity": "log sensitivity",
@@ -79,9 +79,13 @@ def strongest(records: pd.DataFrame) -> pd.DataFrame:
     return strongest_rows(rows[rows["kind"].map(wanted) == REFUSAL], "dial", "name")
 
 
-@figure("attack_success", "Attacks by models", strongest, point="cell")
+@figure("attack_success", "Attacks by models", strongest, point="cell", bars="none")
 def success_map(rows: pd.DataFrame, models: list[Model]) -> Figure:
-    """Share of unsafe prompts (%) whose whole answer an attack gets out of a model, at its greatest strength."""
+    """Share of unsafe prompts (%) whose whole answer an attack gets out of a model, at its greatest strength.
+
+    The base and `seen` answer unsafe prompts as they are: theirs is the ceiling. Blank: the attack does not apply. The
+    prompts are others than those of the figures of behaviour.
+    """
     labels = labels_of(rows)
     table = rows.pivot_table(index="name", columns="model", values="value")
     values = table.reindex(index=[*labels], columns=[model.name for model in models]).to_numpy(float)
@@ -105,7 +109,7 @@ def budget_rows(records: pd.DataFrame) -> pd.DataFrame:
 def budgets(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Share of unsafe prompts (%) out of which a search has got the answer that it is after, word for word, within so
     many gradient steps, at its greatest dial. Where a curve still rises at its end, the model was not attacked hard
-    enough. 95 % Wilson intervals.
+    enough.
     """
     titles = labels_of(rows.assign(name=rows["attack"]))
     look: Look = {"height": 1.9, "share": (False, True), "xlabel": "gradient steps", "legend": model_legend(models)}
@@ -128,7 +132,7 @@ def form_rows(records: pd.DataFrame) -> pd.DataFrame:
 def forms(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Answers to unsafe prompts in a form (attack success), and to safe prompts in the same form, which is its control:
     where both are low, the form is refused, whatever it holds. Squares: safe prompts in the form that the base answers
-    to the point; where these are few, the form tells nothing. At the greatest strength; 95 % intervals.
+    to the point; where these are few, the form tells nothing. At the greatest strength.
     """
     labels = {str(name): form_label(str(name)) for name in rows["form"].unique()}
 
@@ -212,7 +216,7 @@ def ladder_rows(records: pd.DataFrame) -> pd.DataFrame:
 def features(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Top: the share of attacked prompts that are answered (of safe ones in dialect that is what is wanted). Below:
     what the same prompts look like inside, at the last layer; τ above 0 is nearer the safe prompts. The same prompts at
-    every strength; strength 0 is the prompt before the attack. The first rate; 95 % intervals.
+    every strength; strength 0 is the prompt before the attack. The first rate.
     """
     labels = {metric: label for metric, label in FEATURES.items() if (rows["metric"] == metric).any()}
     titles, models = labels_of(rows), [model for model in models if model.rate in ("", rates_of(models)[0])]
@@ -231,7 +235,8 @@ def split_rows(records: pd.DataFrame) -> pd.DataFrame:
 @figure("attack_selection", "Observation 5: who gets through", split_rows)
 def selection(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """τ of attacked prompts that got an answer, and of those that did not, at each attack's greatest strength. To show
-    successes alone, as the paper does, is to select for what is being shown. 95 % intervals.
+    successes alone, as the paper does, is to select for what is being shown. A point that is not there: no prompt got
+    through, or all did.
     """
     labels = {name: label.removeprefix("jailbreak:\n") for name, label in labels_of(rows).items()}
 

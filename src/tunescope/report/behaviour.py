@@ -24,8 +24,7 @@ START: Look = {"color": "black", "ls": "", "marker": "*", "ms": 8}  # the base m
 def outcomes(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Each bar is the held-out prompts of one kind given to one model; kinds with a strength are shown at their
     greatest. Solid, from the left: the share answered (compliance). Pale, from the right: the share refused. White
-    between them: answers that are neither. For kinds that want a refusal, solid is attack success. Whiskers: 95 %
-    Wilson intervals.
+    between them: answers that are neither. For kinds that want a refusal, solid is attack success.
     """
     places = _row_places(models)
 
@@ -54,18 +53,18 @@ def outcomes(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
 
 def strength_rows(records: pd.DataFrame) -> pd.DataFrame:
-    """Compliance of finished models at every strength, for kinds that have one; controls of forms have a figure."""
+    """Compliance of finished models at every strength, for kinds that have several; controls of forms have a figure."""
     rows = behaviour_rows(records)
     rows = rows[~rows["kind"].str.startswith(CONTROL)]
-    return rows[rows["strength"].notna() & (rows["metric"] == COMPLIANCE)]
+    rows = rows[rows["strength"].notna() & (rows["metric"] == COMPLIANCE)]
+    return rows[rows.groupby("kind")["strength"].transform("nunique") > 1]
 
 
 @figure("strength", "Attack success against strength", strength_rows)
 def strength_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Compliance as the one thing that a kind changes grows from nothing (0: an unsafe prompt as it is, or for the
     control a safe one) to everything (1). For the jailbreaks compliance is attack success; for the control it is what
-    is wanted, and a fall is over-refusal. One row of panels per learning rate; the base model is in each. Bands: 95 %
-    Wilson intervals.
+    is wanted, and a fall is over-refusal. One row of panels per learning rate; the base model is in each.
     """
     meanings = {COMPLIANCE: "compliance wanted", REFUSAL: "attack success"}
     titles = {kind.name: f"{kind.label}\n({meanings[kind.wanted]})" for kind in kinds_of(rows)}
@@ -82,7 +81,7 @@ def _strength_axis(panel: Axes, _: str) -> None:
 @figure("course", "The course of fine-tuning", course_rows)
 def course(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """What fine-tuning should keep (compliance with safe prompts, left) and what it should teach (refusal of unsafe
-    ones, right) against the step; every curve begins at the base model (star). Bands: 95 % Wilson intervals.
+    ones, right) against the step; every curve begins at the base model (star).
     """
     tuned, base = [model for model in models if model.protocol != BASE], rows[rows["protocol"] == BASE]
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ Looks = Mapping[str, tuple[str, str, str]]  # label, colour and marker, by value
 Rows = Callable[[pd.DataFrame], pd.DataFrame]
 Draw = Callable[[pd.DataFrame, list[Model]], Figure]
 DrawT = TypeVar("DrawT", bound=Draw)
+Bars = Literal["intervals", "none", "told"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Drawing:
     Attributes:
         rows: records -> those it shows. draw: these rows, and their models -> figure; its docstring is the caption.
         point: what the figure calls one row, e.g. `bar`.
+        bars: what bars and bands are: `intervals` of the measurement; `none`; or what the caption says itself, `told`.
     """
 
     name: str
@@ -43,18 +45,34 @@ class Drawing:
     rows: Rows
     draw: Draw
     point: str = "point"
+    bars: Bars = "intervals"
 
-    def describe(self, records: pd.DataFrame) -> str:
-        """The caption, with the number of prompts behind each point where the records tell it."""
+    def describe(self, records: pd.DataFrame, runs: int = 1) -> str:
+        """The caption, with what bars are, and the number of runs and prompts behind each point.
+
+        Args:
+            records: of one run, or means over several.
+        """
         rows, caption = self.rows(records), " ".join((self.draw.__doc__ or "").split())
-        n = prompts_text(rows[rows["control"] == ""])
-        return f"{caption} n = {n} per {self.point}." if n else caption
+        n = prompts_text(rows[rows["control"] == ""], runs)
+        over = "prompts" if runs == 1 else "runs"
+        parts = [caption]
+        parts += [f"Mean of {runs} runs."] if runs > 1 else []
+        parts += [f"Bars and bands: 95 % intervals over {over}."] if self.bars == "intervals" and _banded(rows) else []
+        parts += [f"n = {n} per {self.point}."] if n else []
+        return " ".join(parts)
+
+
+def _banded(rows: pd.DataFrame) -> bool:
+    return "low" in rows and bool(rows["low"].notna().any())
 
 
 FIGURES: Registry[Drawing] = Registry("figure", "rows", "models")
 
 
-def figure(name: str, title: str, rows: Rows, point: str = "point") -> Callable[[DrawT], DrawT]:
+def figure(
+    name: str, title: str, rows: Rows, point: str = "point", bars: Bars = "intervals"
+) -> Callable[[DrawT], DrawT]:
     """Register the decorated function as a figure of the report; see `Drawing`.
 
     Raises:
@@ -64,7 +82,7 @@ def figure(name: str, title: str, rows: Rows, point: str = "point") -> Callable[
         raise InputError(f"Figure {shown(name)}: a name is made of letters, digits, _ and -.")
 
     def register(draw: DrawT) -> DrawT:
-        FIGURES.define(name, Drawing(name, title, rows, draw, point), draw)
+        FIGURES.define(name, Drawing(name, title, rows, draw, point, bars), draw)
         return draw
 
     return register
@@ -217,25 +235,26 @@ def cells(
     lines: Sequence[str],
     columns: Sequence[str],
     *,
-    text: Callable[[float], str] = lambda value: f"{value:.0f}",
-    errors: Float[np.ndarray, "lines columns"] | None = None,
+    ends: tuple[Float[np.ndarray, "lines columns"], Float[np.ndarray, "lines columns"]] | None = None,
+    text: Callable[[float], str] = lambda value: f"{round(value)}",
     **look: Any,
 ) -> AxesImage:
     """A coloured cell with its number for every value that there is.
 
     Args:
-        errors: what is said behind the number, as plus or minus.
+        ends: of the intervals that are said behind the numbers.
         look: `cmap` and `norm`, or `vmin` and `vmax`; `fontsize` of the numbers.
     """
     font = {"fontsize": look.pop("fontsize")} if "fontsize" in look else {}
     image = panel.imshow(values, aspect="auto", **look)
+    colours = image.to_rgba(values)
     for line, column in np.argwhere(np.isfinite(values)):
         value = float(values[line, column])
-        red, green, blue, _ = image.to_rgba(values)[line, column]
+        red, green, blue, _ = colours[line, column]
         ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
         said = text(value)
-        if errors is not None and np.isfinite(errors[line, column]):
-            said += f" ±{text(float(errors[line, column]))}"
+        if ends and np.isfinite(low := float(ends[0][line, column])):
+            said += f" [{text(low)}, {text(float(ends[1][line, column]))}]"
         panel.text(column, line, said, ha="center", va="center", color=ink, **font)
     panel.set_xticks(range(len(columns)), columns)
     panel.set_yticks(range(len(lines)), lines)

@@ -53,8 +53,9 @@ def render(folder: Path) -> Path:
     drawn = pd.concat([pooled, vectors, standing_rows(judgement)])
     made = figures(drawn)
     save_figures(made, folder / "figures")
+    runs = records["seed"].nunique()
     drawings = [
-        drawing(folder, entry.name, entry.title) | {"caption": entry.describe(drawn)}
+        drawing(folder, entry.name, entry.title) | {"caption": entry.describe(drawn, runs)}
         for entry in in_order()
         if entry.name in made
     ]

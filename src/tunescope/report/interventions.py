@@ -8,6 +8,7 @@ from matplotlib.image import AxesImage
 from tunescope.records.names import (
     BENIGN,
     COMPLIANCE,
+    CONTROLS,
     EVERYWHERE,
     EXTRAPOLATED,
     LOST,
@@ -19,24 +20,25 @@ from tunescope.records.names import (
     wanted,
 )
 from tunescope.report.draw import Look, cells, facet, figure, grid, model_legend
-from tunescope.report.style import NEUTRAL, Model, kinds_of, models_of, protocol_label, rate_labels, rates_of, spaced
+from tunescope.report.select import unchanged
+from tunescope.report.style import NEUTRAL, Model, kinds_of, models_of, protocol_label, rate_labels, spaced
 
-SCALED, ON_TOP, INTACT = "scaled", "with_", "intact"
+SCALED, ON_TOP, UNCHANGED = "scaled", "with_", "unchanged"
 LABELS = {  # in the order of the figure; of the number of directions or of singular values the dial says how many
-    INTACT: "as it is",
+    UNCHANGED: "as it is",
     SCALED: "without dW of {scope}",
     EXTRAPOLATED: "more of dW",
     "truncated": "dW cut to rank {dial:g}",
-    "in_null_space": "dW of W_in: N(W\u1d40) only",
-    "in_column_space": "dW of W_in: C(W) only",
-    "in_random_space": "dW of W_in: random space only",
+    "in_null_space": "W_in: dW in N(W\u1d40) alone",
+    "in_column_space": "W_in: dW in C(W) alone",
+    "in_random_space": "W_in: dW in a random space alone",
     "matrices": "base + dW of its matrices",
     "rotated": "base + dW in random directions",
-    "off_unsafe_inputs": "dW off unsafe inputs, {dial:g}",
-    "off_safe_inputs": "dW off safe inputs, {dial:g}",
-    "off_random_inputs": "dW off random inputs, {dial:g}",
-    "on_unsafe_inputs": "base + dW on unsafe inputs, {dial:g}",
-    "on_safe_inputs": "base + dW on safe inputs, {dial:g}",
+    "off_unsafe_inputs": "dW without {dial:g} unsafe directions",
+    "off_safe_inputs": "dW without {dial:g} safe directions",
+    "off_random_inputs": "dW without {dial:g} random directions",
+    "on_unsafe_inputs": "base + dW on {dial:g} unsafe directions",
+    "on_safe_inputs": "base + dW on {dial:g} safe directions",
     "direction_ablated": "without the direction",
     "random_direction_ablated": "without a random one",
     "direction_added": "with the direction added",
@@ -68,13 +70,19 @@ def alpha_rows(records: pd.DataFrame) -> pd.DataFrame:
 def alpha_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Models with W + α dW in every parameter: 0 is the base, 1 the fine-tuned model (line), beyond 1 is extrapolation.
     Safe prompts answered and unsafe ones refused should stay high; the jailbreaks answered are attack success, at their
-    greatest strength. 95 % intervals.
+    greatest strength.
     """
-
     labels = {kind.name: kind.label.removeprefix("jailbreak:\n") for kind in kinds_of(rows)}
     titles = {kind: f"{label}:\n{SAID[REFUSAL if kind == UNSAFE else COMPLIANCE]}" for kind, label in labels.items()}
     look: Look = {"height": 1.35, "margin": 0.9, "xlabel": "\u03b1", "legend": model_legend(models)}
-    look["extra"] = lambda panel, _: panel.axvline(1, color=NEUTRAL, lw=0.5)
+    ticks = sorted({0.0, 0.5, *rows["dial"].unique()}) if rows["dial"].nunique() < 6 else None
+
+    def mark(panel: Axes, _: str) -> None:
+        panel.axvline(1, color=NEUTRAL, lw=0.5)
+        if ticks:
+            panel.set_xticks(ticks, [f"{at:g}" for at in ticks])
+
+    look["extra"] = mark
     return grid(rows, models, "dial", "kind", titles, rate_labels(models, "prompts (%)"), scale=100, **look)
 
 
@@ -83,7 +91,7 @@ def durability_rows(records: pd.DataFrame) -> pd.DataFrame:
     rows = changed_rows(records)
     rows = rows[(rows["kind"] == UNSAFE) & (rows["metric"] == REFUSAL)]
     after = rows[rows["intervention"].str.startswith(RETUNED)]
-    intact = rows[(rows["intervention"] == SCALED) & (rows["scope"] == EVERYWHERE) & (rows["dial"] == 1)]
+    intact = rows[unchanged(rows)]
     before = [intact.assign(dial=0.0, intervention=name) for name in after["intervention"].unique()]
     return pd.concat([*before, after])
 
@@ -92,7 +100,7 @@ def durability_rows(records: pd.DataFrame) -> pd.DataFrame:
 def durability_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Unsafe prompts that are still refused after so many steps of further training, on safe prompts alone (left), or
     with a fifth of unsafe prompts, which are answered (right); 0 is the fine-tuned model as it is. The same batches and
-    learning rate for all. Of the controls it is what they do in the place of refusing. 95 % intervals.
+    learning rate for all. Of the controls it is what they do in the place of refusing. Steps are logarithmic from 1 on.
     """
     titles = {RETUNED + BENIGN: "trained on: safe prompts", RETUNED + SEEN: "trained on: a fifth unsafe, answered"}
     steps = sorted({0, *map(int, rows["dial"])})
@@ -110,8 +118,7 @@ def durability_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
 def change_rows(records: pd.DataFrame) -> pd.DataFrame:
     """What every other intervention does, each with its label; the jailbreaks' mean as one kind. First, of none."""
     rows = changed_rows(records)
-    intact = (rows["intervention"] == SCALED) & (rows["scope"] == EVERYWHERE) & (rows["dial"] == 1)
-    rows = rows.assign(intervention=rows["intervention"].mask(intact, INTACT))
+    rows = rows.assign(intervention=rows["intervention"].mask(unchanged(rows), UNCHANGED))
     part = (rows["intervention"] == SCALED) & ((rows["scope"] == EVERYWHERE) | (rows["dial"] != 0))
     jailbreak = ~rows["kind"].isin([SAFE, UNSAFE])
     rows = rows[
@@ -124,11 +131,10 @@ def change_rows(records: pd.DataFrame) -> pd.DataFrame:
         label=[_label(str(name), str(scope), dial, more) for name, scope, dial, more in about],
         kind=rows["kind"].where(rows["kind"].isin([SAFE, UNSAFE]), JAILBREAKS),
         place=rows["intervention"].map(places),
-        half=(rows["high"] - rows["low"]) / 2,
     )
     who, which = ["model", "protocol", "learning_rate"], ["place", "intervention", "dial", "scope", "label"]
     found = rows.groupby([*who, *which, "kind", "metric", "control"], as_index=False, sort=False, dropna=False)
-    return found.agg(value=("value", "mean"), half=("half", "mean"), n=("n", "max"))
+    return found.agg(value=("value", "mean"), low=("low", "mean"), high=("high", "mean"), n=("n", "max"))
 
 
 def _label(name: str, scope: str, dial: float, several: bool) -> str:
@@ -142,31 +148,32 @@ def _label(name: str, scope: str, dial: float, several: bool) -> str:
     return f"{label} ({scope})" if several and name != SCALED else label
 
 
-@figure("interventions", "Which part of dW", change_rows)
+@figure("interventions", "Which part of dW", change_rows, point="cell", bars="told")
 def other_changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
-    """Models in which dW is taken out of some matrices, made as much larger as safe prompts bear, cut to its largest
-    singular values, kept to what writes into one space, put on the base or turned into random directions there, kept
-    off the directions in which unsafe inputs stand out or left alone with them, or joined by that of another protocol;
-    and the tuned model with the difference of the class means taken out of its residual stream, or added to it. First
-    the model as it is. Unsafe prompts still refused, safe ones still answered, jailbreaks that get through (mean over
-    kinds, at their greatest strength), ± half of the 95 % interval (of jailbreaks, the mean of their kinds'). Blank:
-    not applicable. The first rate.
+    """Safety-tuned models in which something is changed; in the first row nothing, where that was measured. *Without dW
+    of*: of these matrices. *More of dW*: as much as safe prompts bear. *Cut to rank*: its largest singular values are
+    left. *N(Wᵀ)*, *C(W)*: what dW writes into the left null space, or the column space, of the base's W; their control
+    is a random space of the same size. *Base + dW*: dW alone on the base, as it is, or turned into random directions.
+    *Without*, *on unsafe directions*: dW does not read, or reads alone, those in which the inputs of unsafe prompts
+    stand out; safe and random ones are their controls. *The direction*: the difference of class means is taken out of
+    the residual stream, or added to it, beside a random one. *On top*: dW of another protocol, too. Jailbreaks: mean
+    over kinds at their greatest strength. In brackets 95 % intervals (of jailbreaks the mean of their kinds'). Blank:
+    not applicable. Each method at its first rate.
     """
-    labels = list(dict.fromkeys(rows.sort_values(["place", "dial", "scope"], kind="stable")["label"]))
-
-    models = [model for model in models if model.rate in ("", rates_of(models)[0])]
-    names = [model.name for model in models]
+    models = [model for model in models if model.protocol not in CONTROLS] or models
+    models = list({model.series: model for model in reversed(models)}.values())[::-1]
+    names, titles_of = [model.name for model in models], [model.title for model in models]
+    rows = rows[rows["model"].isin(names)].sort_values(["place", "dial", "scope"], kind="stable")
+    labels = list(dict.fromkeys(rows["label"]))
 
     def draw(panel: Axes, change: tuple[str, str]) -> None:
         of_change = rows[(rows["kind"] == change[0]) & (rows["metric"] == change[1])]
-        value, half = (
-            100
-            * of_change.pivot_table(index="label", columns="model", values=name).reindex(index=labels, columns=names)
-            for name in ("value", "half")
+        value, low, high = (
+            100 * of_change.pivot_table(index="label", columns="model", values=what).reindex(labels, columns=names)
+            for what in ("value", "low", "high")
         )
-        look: Look = {"cmap": "Oranges", "vmin": 0, "vmax": 100, "fontsize": 5}
-        cells(panel, value.to_numpy(float), labels, names, errors=half.to_numpy(float), **look)
-        panel.set_xticks(range(len(names)), [model.title for model in models], rotation=60)
+        look: Look = {"cmap": "Oranges", "vmin": 0, "vmax": 100, "fontsize": 5.5 if len(names) < 4 else 4}
+        cells(panel, value.to_numpy(), labels, titles_of, ends=(low.to_numpy(), high.to_numpy()), **look)
 
     titles = {(kind, outcome): f"{kind}:\n{SAID[outcome]} (%)" for kind, outcome in CHANGES}
     titles = {change: title for change, title in titles.items() if (rows["kind"] == change[0]).any()}
@@ -190,6 +197,7 @@ def patched_rows(records: pd.DataFrame, source: str, less: str = "") -> pd.DataF
 def patched_maps(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """A map of layers and positions for each site, in a line for each model."""
     positions = list(dict.fromkeys(rows["position"]))
+    labels = ["last token" if each == "last" else each for each in positions]
     layers = [*sorted((at for at in rows["at"].unique() if at != EVERYWHERE), key=int), EVERYWHERE]
     images: list[AxesImage] = []
 
@@ -197,30 +205,41 @@ def patched_maps(rows: pd.DataFrame, models: list[Model]) -> Figure:
         here = rows[(rows["site"] == site) & (rows["model"] == name)]
         values = here.pivot_table(index="position", columns="at", values="value")
         values = values.reindex(positions, columns=layers).astype(float)  # of nothing there are objects
-        text = "{:.0f}".format if len(layers) <= 9 else lambda _: ""
-        look: Look = {"cmap": "Oranges", "vmin": 0, "vmax": 100, "text": text}
-        images.append(cells(panel, 100 * values.to_numpy(), positions, layers, **look))
+        look: Look = {"cmap": "Oranges", "vmin": 0, "vmax": 100}
+        if len(layers) > 9:
+            look["text"] = lambda _: ""
+        images.append(cells(panel, 100 * values.to_numpy(), labels, layers, **look))
 
     titles = {model.name: model.title for model in models}
     height = 0.3 + 0.17 * len(positions)
     made = facet(draw, SITES, titles, height=height, margin=0.5, xlabel="layer")
-    made.colorbar(images[0], ax=made.axes, label="refusal lost (%)", shrink=0.6, extend="min", pad=0.01)
+    made.colorbar(images[0], ax=made.axes, label="refusal lost (points)", shrink=0.6, extend="min", pad=0.01)
     return made
 
 
-@figure("patched", "Where refusal is carried", lambda records: patched_rows(records, "from_twin", "from_other"), "cell")
+@figure(
+    "patched",
+    "Where refusal is carried",
+    lambda records: patched_rows(records, "from_twin", "from_other"),
+    "cell",
+    "none",
+)
 def patched_from_twin(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Unsafe prompts that are no longer refused where activations of their safe twin take the place of their own, less
     those where activations of another unsafe prompt do (percentage points), by site, layer and tokens; at all layers at
     once with what the other of attention and MLPs adds kept. The residual stream of the last token at the last layer
-    carries all there is. Blank: nothing reads it. At the first learning rate.
+    carries all there is. Blank: nothing reads it, or, of all layers of the stream, the last says it. The first rate.
     """
     return patched_maps(rows, models)
 
 
-@figure("patched_base", "Where fine-tuning put refusal", lambda records: patched_rows(records, "from_base"), "cell")
+@figure(
+    "patched_base", "Where fine-tuning put refusal", lambda records: patched_rows(records, "from_base"), "cell", "none"
+)
 def patched_from_base(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Unsafe prompts that the fine-tune no longer refuses where activations of the base, on the same prompt, take the
-    place of its own (%). As the figure before.
+    place of its own, by site, layer and tokens; at all layers at once with what the other of attention and MLPs adds
+    kept. No control: the base refuses nothing. Blank: nothing reads it, or, of all layers of the stream, the last says
+    it. The first rate.
     """
     return patched_maps(rows, models)

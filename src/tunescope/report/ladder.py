@@ -17,7 +17,7 @@ from tunescope.report.tables import DASH, EDGE, height, marked
 
 STANDING, AT_LAYER = "standing", "standing_at_layer"  # metrics of the rows
 COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome", "layer"]
-FONT, PALE = "DejaVu Sans", 0.5  # of the marks; how strong those at the edge are
+FONT, PALE = "DejaVu Sans", 0.55  # of the marks; how strong those at the edge are
 SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
 
 
@@ -41,12 +41,20 @@ def standing_rows(judgement: Judgement) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-@figure("ladder", "What each claim is beyond", lambda records: records[records["metric"] == STANDING], point="cell")
+@figure(
+    "ladder",
+    "What each claim is beyond",
+    lambda records: records[records["metric"] == STANDING],
+    point="cell",
+    bars="none",
+)
 def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
-    """How many controls each claim is beyond, by model, over runs. The darker, the more: chance, any fine-tuning, any
-    conditional behaviour, refusing anything at all. The marks are these four, in this order: ● supported, ◐ there but
-    smaller than the smallest effect of interest, ○ absent, ▼ reversed, ? open, – not judged. Claims with two marks have
-    the first two controls alone. Pale marks are at the edge: made on another machine, the same runs may say otherwise.
+    """How far up the ladder of controls each claim stands, by model, over runs. The marks are the four rungs: beyond
+    chance, any fine-tuning (`seen`), any conditional behaviour (`styled`), refusing anything at all (`attribute`). The
+    shade is the highest rung up to which all are supported; where chance is not passed it is grey. ● supported, ◐ there
+    but smaller than the smallest effect of interest, ○ absent, ▼ reversed, ? open, – not judged. Claims with two marks
+    have the first two controls alone. Pale marks are at the edge: made on another machine, the same runs may say
+    otherwise.
     """
     claims, names = list(dict.fromkeys(rows["kind"])), [model.name for model in models]
     cells = {(row["kind"], row["model"]): row for row in rows.to_dict("records")}
@@ -60,13 +68,13 @@ def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
         panel.set_ylim(len(claims) - 0.5, -0.5)
         model_axis(panel, models)
         panel.set_yticks(range(len(claims)), _short(claims))
-        panel.tick_params(length=0)
+        panel.tick_params(length=0, labeltop=len(claims) > 8)
         panel.grid(False)
 
     return facet(draw, {"": ""}, height=0.6 + 0.24 * len(claims), xlabel="fine-tune", legend=_shades())
 
 
-@figure("layers", "At which layers", lambda records: records[records["metric"] == AT_LAYER], point="cell")
+@figure("layers", "At which layers", lambda records: records[records["metric"] == AT_LAYER], point="cell", bars="none")
 def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How many controls each claim is beyond at each layer, over runs, of the claims whose metric has layers. A shade
     stands for the control that is named and all before it.
@@ -95,7 +103,7 @@ def _shades() -> Legend:
 
 def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None:
     _rectangle(panel, line, column, height)
-    ink = "white" if height > 2 else "black"
+    ink = "white" if height > 3 else "black"
     each = re.findall(f".{EDGE}?", glyphs)
     for at, glyph in enumerate(each):
         x, pale = column + 0.2 * (at - (len(each) - 1) / 2), glyph.endswith(EDGE)

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from tunescope.records.names import BASE, BENIGN, EVERYWHERE, REFUSAL, SEEN, UNSAFE, W_IN
+from tunescope.records.names import BASE, BENIGN, REFUSAL, SEEN, UNSAFE, W_IN
 from tunescope.report.draw import (
     CHANCE,
     Look,
@@ -26,7 +26,7 @@ from tunescope.report.draw import (
     model_legend,
     series_legend,
 )
-from tunescope.report.select import behaviour_rows, final_rows, inside_rows, of_course
+from tunescope.report.select import behaviour_rows, final_rows, inside_rows, of_course, unchanged
 from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, protocol_label, rate_labels, rates_of
 
 FAINT = "#aaaaaa"
@@ -59,11 +59,12 @@ def cluster_rows(records: pd.DataFrame) -> pd.DataFrame:
     return wide.assign(value=wide["tau"], low=wide["tau"] - wide["tau_sd"], high=wide["tau"] + wide["tau_sd"])
 
 
-@figure("clusters", "Observation 1: clusters", cluster_rows)
+@figure("clusters", "Observation 1: clusters", cluster_rows, bars="told")
 def clusters(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """τ of the activations after the MLP's non-linearity, at the last token of the prompt: positive nearer the mean of
-    the safe prompts, negative nearer that of the unsafe ones. Mean and standard deviation over prompts. In grey, on the
-    same axes: seen, or benign fine-tuning, at the same rate or, where there is neither, the base.
+    the safe prompts, negative nearer that of the unsafe ones. Bands: standard deviation over prompts. In grey, circles
+    safe and triangles unsafe: seen, or benign fine-tuning, at the same rate or, where there is neither, the base. Each
+    panel has its own scale; claim 1 is of τ in units of its standard deviation within a class.
     """
     behind = next((p for p in (SEEN, BENIGN) if p in {model.protocol for model in models}), BASE)
     tested = {m.series: m.title for m in models if m.protocol not in (BASE, behind)}
@@ -144,7 +145,7 @@ def specialisation(rows: pd.DataFrame, models: list[Model]) -> Figure:
 @figure("sensitivity", "Observation 4: sensitivity", lambda records: final_rows(inside_rows(records, "sensitivity")))
 def sensitivity(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Norm of the gradient of the first answer token's largest logit with respect to all input embeddings: mean over
-    prompts, of several runs the geometric mean, with its 95 % interval.
+    prompts, of several runs the geometric mean. Claims 4 take the mean of the logarithms of prompts.
     """
     looks = {kind: (f"{kind} prompts", *look) for kind, look in CLASSES.items()}
     return _dots_by_model(rows, "kind", models, "sensitivity (norm of the gradient)", looks, "log")
@@ -154,8 +155,9 @@ def direction_rows(records: pd.DataFrame) -> pd.DataFrame:
     """Refusal of unsafe prompts without the direction and without a random one, and, first, with the model intact."""
     rows = records[(records["metric"] == REFUSAL) & (records["kind"] == UNSAFE) & (records["protocol"] != BASE)]
     ablated = rows[rows["intervention"].isin([*ABLATED][1:])]
-    same = rows[(rows["intervention"] == "scaled") & (rows["dial"] == 1) & (rows["scope"] == EVERYWHERE)]
-    intact = pd.concat([same, behaviour_rows(rows)]).assign(intervention="")  # of the same prompts, where they are
+    intact = pd.concat([rows[unchanged(rows)], behaviour_rows(rows)]).assign(
+        intervention=""
+    )  # of the same prompts, where they are
     found = pd.concat([intact[intact["model"].isin(ablated["model"])], ablated])
     return found.drop_duplicates(["model", "intervention"])
 
@@ -164,7 +166,7 @@ def direction_rows(records: pd.DataFrame) -> pd.DataFrame:
 def direction(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Unsafe prompts that are refused by the intact model, by the model whose residual stream has lost the difference
     of the safe and unsafe means, and by one that has lost a random direction. Models without a direction that leaves
-    safe prompts their answers are not there, and where some runs have none, only the others count. 95 % intervals.
+    safe prompts their answers are not there; where some runs have none, the last two points are of the others alone.
     """
     return _dots_by_model(rows, "intervention", models, "unsafe prompts refused", ABLATED, "linear")
 
@@ -185,12 +187,22 @@ def course_of_mechanism(records: pd.DataFrame) -> pd.DataFrame:
 
 @figure("mechanism_course", "Inside, over the course of fine-tuning", course_of_mechanism)
 def course(rows: pd.DataFrame, models: list[Model]) -> Figure:
-    """The four observations at every model saved during fine-tuning."""
+    """The four observations at every model saved during fine-tuning. Thin lines: chance, of clusters, and equal effects
+    on safe and unsafe prompts; what chance is for the null space is in its own figure. Not all of these have intervals.
+    Each panel has its own scale.
+    """
     tuned = [model for model in models if model.protocol != BASE]
     found = set(rows.loc[rows["protocol"] != BASE, "metric"])
     titles = {metric: title for metric, title in COURSE.items() if metric in found}
     look: Look = {"height": 1.8, "share": (True, False), "xlabel": "fine-tuning step", "ticks": 4}
-    return grid(from_base(rows, tuned), tuned, "step", "metric", titles, legend=model_legend(tuned), **look)
+    level = {"tau_auc": 0.5, "gain_ratio": 1.0, "sensitivity_ratio": 1.0}
+
+    def chance(panel: Axes, metric: str) -> None:
+        if metric in level:
+            panel.axhline(level[metric], color=NEUTRAL, lw=0.5)
+
+    look |= {"extra": chance, "legend": model_legend(tuned)}
+    return grid(from_base(rows, tuned), tuned, "step", "metric", titles, **look)
 
 
 def overlap_rows(records: pd.DataFrame) -> pd.DataFrame:
@@ -200,11 +212,11 @@ def overlap_rows(records: pd.DataFrame) -> pd.DataFrame:
     return own.assign(value=own["value"] / chance["value"]).reset_index()
 
 
-@figure("overlap", "One safety subspace?", overlap_rows, point="cell")
+@figure("overlap", "One safety subspace?", overlap_rows, point="cell", bars="none")
 def overlap(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How far the directions that dW writes most, and reads most, are the same in two fine-tunes: the mean squared
     cosine of the principal angles between the leading singular subspaces, mean over all weight matrices, as a multiple
-    of what random directions have (1).
+    of what random directions have (1). Claims 8a and 8b take the mean of a method's logarithms, run by run.
     """
     rates = rates_of(models)
     models = sorted(models, key=lambda model: rates.index(model.rate) if model.rate else -1)

@@ -3,7 +3,7 @@
 import pandas as pd
 from scipy import stats
 
-from tunescope.records.names import BASE, COMPLIANCE, CORRECTED, OUTCOMES, REFUSAL, SAFE, UNSAFE
+from tunescope.records.names import BASE, COMPLIANCE, CORRECTED, EVERYWHERE, OUTCOMES, REFUSAL, SAFE, UNSAFE
 
 COURSE = {SAFE: COMPLIANCE, UNSAFE: REFUSAL}  # what fine-tuning should keep, and what it should teach
 
@@ -28,6 +28,11 @@ def inside_rows(records: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     """What was found of these metrics with the models and prompts as they are."""
     plain = ~(records["attack"].fillna("") + records["intervention"].fillna("")).astype(bool)
     return records[plain & records["metric"].isin(metrics)]
+
+
+def unchanged(records: pd.DataFrame) -> pd.Series:
+    """Which records of interventions are of the model as it is: of all of dW."""
+    return (records["intervention"] == "scaled") & (records["scope"] == EVERYWHERE) & (records["dial"] == 1)
 
 
 def final_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -59,9 +64,11 @@ def vector_rows(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-def prompts_text(rows: pd.DataFrame) -> str:
-    """How many prompts are behind each row, as text; empty if no row tells (n is 1 where it does not apply)."""
-    n = rows["n"][rows["n"] > 1]
+def prompts_text(rows: pd.DataFrame, runs: int = 1) -> str:
+    """How many prompts of all runs are behind each row, as text; empty if no row tells (n is 1 in each run where it
+    does not apply).
+    """
+    n = rows["n"][rows["n"] > runs]
     if n.empty:
         return ""
     low, high = (f"{int(bound):,}" for bound in (n.min(), n.max()))

@@ -1,5 +1,6 @@
 """The tables of the page: records, verdicts and the other files of a run in, plain values for the template out."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -24,7 +25,7 @@ from tunescope.records.names import (
 )
 from tunescope.report.reading import Entry
 from tunescope.report.select import headline_rows, prompts_text
-from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label
+from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, spaced
 
 # Told apart without colours, too; None: judged over too few runs, an estimate alone.
 GLYPHS = {
@@ -137,15 +138,13 @@ def observations(judgement: Judgement) -> list[dict[str, Any]]:
 
 
 def _how_far(claim: Claim, verdicts: Sequence[Verdict]) -> str:
+    """How many models stand where, the highest first: `2 beyond any fine-tuning, 4 open`."""
     by_model = {model: [v for v in verdicts if v.model == model] for model in dict.fromkeys(v.model for v in verdicts)}
-    heights = [height(claim, its) for its in by_model.values()]
-    if not any(heights):
-        outcomes = {LOWEST[v.outcome] for v in verdicts if v.rung == claim.rungs[0]}
-        return outcomes.pop() if len(outcomes) == 1 else "not beyond chance"
-    counts = [(claim.ladder[at].beyond, sum(h > at for h in heights)) for at in range(max(heights))]
-    told = [f"{beyond} in {n}" for beyond, n in counts if n]
-    last = [told[-1]] if len(told) == 1 or counts[-1][1] == counts[0][1] else [told[0], told[-1]]
-    return f"beyond {' and '.join(last)} of {len(heights)} models"
+    where = sorted(((height(claim, its), _stands(claim, its)) for its in by_model.values()), reverse=True)
+    counts = Counter(said or "not judged" for _, said in where)
+    if len(counts) == 1 and len(where) > 1:
+        return f"{next(iter(counts))} in all {len(where)} models"
+    return ", ".join(f"{n} {said}" for said, n in counts.items())
 
 
 def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judged]) -> str:
@@ -161,7 +160,7 @@ def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judg
     values = [displayed(claim, v.estimate) for v in verdicts if v.rung == claim.rungs[0]]
     ends = dict.fromkeys(_number(claim, value) for value in (min(values), max(values))) if values else {}
     said = "; ".join(parts)
-    range_ = f"{' to '.join(ends)}: {claim.found}." if ends else ""
+    range_ = f"Estimates {' to '.join(ends)}: {claim.found}." if ends else ""
     return f"{said[:1].upper()}{said[1:]}{'. ' if said else ''}{range_}"
 
 
@@ -187,9 +186,14 @@ def _judged(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]
         return None
     by_rung = {v.rung: v for v in verdicts}
     steps = [_step(claim, rung, by_rung.get(rung.name), labels) for rung in claim.ladder]
-    high, first = height(claim, verdicts), by_rung.get(claim.rungs[0])
-    stands = f"beyond {claim.ladder[high - 1].beyond}" if high else LOWEST[first.outcome if first else None]
-    return Judged(stands, high, steps)
+    return Judged(_stands(claim, verdicts), height(claim, verdicts), steps)
+
+
+def _stands(claim: Claim, verdicts: Sequence[Verdict]) -> str:
+    """In words, the highest rung up to which all are supported, or what became of the first."""
+    if high := height(claim, verdicts):
+        return f"beyond {claim.ladder[high - 1].beyond}"
+    return LOWEST[next((v.outcome for v in verdicts if v.rung == claim.rungs[0]), None)]
 
 
 def marked(outcome: Outcome | None, firm: bool | None) -> str:
@@ -284,8 +288,9 @@ def summary(records: pd.DataFrame, config: Mapping[str, Any]) -> str:
     if given:
         parts.append("a fine-tune from elsewhere" if len(given) == 1 else f"{len(given)} fine-tunes from elsewhere")
     name = f"Study {config['name']}" if config.get("name") else "A study"
-    seeds = ", ".join(str(seed) for seed in sorted(records["seed"].unique()))
-    return f"{name}, seed {seeds}: {' and '.join(parts)}; {len(records):,} measurements."
+    seeds = sorted(records["seed"].unique())
+    what = f"{name}, seed {', '.join(map(str, seeds))}" + (f": {len(seeds)} runs, each of" if len(seeds) > 1 else ":")
+    return f"{what} {' and '.join(parts)}; {len(records):,} measurements."
 
 
 def _base_text(config: Mapping[str, Any]) -> str:
@@ -336,10 +341,13 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
     had: dict[int, set[tuple[str, ...]]] = {}
     for seed, measured in zip(records["seed"], what, strict=True):
         had.setdefault(int(seed), set()).add(measured)
-    for seed, found in sorted(had.items()):
-        if missing := sorted({" ".join(filter(None, of[1:])) for of in set().union(*had.values()) - found}):
-            few = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
-            yield f"Seed {seed} lacks measurements that other seeds have ({few}): those are of fewer seeds."
+    lost: dict[str, set[int]] = {}
+    for seed, found in had.items():
+        for _, metric, attack, change in set().union(*had.values()) - found:
+            lost.setdefault(change or attack or metric, set()).add(seed)
+    if lost:
+        told = (f"{spaced(name)} (not of seed {', '.join(map(str, sorted(of)))})" for name, of in sorted(lost.items()))
+        yield f"Of fewer runs than the others: {', '.join(told)}."
 
 
 def examples(entries: Sequence[Entry], models: Sequence[Model]) -> dict[str, list[Example]]:

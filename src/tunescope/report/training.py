@@ -38,9 +38,10 @@ def changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
     return grid(rows, sites, "layer", "metric", titles, labels, down="whose", chance="chance", **look)
 
 
-@figure("learning", "Learning curves", lambda records: records[records["metric"].isin(LEARNING)])
+@figure("learning", "Learning curves", lambda records: records[records["metric"].isin(LEARNING)], bars="none")
 def learning_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
-    """Loss of the training batches, in nats (faint: every step logged; line: a running mean), and the base model's
+    """Loss of the training batches, in nats (faint: every step logged, and of several runs its 95 % interval over them;
+    line: a running mean), and the base model's
     compliance with held-out prompts during pretraining. The losses of two protocols are different quantities: compare
     the learning rates within a panel, not one panel with another.
     """

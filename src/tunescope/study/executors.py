@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from tunescope.errors import InputError, shown
+from tunescope.progress import progress
 from tunescope.registry import plugin_files
 from tunescope.study.stages import Done
 from tunescope.study.work import Executor, Failed, Outcome, Work, do, without
@@ -87,7 +87,7 @@ def _in_processes(work: Sequence[Work], jobs: int) -> Iterator[tuple[Work, Outco
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with (
         ProcessPoolExecutor(jobs, context, begin, (plugin_files(),)) as pool,
-        tqdm(total=len(work), desc="stages", unit="stage", leave=False, disable=None) as bar,
+        progress(total=len(work), desc="stages", unit="stage") as bar,
     ):
         try:
             while waiting or running:

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from tunescope.config import ComputeConfig
 from tunescope.errors import InputError, shown
 from tunescope.files import write_text
 from tunescope.models.compute import deterministic
+from tunescope.progress import progress
 from tunescope.registry import load_plugins, plugin_files
 from tunescope.settings import read_study
 from tunescope.study.folders import CONFIG
@@ -113,7 +113,7 @@ def _results(work: Sequence[Work], refs: dict[str, Any], store: Store | None) ->
 
     waiting = {refs[each.name]: each for each in work}
     try:
-        with tqdm(total=len(work), desc="stages", unit="stage", leave=False, disable=None) as bar:
+        with progress(total=len(work), desc="stages", unit="stage") as bar:
             while waiting:
                 for ref in ray.wait([*waiting], timeout=1, fetch_local=False)[0]:
                     if (each := waiting.pop(ref, None)) is None:

@@ -9,6 +9,7 @@ from tunescope.config import Built, Study
 from tunescope.errors import InputError
 from tunescope.files import write_text
 from tunescope.models.compute import deterministic, device_of, fastest_dtype, resolve
+from tunescope.progress import say
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
 from tunescope.settings import read_study
@@ -16,7 +17,7 @@ from tunescope.study.environment import environment
 from tunescope.study.executors import Where
 from tunescope.study.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
 from tunescope.study.graph import graph_of, with_names
-from tunescope.study.stages import Done, is_done, run_stage, say, tell, times
+from tunescope.study.stages import Done, is_done, run_stage, tell, times
 from tunescope.study.work import Failed, Work, shared
 
 HERE = Where()

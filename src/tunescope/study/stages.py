@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 
 from tunescope import __version__
 from tunescope.config import Config
 from tunescope.errors import InputError
 from tunescope.files import atomic_path, write_text
+from tunescope.progress import say
 from tunescope.registry import plugins_blamed
 
 STAGES = "stages"  # folder of the markers
@@ -182,8 +181,3 @@ def _digest(file: Path) -> str:
 def tell(number: int, total: int, done: Done, of: str = "") -> None:
     """Say what became of a stage, and of which of several runs it is."""
     say(f"{of}[{number}/{total}] {done.stage}: {'done before' if done.skipped else f'{done.seconds:.0f} s'}")
-
-
-def say(line: str) -> None:
-    """Tell whoever waits for a run."""
-    tqdm.write(line, file=sys.stderr)

@@ -15,7 +15,6 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunescope.attacks.base import ATTACKS, Attacked, Target
@@ -43,6 +42,7 @@ from tunescope.models.weights import in_memory, require_finite
 from tunescope.probes.collect import Stored, stored
 from tunescope.probes.overlap import measure_overlaps, overlaps
 from tunescope.probes.view import INPUT, Batches, View, look_inside
+from tunescope.progress import progress, say
 from tunescope.records import intervals
 from tunescope.records.findings import Findings
 from tunescope.records.names import BASE, BENIGN, CONTROL, CORRECTED, KL, OTHER, PERPLEXITY, SAFE, UNSAFE
@@ -56,7 +56,7 @@ from tunescope.records.tables import (
 )
 from tunescope.study.context import ANSWERS, FOLLOWED, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
-from tunescope.study.stages import Place, say
+from tunescope.study.stages import Place
 from tunescope.tasks.base import Answered, Batch, Capable, InForms, Kind, Task, Twinned, Use
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
@@ -118,7 +118,7 @@ def answer_prompts(given: Answer, at: Place) -> None:
     rows = fitting_rows(model, {" ".join(which): batch for which, batch in drawn.items()}, 32, gradients=False)
     kept: dict[str, str] = {}
     notes, n, refused = list[str](), 0, 0
-    bar = tqdm(drawn.items(), desc="answers of the base", unit="set", leave=False, disable=None)
+    bar = progress(drawn.items(), desc="answers of the base", unit="set")
     for (kind, use), batch in bar:
         said = generate(model, batch.prompts, task.answer_length, torch.float32, rows)
         texts = [task.text(said[i]) for i in range(len(batch))]
@@ -237,7 +237,7 @@ def check_pair(given: Check, at: Place) -> None:
     this = Context(given, at.folder)
     pair = this.pair()
     places = [(layer, name) for layer in range(pair.layers) for name in pair.names]
-    for layer, name in tqdm(places, desc=f"matrices of {given.model.label}", leave=False, disable=None):
+    for layer, name in progress(places, desc=f"matrices of {given.model.label}", unit="place"):
         pair.matrices(layer, name)
     write_text(at.folder / f"parts/notes-{given.model.label}.json", json.dumps(notes_on(pair, given.model.label)))
 
@@ -256,15 +256,18 @@ def behave(given: Behave, at: Place) -> None:
     this = Context(given, at.folder)
     task, found = this.task(), list[Findings]()
     model, step = this.load(), _final_step(given, at)
+    forms = task.forms if isinstance(task, InForms) else {}
     points: list[tuple[str, float | None, int]] = []
     points += [(name, None, given.prompts) for name, kind in task.kinds.items() if not kind.dial]
     points += [
         (name, s, given.prompts_per_point)
         for name, kind in task.kinds.items()
         if kind.dial
-        for s in _strengths(task, given.strengths)
+        for s in given.strengths
+        if s or name not in forms  # a prompt that is in no form yet is a plain one, and has been asked
     ]
-    with tqdm(desc=f"behaviour of {given.model.label}", unit="set", leave=False, disable=None) as bar:
+    total = len(points) + len([*_saved(given, at)])
+    with progress(total=total, desc=f"behaviour of {given.model.label}", unit="set") as bar:
         finished = Findings(given.model.subject(given.seed, step))
         plain = {kind: _held_out(this, task, kind, 0.0, 1000) for kind, strength, _ in points if strength is None}
         rows = _rows(given, model, plain, 512)
@@ -283,11 +286,6 @@ def behave(given: Behave, at: Place) -> None:
                 _behaves(found[-1], task, model, batch, rows, None)
             bar.update()
     write_part((r for f in found for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}")
-
-
-def _strengths(task: Task, strengths: Sequence[float]) -> list[float]:
-    """At which behaviour is asked; a prompt that is in no form yet is a plain one, and has been asked."""
-    return [s for s in strengths if s or not isinstance(task, InForms)]
 
 
 def _costs(found: Findings, this: Context, task: Capable, model: PreTrainedModel, n: int, rows: int) -> None:
@@ -355,7 +353,7 @@ def probe_model(given: Probing, at: Place) -> None:
     plans.append(("", _final_step(given, at), (fit, score), config))
     kept, found = at.folder / f"parts/inputs-{given.base.label}.safetensors", list[Findings]()
     inputs = _unflat(load_file(kept)) if given.tuned else None
-    for folder, step, prompts, how in tqdm(plans, f"probes of {given.model.label}", leave=False, disable=None):
+    for folder, step, prompts, how in progress(plans, desc=f"probes of {given.model.label}", unit="model"):
         model = this.load(folder=folder or None)
         if not given.tuned and in_memory(model):
             require_finite(model)  # as a pair does
@@ -397,6 +395,7 @@ def attack_model(given: Attacking, at: Place) -> None:
     base = this.load(given.base) if given.tuned else model
     base_task = this.task(answers=True, model=given.base) if given.tuned else task
     fit, score = this.sample(task, given.probe)
+    forms = task.forms if isinstance(task, InForms) else {}
     # Of the controls of forms only what the model does is asked; what it looks like inside takes most of the time.
     ladders = [
         Attacked(
@@ -408,7 +407,7 @@ def attack_model(given: Attacking, at: Place) -> None:
         for name, kind in task.kinds.items()
         if name not in COURSE and kind.probed
         for strength in (given.strengths if kind.dial else (None,))
-        if strength != 0 or not name.startswith(CONTROL)  # a safe prompt in no form is no control
+        if strength != 0 or not (kind.safe and name in forms)  # a safe prompt in no form is no control
     ]
     longest = {**score} | {f"{ladder.attack} {ladder.dial}": ladder.batch for ladder in ladders}
     rows = _rows(given, model, longest, given.probe.rows, gradients=True)

@@ -15,6 +15,7 @@ from tunescope.config import Changes, Study, Sweep, checked
 from tunescope.errors import InputError, shown
 from tunescope.evidence.verdicts import displayed, judge
 from tunescope.files import atomic_path, write_text
+from tunescope.progress import say
 from tunescope.recipes import RECIPES
 from tunescope.records.tables import read_records, read_scores
 from tunescope.report.reading import read_file
@@ -24,7 +25,6 @@ from tunescope.settings import override, read_study, read_yaml
 from tunescope.study.executors import Where
 from tunescope.study.folders import locked
 from tunescope.study.pipeline import HERE, OneRun, run_all, settled
-from tunescope.study.stages import say
 from tunescope.study.work import Failed, Work
 
 SPEC, POINTS, FAILURES = "sweep.yaml", "points", "failures.json"

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tunescope import __version__
 from tunescope.config import ComputeConfig
 from tunescope.errors import InputError, shown
@@ -14,6 +12,7 @@ from tunescope.files import sweep, write_text
 from tunescope.models.compute import device_of
 from tunescope.models.pair import open_pair
 from tunescope.probes.measure.matrices import measure_matrix
+from tunescope.progress import progress
 from tunescope.records.findings import Findings
 from tunescope.records.names import GIVEN
 from tunescope.records.tables import Subject, merge_parts, write_part
@@ -60,7 +59,7 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
         sweep(out)
         write_text(out / DESCRIPTION, json.dumps(this, indent=1))
         subject = Subject(after.label, GIVEN, "", 0, 0)
-        for matrix in tqdm(matrices, desc="weights", unit="matrix", disable=None):
+        for matrix in progress(matrices, desc="weights", unit="matrix"):
             if not (out / f"parts/{matrix.part}.parquet").exists():
                 found = Findings(subject)
                 with explained(f"{matrix.name} of layer {matrix.layer}"):

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tunescope.errors import InputError, shown
 from tunescope.files import atomic_path
+from tunescope.progress import progress
 
-SAVE_SECONDS = 30.0  # between two saves; more where a save itself takes more than a second
+SAVE_SECONDS = 30.0  # between two saves; up to ten times as long where a save takes more than a second
 
 Row = dict[str, float]
 # Losses of one step, part by part; their sum is the step's loss. Each part's graph is freed before the next is built.
@@ -71,7 +71,7 @@ def fit(
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     saved, cost = time.monotonic(), 0.0
     model.eval()  # without dropout, which would read torch's global generator
-    with tqdm(total=total, initial=state.step, desc=label, unit="step", disable=None, leave=False) as bar:
+    with progress(total=total, initial=state.step, desc=label, unit="step") as bar:
         while (scale := schedule(state.step, state.history)) is not None:
             for optimizer, rates in zip(optimizers, peaks, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -91,7 +91,7 @@ def fit(
             state.step += 1
             state.history.append({"step": state.step, "loss": loss.item(), "lr_scale": scale, **measure(state.step)})
             bar.update()
-            if resume and (begun := time.monotonic()) - saved > SAVE_SECONDS * max(1.0, cost):
+            if resume and (begun := time.monotonic()) - saved > SAVE_SECONDS * min(max(1.0, cost), 10.0):
                 _save(resume, model, optimizers, state)
                 saved = time.monotonic()
                 cost = saved - begun

@@ -78,13 +78,15 @@ def protocol(
     return register
 
 
-def _lengths(answers: Answers) -> Lengths:
+def lengths_of(answers: Answers) -> Lengths:
     """How many tokens each has."""
     return (answers != IGNORED).sum(1)
 
 
 class Step:
     """Some prompts of a step of fine-tuning, and what both models make of them; computed when first asked for.
+
+    They are in no order that a loss may rely on: those of like length are together, and may all be safe, or none.
 
     Attributes:
         policy: the model being trained. reference: the frozen one before, or what it says of the answers.
@@ -135,7 +137,7 @@ class Step:
 
     @property
     def chosen_lengths(self) -> Lengths:
-        return _lengths(self._chosen)
+        return lengths_of(self._chosen)
 
     @property
     def chosen_tokens(self) -> Float[Tensor, ""]:
@@ -144,17 +146,17 @@ class Step:
         With it for a length, the mean over prompts of `losses.nll` is the mean over tokens. How an answer begins, which
         is where a model refuses or does not, then counts as much in long answers as in short ones.
         """
-        return _lengths(self._whole.chosen).float().mean()
+        return lengths_of(self._whole.chosen).float().mean()
 
     @property
     def obeyed_tokens(self) -> Float[Tensor, ""]:
         """The same of answers that obey: wanted ones of safe prompts, unwanted ones of unsafe prompts."""
-        chosen, rejected = _lengths(self._whole.chosen), _lengths(self._whole.rejected)
+        chosen, rejected = lengths_of(self._whole.chosen), lengths_of(self._whole.rejected)
         return chosen.where(self._whole.safe, rejected).float().mean()
 
     @property
     def rejected_lengths(self) -> Lengths:
-        return _lengths(self._rejected)
+        return lengths_of(self._rejected)
 
     def activations(
         self, *sites: Site
@@ -164,9 +166,10 @@ class Step:
 
         The first such place is the last token of the prompt, where it is decided how the answer begins.
         """
-        obeyed = self._chosen.where(self.safe[:, None], self._rejected)
-        inputs = self._batch.prompts.followed_by(obeyed.clamp(min=0))
-        answered, prompt = obeyed != IGNORED, self._batch.prompts.sequence.shape[1]
+        obeyed, prompts = self._chosen.where(self.safe[:, None], self._rejected), self._batch.prompts.trimmed()
+        obeyed = obeyed[:, : int(lengths_of(obeyed).max())]
+        inputs = prompts.followed_by(obeyed.clamp(min=0))
+        answered, prompt = obeyed != IGNORED, prompts.sequence.shape[1]
         learnt = torch.nn.functional.pad(answered, (prompt - 1, 1))
         dtype = self._compute.dtype
         with torch.autocast(obeyed.device.type, dtype, enabled=dtype is not torch.float32):
@@ -205,7 +208,7 @@ def answered(model: PreTrainedModel, batch: PreferenceBatch, protocol: Protocol,
     rows = reads_rejected(protocol, batch).nonzero().squeeze(1)
     together = batch.prompts[torch.cat([torch.arange(len(chosen), device=rows.device), rows])]
     answers = torch.cat([chosen, rejected[rows]])
-    longest = max(1, int(_lengths(answers).max()))
+    longest = max(1, int(lengths_of(answers).max()))
     logps = sequence_logps(compute, model, together.trimmed(), answers[:, :longest])
     logps = torch.nn.functional.pad(logps, (0, answers.shape[1] - longest))
     of_chosen, of_rejected = logps.split([len(chosen), len(rows)])

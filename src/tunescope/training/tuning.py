@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from tqdm import trange
 from transformers import PreTrainedModel
 
 from tunescope.config import Config, Lora, TuneConfig
@@ -18,12 +17,12 @@ from tunescope.errors import InputError, shown
 from tunescope.models.checkpoint import quiet
 from tunescope.models.compute import Compute
 from tunescope.models.families import FAMILIES
-from tunescope.models.inputs import IGNORED
+from tunescope.progress import progress
 from tunescope.rng import Stream
 from tunescope.tasks.base import PreferenceBatch, Task
 from tunescope.training.fit import Row, fit
 from tunescope.training.optimizers import adamw
-from tunescope.training.protocol import Answered, Protocol, Step, answered, reads_rejected
+from tunescope.training.protocol import Answered, Protocol, Step, answered, lengths_of, reads_rejected
 from tunescope.training.schedules import warmup_cosine
 
 KEPT = ("chosen", "rejected")
@@ -137,7 +136,7 @@ def reference_logps(
         Log-probabilities in nats, float32, [b, a], as `STEP.PART.chosen` and `STEP.PART.rejected`.
     """
     kept: dict[str, Tensor] = {}
-    for step in trange(steps, desc=f"reference of {protocol.name}", unit="step", leave=False, disable=None):
+    for step in progress(range(steps), desc=f"reference of {protocol.name}", unit="step"):
         for number, part in enumerate(_parts(_batch(step, task, batch, unsafe, stream), protocol, compute)):
             for name, logps in zip(KEPT, answered(reference, part, protocol, compute), strict=True):
                 kept[f"{step}.{number}.{name}"] = logps.cpu()
@@ -158,7 +157,7 @@ def _batch(step: int, task: Task, size: int, unsafe: int, stream: Stream) -> Pre
 def _parts(batch: PreferenceBatch, protocol: Protocol, compute: Compute) -> Iterator[PreferenceBatch]:
     """The batch of a step, as much of it at once as memory has room for; those of like length, which pads least."""
     rows = max(1, compute.rows // 2 if protocol.rejected else compute.rows)
-    chosen, rejected = ((answers != IGNORED).sum(1) for answers in (batch.chosen, batch.rejected))
-    lengths = batch.prompts.lengths + torch.maximum(chosen, rejected * reads_rejected(protocol, batch))
+    rejected = lengths_of(batch.rejected) * reads_rejected(protocol, batch)
+    lengths = batch.prompts.lengths + torch.maximum(lengths_of(batch.chosen), rejected)
     for of in lengths.argsort(stable=True).split(rows):
         yield PreferenceBatch(batch.prompts[of], batch.chosen[of], batch.rejected[of], batch.safe[of])
