@@ -140,7 +140,8 @@ def test_activations_are_of_the_places_that_say_the_answers_that_obey(
     policy, reference, learnt = step.activations(*sites)
     assert policy.requires_grad
     assert not reference.requires_grad
-    last, obeying = ragged.prompts.sequence.shape[1] - 1, [1, 2, 3, 4, 3, 2]  # chosen, and rejected of unsafe prompts
+    last = int(ragged.prompts.lengths.max()) - 1  # padding that all have is not read
+    obeying = [1, 2, 3, 4, 3, 2]  # chosen, and rejected of unsafe prompts
     assert [row.nonzero().squeeze(1).tolist() for row in learnt] == [list(range(last, last + n)) for n in obeying]
     for i, part in enumerate(alone(ragged)):
         of = Step(learner, expert, part, PROTOCOLS["rmu"], compute, STREAM, 0.5)
