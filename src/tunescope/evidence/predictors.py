@@ -25,14 +25,15 @@ class Predictor:
     """How well a score, or all mechanistic ones together, tells successes from failures: AUC, .5 is chance.
 
     Attributes:
-        within: mean over models of the cross-validated AUC; fitted on other prompts of the same model.
+        within: cross-validated AUC, mean over the models of a run and then over runs; fitted on other prompts of the
+            same model.
         across: the same, fitted on the models of all other protocols at the same learning rate and seed; None where
             there are none.
-        *_low, *_high: 95 % Student interval over models; None of one model. *_models: how many.
+        *_low, *_high: 95 % Student interval over runs; None of one run. *_models: how many models of all runs.
     """
 
     score: str
-    within: float
+    within: float | None
     within_low: float | None
     within_high: float | None
     within_models: int
@@ -53,11 +54,9 @@ def predictors(scores: pd.DataFrame) -> list[Predictor]:
         return []
     rows = []
     for name, columns in [("all mechanistic", MECHANISTIC), *((s, (s,)) for s in (*MECHANISTIC, MARGIN))]:
-        within = [_cross_validated(table, y, columns) for table, y in cells.values()]
-        across = [auc for key in cells if (auc := _from_others(cells, key, columns)) is not None]
-        middle = float(np.mean(across)) if across else None
-        ways = float(np.mean(within)), *_interval(within), len(within), middle, *_interval(across), len(across)
-        rows.append(Predictor(name, *ways))
+        within = [(key.seed, _cross_validated(table, y, columns)) for key, (table, y) in cells.items()]
+        across = [(key.seed, auc) for key in cells if (auc := _from_others(cells, key, columns)) is not None]
+        rows.append(Predictor(name, *_over_runs(within), len(within), *_over_runs(across), len(across)))
     return rows
 
 
@@ -123,8 +122,17 @@ def _from_others(cells: _Cells, own: _Cell, columns: Sequence[str]) -> float | N
     return float(roc_auc_score(y, fitted.decision_function(table[list(columns)].to_numpy(float))))
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    if len(values) < 2:
-        return None, None
-    mean, half = float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return max(0.0, mean - half), min(1.0, mean + half)
+def _over_runs(found: Sequence[tuple[int, float]]) -> tuple[float | None, float | None, float | None]:
+    """Mean over runs of the mean over the models of each, which share a base and prompts, and its interval.
+
+    Args:
+        found: seed of the run, and value, of each model.
+    """
+    if not found:
+        return None, None, None
+    runs = pd.DataFrame(found).groupby(0)[1].mean()
+    mean = float(runs.mean())
+    if len(runs) < 2:
+        return mean, None, None
+    half = float(stats.t.ppf(0.975, len(runs) - 1) * runs.sem())
+    return mean, max(0.0, mean - half), min(1.0, mean + half)

@@ -134,6 +134,10 @@ def observations(judgement: Judgement) -> list[dict[str, Any]]:
             number, _, name = claim.name.partition(" ")
             about = {"name": f"{number} {name}" if number[-1].isalpha() else name, "figure": claim.figure}
             found.setdefault(number[0], []).append(about | {"said": _how_far(claim, verdicts)})
+    judged = {v.claim for v in judgement.verdicts}
+    for name in dict.fromkeys(entry.claim for entry in judgement.not_judged if entry.claim not in judged):
+        if name[0] in found:
+            found[name[0]].append({"name": name, "figure": "", "said": "not judged"})
     return [{"number": number, "claims": claims} for number, claims in found.items()]
 
 
