@@ -152,6 +152,7 @@ def test_a_point_that_fails_stops_no_other(
     plugin, out = tmp_path / "broken.py", tmp_path / "out"
     plugin.write_text(BROKEN.replace('"broken"', f'"broken{jobs}"'))
     points = [{"probe.rows": rows, "probe.probes": ["clusters", f"broken{jobs}"]} for rows in (7, 8)]
+    points.append(points[0] | {"evaluate.prompts": 3})  # the base is probed for the first
     command = ["sweep", str(spec(points=points, seeds=[0])), "--out", str(out), "--jobs", jobs]
     assert cli.main([*command, "--plugin", str(plugin)]) == 1
     said = capsys.readouterr().err
@@ -159,8 +160,9 @@ def test_a_point_that_fails_stops_no_other(
     swept = ts.load_sweep(out)
     assert len({*swept.effects["point"]}) == 1
     assert "seven is bad luck" in (out / "report.html").read_text()
-    (failed,) = swept.failures
-    assert "probe.rows=7" in failed
+    failed, beside = swept.failures.items()
+    assert "probe.rows=7" in failed[0]
+    assert beside[1] == "a stage that it shares with another run failed there"
 
 
 def test_a_folder_of_something_else_is_refused(spec: Callable[..., Path], tmp_path: Path, refused: Callable) -> None:

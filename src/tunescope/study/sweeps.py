@@ -99,7 +99,7 @@ def run_sweep(spec: Sweep, folder: Path, *, update: bool = False, where: Where =
     """Run a sweep in a folder, or go on with it: the runs of every point, tables of all of them, and a report.
 
     Stages that two runs share, as a base that is swept over ways of fine-tuning it, are done once. A run that fails
-    stops no other.
+    stops no other, but for those that need what failed.
 
     Args:
         update: bring a folder of another spec up to this one.
@@ -125,6 +125,9 @@ def run_sweep(spec: Sweep, folder: Path, *, update: bool = False, where: Where =
     with locked(folder):
         write_text(folder / SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
         run_all(runs, where, lambda run: done.add(run.folder), failed)
+        for run in runs:
+            if run.folder not in done:
+                failures.setdefault(run.folder.name, "a stage that it shares with another run failed there")
         of = {point.name: [place for its, _, place in places if its is point and place in done] for point in points}
         _join(folder, spec, points, of, failures)
     return Swept(folder)
