@@ -26,9 +26,9 @@ from tunescope.records.pool import pool
 from tunescope.records.tables import Record, Scores, Subject, read_records, read_scores, write_records, write_scores
 from tunescope.report import html
 from tunescope.report.figures import FIGURES, Drawing, figure, figures, in_order, save_figures
-from tunescope.report.html import load_records, render
+from tunescope.report.html import emphasised, load_records, render
 from tunescope.report.ladder import SHADES, standing_rows
-from tunescope.report.select import vector_rows
+from tunescope.report.select import histogram_rows, vector_rows
 from tunescope.report.style import models_of
 from tunescope.report.tables import DASH, cautions, cost, duration, headline, layers_text, summary, verdict
 
@@ -232,7 +232,7 @@ def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("vectors")
     write_scores(ladder_scores(3), folder / "scores.parquet")
     standings = standing_rows(judge(read_scores(folder / "scores.parquet")))
-    study = figures(pd.concat([records, vectors({7: 0.0}, folder), standings]))
+    study = figures(pd.concat([records, vectors({7: 0.0}, folder), standings, histograms(folder)]))
     pair = figures(frame(weights_of_a_pair(), tmp_path_factory.mktemp("pair")))
     assert set(pair) == {"matrices"}
     assert not {*study} & {*pair}
@@ -240,6 +240,37 @@ def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> di
     records += searched("suffix", 160, dict.fromkeys(PLANTED, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)))
     attacks = figures(frame(records, tmp_path_factory.mktemp("attacks")))
     return attacks | study | pair
+
+
+def histograms(folder: Path) -> pd.DataFrame:
+    """Of two runs, where safe prompts score 0 to 1 and unsafe ones 9 to 10; the base has no gain."""
+    values = {"safe": np.linspace(0, 1, 50), "unsafe": np.linspace(9, 10, 50)}
+    of = {"ssft-eta_m": ("ssft", "eta_m", ("log_gain", "log_sensitivity")), "base": ("base", "", ("log_sensitivity",))}
+    write_scores(
+        [
+            Scores(Subject(name, protocol, rate, seed, 100), metric, values[kind], kind=kind, layer=layer)
+            for name, (protocol, rate, metrics) in of.items()
+            for metric in metrics
+            for kind in values
+            for seed in (0, 1)
+            for layer in ((0, 1) if metric == "log_gain" else (None,))
+        ],
+        folder / "scores.parquet",
+    )
+    return histogram_rows(read_scores(folder / "scores.parquet"), "log_gain", "log_sensitivity")
+
+
+def test_histograms_are_of_the_last_layer_and_add_up(drawn: dict[str, Figure], tmp_path: Path) -> None:
+    rows = histograms(tmp_path)
+    assert set(rows["metric"]) == {"log_gain_histogram", "log_sensitivity_histogram"}
+    for (model, metric, kind), its in rows.groupby(["model", "metric", "kind"]):
+        assert its["value"].sum() == pytest.approx(1), (model, metric, kind)
+        assert set(its["n"]) == {100}  # two runs of 50, of one layer
+        inside = its.loc[its["value"] > 0, "index"]
+        assert (inside < 1.2).all() if kind == "safe" else (inside > 8.8).all()
+    panels = drawn["distributions"].axes
+    assert [panel.get_xlabel() for panel in panels[-2:]] == ["|dW a| / |a|", "sensitivity (norm of the gradient)"]
+    assert [text.get_text() for panel in panels for text in panel.texts] == ["no dW"]
 
 
 def weights_of_a_pair() -> list[Record]:
@@ -835,7 +866,7 @@ def test_seeds_are_drawn_as_their_mean(records: pd.DataFrame, drawn: dict[str, F
     other = records.assign(seed=8, value=records["value"] + 0.02)
     together = figures(pool(pd.concat([records, other])))
     # Scores and verdicts are not pooled with records, a pair is no study, and forms are of natural language.
-    others = {"null_lengths", "ladder", "layers", "matrices", "forms", "attack_budget"}
+    others = {"null_lengths", "distributions", "ladder", "layers", "matrices", "forms", "attack_budget"}
     assert {*together} | others == {*drawn}
     before, after = (line(panels(figure)["ηₘ"], "SSFT ηₘ") for figure in (drawn["null_space"], together["null_space"]))
     np.testing.assert_allclose(after - before, [[0, 0.01]] * 2)
@@ -942,8 +973,12 @@ def test_what_goes_along_across_models_has_a_line_for_each_score(run: Path, monk
 
 def test_captions_say_of_how_many_runs_and_what_bars_are(records: pd.DataFrame) -> None:
     one, three = (FIGURES["behaviour"].describe(records, runs) for runs in (1, 3))
-    assert "Mean of" not in one
+    assert "Over" not in one
     assert "Bars and bands: 95 % intervals over prompts." in one
-    assert "Mean of 3 runs. Bars and bands: 95 % intervals over runs." in three
+    assert "Over 3 runs. Bars and bands: 95 % intervals over runs." in three
     assert "95 %" not in FIGURES["clusters"].describe(records, 3)  # its caption says what they are
     assert "prompts per" not in FIGURES["overlap"].describe(records, 3)  # its n is of runs
+
+
+def test_captions_may_stress_words_and_name_code() -> None:
+    assert emphasised("*Without dW*, by `seen` <b>") == "<em>Without dW</em>, by <code>seen</code> &lt;b&gt;"

@@ -57,7 +57,7 @@ class Drawing:
         n = prompts_text(rows[rows["control"] == ""], runs)
         over = "prompts" if runs == 1 else "runs"
         parts = [caption]
-        parts += [f"Mean of {runs} runs."] if runs > 1 else []
+        parts += [f"Over {runs} runs."] if runs > 1 else []
         parts += [f"Bars and bands: 95 % intervals over {over}."] if self.bars == "intervals" and _banded(rows) else []
         parts += [f"n = {n} per {self.point}."] if n else []
         return " ".join(parts)

@@ -23,8 +23,9 @@ from tunescope.registry import plugins_blamed
 from tunescope.report import attacks, tables
 from tunescope.report.figures import figures, in_order, save_figures
 from tunescope.report.ladder import standing_rows
+from tunescope.report.mechanism import HISTOGRAMS
 from tunescope.report.reading import Entry, Stage, read_file
-from tunescope.report.select import vector_rows
+from tunescope.report.select import histogram_rows, vector_rows
 from tunescope.report.style import KINDS, OWN, models_of, spaced
 
 
@@ -55,7 +56,7 @@ def render(folder: Path) -> Path:
     save_figures(made, folder / "figures")
     runs = records["seed"].nunique()
     drawings = [
-        drawing(folder, entry.name, entry.title) | {"caption": entry.describe(drawn, runs)}
+        drawing(folder, entry.name, entry.title) | {"caption": emphasised(entry.describe(drawn, runs))}
         for entry in in_order()
         if entry.name in made
     ]
@@ -96,6 +97,12 @@ def load_records(path: Path) -> pd.DataFrame:
     return records
 
 
+def emphasised(text: str) -> Markup:
+    """A docstring's text as one of a page: `*words*` stand out, and `names` are code."""
+    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", escaped))
+
+
 def inline_svg(text: str, prefix: str, label: str) -> Markup:
     """An SVG that matplotlib wrote, as an element of a page: every id of its own, and a name for those who hear it.
 
@@ -121,9 +128,13 @@ def _of_scores(
     try:
         judgement = judge(scores)
         spent = costs(scores, judgement.claims)
-        return judgement, spent, predictors(scores), across(of_models(scores)), vector_rows(scores)
+        return judgement, spent, predictors(scores), across(of_models(scores)), _of_vectors_and_prompts(scores)
     except ValueError as error:
         raise InputError(f"{path}: {shown(error, 400)}") from error
+
+
+def _of_vectors_and_prompts(scores: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([vector_rows(scores), histogram_rows(scores, *HISTOGRAMS)])
 
 
 def _told(

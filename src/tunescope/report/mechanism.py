@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
-from tunescope.records.names import BASE, BENIGN, REFUSAL, SEEN, UNSAFE, W_IN
+from tunescope.records.names import BASE, BENIGN, OTHER_LABELS, REFUSAL, SEEN, UNSAFE, W_IN
 from tunescope.report.draw import (
     CHANCE,
+    Legend,
     Look,
     Looks,
     cells,
@@ -26,7 +28,7 @@ from tunescope.report.draw import (
     model_legend,
     series_legend,
 )
-from tunescope.report.select import behaviour_rows, final_rows, inside_rows, of_course, unchanged
+from tunescope.report.select import HISTOGRAM, behaviour_rows, final_rows, inside_rows, of_course, unchanged
 from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, protocol_label, rate_labels, rates_of
 
 FAINT = "#aaaaaa"
@@ -35,6 +37,7 @@ SPECIALISATION = {
     "row_projection_ratio": "projection on R(dW)",
     "gain_of_base_input_ratio": "|dW a| / |a|, a of the base model",
 }
+HISTOGRAMS = {"log_gain": "|dW a| / |a|", "log_sensitivity": "sensitivity (norm of the gradient)"}  # scores
 COURSE = {
     "tau_auc": "clusters: AUC of τ,\nlast layer",
     "null_share": "share of dW in N(Wᵀ),\nmean over layers",
@@ -149,6 +152,42 @@ def sensitivity(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """
     looks = {kind: (f"{kind} prompts", *look) for kind, look in CLASSES.items()}
     return _dots_by_model(rows, "kind", models, "sensitivity (norm of the gradient)", looks, "log")
+
+
+def distribution_rows(records: pd.DataFrame) -> pd.DataFrame:
+    rows = records[records["metric"].isin([name + HISTOGRAM for name in HISTOGRAMS])]
+    return rows[~rows["protocol"].str.contains(OTHER_LABELS, regex=False)]
+
+
+@figure("distributions", "Observations 3 and 4: single prompts", distribution_rows, point="histogram", bars="none")
+def distributions(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """How strongly dW acts on the inputs of single prompts in the last layer, and how sensitive the output is to them:
+    histograms over safe and over unsafe prompts, in shares of the prompts of a kind; the outermost bins hold what is
+    beyond. The base has no dW. Each method and control at its first rate.
+    """
+    shown = list({model.series: model for model in reversed(models)}.values())[::-1]
+    titles = {name: label for name, label in HISTOGRAMS.items() if (rows["metric"] == name + HISTOGRAM).any()}
+
+    def draw(panel: Axes, metric: str, name: str) -> None:
+        here = rows[(rows["metric"] == metric + HISTOGRAM) & (rows["model"] == name)]
+        if here.empty:
+            panel.text(0.5, 0.5, "no dW", transform=panel.transAxes, ha="center", color=NEUTRAL)
+            panel.set_yticks([])
+        for kind, (colour, _) in CLASSES.items():
+            of_kind = here[here["kind"] == kind].sort_values("index")
+            at, share = np.exp(of_kind["index"].to_numpy(float)), 100 * of_kind["value"].to_numpy(float)
+            panel.fill_between(at, share, step="mid", color=colour, alpha=0.35, lw=0)
+            panel.step(at, share, where="mid", color=colour, lw=0.9)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+        panel.set_ylim(bottom=0)
+
+    handles = [Patch(facecolor=colour, alpha=0.5, label=f"{kind} prompts") for kind, (colour, _) in CLASSES.items()]
+    labels = {model.name: f"{model.title} (%)" for model in shown}
+    look: Look = {"share": ("col", False), "xlabel": titles, "legend": Legend(handles, 2)}
+    return facet(draw, dict.fromkeys(titles, ""), labels, height=0.85, margin=0.8, **look)
 
 
 def direction_rows(records: pd.DataFrame) -> pd.DataFrame:

@@ -1,10 +1,12 @@
 """Which records a figure or table shows: records in, some of their rows out."""
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
 from tunescope.records.names import BASE, COMPLIANCE, CORRECTED, EVERYWHERE, OUTCOMES, REFUSAL, SAFE, UNSAFE
 
+HISTOGRAM, BINS = "_histogram", 30  # what is behind the name of a metric
 COURSE = {SAFE: COMPLIANCE, UNSAFE: REFUSAL}  # what fine-tuning should keep, and what it should teach
 
 
@@ -62,6 +64,30 @@ def vector_rows(scores: pd.DataFrame) -> pd.DataFrame:
     mean, half = lengths.mean(), stats.t.ppf(0.975, lengths.size() - 1) * lengths.sem()
     columns = {"value": mean, "low": (mean - half).clip(0), "high": (mean + half).clip(upper=1)}
     return pd.DataFrame(columns).reset_index()
+
+
+def histogram_rows(scores: pd.DataFrame, *metrics: str) -> pd.DataFrame:
+    """Histograms of what single plain prompts score, by kind, at the last layer where the metric has layers; as rows
+    that figures can have beside the records.
+
+    `value` is the share of a run's prompts in a bin, mean over runs; `index` the middle of the bin. All models of a
+    metric have the same bins; what is beyond the outermost half per cent on either side is in the last ones.
+    """
+    plain = (scores["attack"] == "") & (scores["intervention"] == "") & (scores["control"] == "")
+    rows = final_rows(scores[plain & scores["metric"].isin(metrics) & scores["kind"].isin([*COURSE])])
+    layer = rows["layer"].fillna(-1)
+    rows = rows[layer == layer.groupby(rows["metric"], observed=True).transform("max")]
+    found = []
+    for metric, of_metric in rows.groupby("metric", observed=True):
+        low, high = of_metric["value"].quantile([0.005, 0.995]).tolist()
+        edges = np.linspace(low, high, BINS + 1)
+        for key, its in of_metric.groupby(["model", "protocol", "learning_rate", "kind"], observed=True):
+            runs = (run.clip(low, high) for _, run in its.groupby("seed")["value"])
+            shares = [np.histogram(run, edges)[0] / len(run) for run in runs]
+            share = pd.DataFrame({"value": np.mean(shares, axis=0), "index": (edges[1:] + edges[:-1]) / 2})
+            share[["model", "protocol", "learning_rate", "kind"]] = key
+            found.append(share.assign(metric=f"{metric}{HISTOGRAM}", control="", n=len(its)))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def prompts_text(rows: pd.DataFrame, runs: int = 1) -> str:
