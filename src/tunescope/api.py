@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from tunescope.config import LanguageConfig, Study, Sweep
@@ -16,7 +17,10 @@ from tunescope.evidence.claims import claims_for
 from tunescope.evidence.verdicts import Judgement, judge
 from tunescope.models.checkpoint import load_model
 from tunescope.recipes import comparison
+from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
+from tunescope.report.figures import draw
+from tunescope.report.html import to_draw
 from tunescope.settings import read_study
 from tunescope.study import pipeline
 from tunescope.study.executors import Where
@@ -57,6 +61,20 @@ class Run:
         """One row per claim, model and rung (the control it is set against), judged anew from the scores."""
         found: Judgement = judge(self.scores, claims_for(self.scores))
         return pd.DataFrame([vars(verdict) for verdict in found.verdicts])
+
+    @cached_property
+    def final(self) -> pd.DataFrame:
+        """`records` of finished models alone, without those saved on the way to them."""
+        last = self.records.groupby(["seed", "model"])["step"].transform("max")
+        return self.records[self.records["step"] == last]
+
+    def figure(self, name: str) -> Figure:
+        """One of the report's figures, drawn anew, to change or to save: `run.figure("clusters").savefig("a.pdf")`.
+
+        Raises:
+            InputError: there is no such figure, or nothing of what it shows was measured.
+        """
+        return draw(name, to_draw(pool(self.records), self.scores, judge(self.scores, claims_for(self.scores))))
 
     @property
     def models(self) -> Mapping[str, Path]:

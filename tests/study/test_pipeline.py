@@ -228,6 +228,17 @@ def test_a_second_run_does_nothing_and_leaves_every_byte(
     assert contents(tiny_run) == before
 
 
+def test_a_run_gives_its_final_records_and_figures(tiny_run: Path) -> None:
+    run = ts.load_run(tiny_run)
+    assert run.final.groupby("model")["step"].nunique().eq(1).all()
+    assert 0 < len(run.final) < len(run.records)  # there are checkpoints
+    assert run.figure("distributions").axes[-1].get_xlabel() == "sensitivity (norm of the gradient)"
+    with pytest.raises(ts.InputError, match=r"Unknown figure 'cluster'\. Choose from: .*clusters"):
+        run.figure("cluster")
+    with pytest.raises(ts.InputError, match="figure matrices: nothing of what it shows was measured"):
+        run.figure("matrices")
+
+
 def numbers(records: pd.DataFrame) -> pd.Series:
     keys = [key for key in KEYS if key not in ("protocol", "learning_rate", "seed", "step")]
     return records.assign(**records[keys].astype(str)).set_index(keys)["value"].sort_index()

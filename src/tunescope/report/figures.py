@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tunescope.errors import InputError
 from tunescope.files import atomic_path, remove
 from tunescope.report import attacks, behaviour, interventions, ladder, mechanism, training
 from tunescope.report.draw import FIGURES, Drawing, facet, figure
@@ -36,6 +37,19 @@ def figures(records: pd.DataFrame) -> dict[str, Figure]:
                 seen = set(rows["model"])
                 drawn[entry.name] = entry.draw(rows, [model for model in models if model.name in seen])
     return drawn
+
+
+def draw(name: str, records: pd.DataFrame) -> Figure:
+    """One figure of them.
+
+    Raises:
+        InputError: there is no such figure, or the records hold nothing for it.
+    """
+    entry = FIGURES[name]
+    if (rows := entry.rows(records)).empty:
+        raise InputError(f"figure {name}: nothing of what it shows was measured")
+    with style():
+        return entry.draw(rows, [model for model in models_of(records) if model.name in set(rows["model"])])
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:

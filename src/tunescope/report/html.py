@@ -41,7 +41,8 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    judgement, spent, predicted, associated, vectors = _of_scores(folder / "scores.parquet")
+    scores = folder / "scores.parquet"
+    judgement, spent, predicted, associated = _of_scores(scores)
     pooled = pool(records)
     page = _told(folder, records, pooled, judgement, spent) | {"predictors": predicted}
     page["across"] = tables.across_table(associated)  # before anything is written
@@ -51,7 +52,7 @@ def render(folder: Path) -> Path:
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
-    drawn = pd.concat([pooled, vectors, standing_rows(judgement)])
+    drawn = to_draw(pooled, read_scores(scores) if scores.is_file() else None, judgement)
     made = figures(drawn)
     save_figures(made, folder / "figures")
     runs = records["seed"].nunique()
@@ -63,6 +64,14 @@ def render(folder: Path) -> Path:
     page["first"] = next((each for each in drawings if each["name"] == "ladder"), None)
     page["figures"] = [each for each in drawings if each is not page["first"]]
     return write_page(folder, "report.html.j2", page)
+
+
+def to_draw(pooled: pd.DataFrame, scores: pd.DataFrame | None, judgement: Judgement) -> pd.DataFrame:
+    """Rows for all figures: measurements, of several runs as `pool` gives them, and below them what figures show of
+    single vectors and prompts, and of verdicts.
+    """
+    single = [] if scores is None else [vector_rows(scores), histogram_rows(scores, *HISTOGRAMS)]
+    return pd.concat([pooled, *single, standing_rows(judgement)])
 
 
 def write_page(folder: Path, template: str, page: Mapping[str, Any]) -> Path:
@@ -116,25 +125,19 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-def _of_scores(
-    path: Path,
-) -> tuple[Judgement, Sequence[Verdict], list[Predictor], list[Association], pd.DataFrame | None]:
-    """Verdicts on claims, what changes cost, what predicts attack success, what goes along across models, and rows for
-    figures; nothing where there are no scores.
+def _of_scores(path: Path) -> tuple[Judgement, Sequence[Verdict], list[Predictor], list[Association]]:
+    """Verdicts on claims, what changes cost, what predicts attack success, and what goes along across models; nothing
+    where there are no scores.
     """
     if not path.is_file():
-        return Judgement(), [], [], [], None
+        return Judgement(), [], [], []
     scores = read_scores(path)
     try:
         judgement = judge(scores)
         spent = costs(scores, judgement.claims)
-        return judgement, spent, predictors(scores), across(of_models(scores)), _of_vectors_and_prompts(scores)
+        return judgement, spent, predictors(scores), across(of_models(scores))
     except ValueError as error:
         raise InputError(f"{path}: {shown(error, 400)}") from error
-
-
-def _of_vectors_and_prompts(scores: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat([vector_rows(scores), histogram_rows(scores, *HISTOGRAMS)])
 
 
 def _told(

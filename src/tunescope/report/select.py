@@ -81,11 +81,13 @@ def histogram_rows(scores: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     for metric, of_metric in rows.groupby("metric", observed=True):
         low, high = of_metric["value"].quantile([0.005, 0.995]).tolist()
         edges = np.linspace(low, high, BINS + 1)
-        for key, its in of_metric.groupby(["model", "protocol", "learning_rate", "kind"], observed=True):
+        for _, its in of_metric.groupby(["model", "kind"], observed=True):
             runs = (run.clip(low, high) for _, run in its.groupby("seed")["value"])
             shares = [np.histogram(run, edges)[0] / len(run) for run in runs]
             share = pd.DataFrame({"value": np.mean(shares, axis=0), "index": (edges[1:] + edges[:-1]) / 2})
-            share[["model", "protocol", "learning_rate", "kind"]] = key
+            about = its.iloc[0]
+            for name in ("model", "protocol", "learning_rate", "kind"):
+                share[name] = about[name]
             found.append(share.assign(metric=f"{metric}{HISTOGRAM}", control="", n=len(its)))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
