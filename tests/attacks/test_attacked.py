@@ -132,7 +132,7 @@ def says(token: int, build: Callable[[str], PreTrainedModel]) -> PreTrainedModel
 
 
 def place(r: Record) -> tuple:
-    return (r.metric, r.kind, r.strength, r.attack, r.dial, r.budget, r.outcome)
+    return (r.metric, r.kind, r.strength, r.attack, r.dial, r.budget, r.outcome, r.layer)
 
 
 def test_these_are_the_attacks() -> None:
@@ -150,13 +150,14 @@ def test_every_attack_gives_sound_numbers(
     view = view_of(model, base if tuned else None, answered(model))
     ladder = [Attacked("jb_misgen", strength, plain("jb_misgen", strength)) for strength in (0.0, 1.0)]
     found = measured(model, base, [*ladder, *attacks_of(model, view)], view)
-    assert {r.attack for r in found.records} == {"jb_misgen", *SETTINGS}
+    assert {r.attack for r in found.records if r.attack} == {"jb_misgen", *SETTINGS}
     assert len({place(r) for r in found.records}) == len(found.records)
     assert all(math.isfinite(r.value) for r in found.records)
-    assert all((r.dial is None) == (r.attack == "direction_ablation" or "rank_corr" in r.metric) for r in found.records)
+    attacked = [r for r in found.records if r.attack]
+    assert all((r.dial is None) == (r.attack == "direction_ablation" or "rank_corr" in r.metric) for r in attacked)
     assert {r.strength for r in found.records if r.kind == "jb_misgen" and "rank" not in r.metric} == {0.0, 1.0}
     assert {r.strength for r in found.records if r.kind != "jb_misgen"} == {None}
-    on_both = {r.attack for r in found.records if r.kind == "safe"}
+    on_both = {r.attack for r in found.records if r.kind == "safe" and r.attack}
     assert on_both == {"soft_prompt", "universal_soft_prompt", "suffix", "direction_ablation"}
     of_dw = {"log_gain", "log_row_projection"}
     scored = {s.metric for s in found.scores if s.attack == "soft_prompt"}
@@ -207,12 +208,16 @@ def test_what_got_through_and_what_did_not_is_told_apart(build, task: WorldTask,
 def test_features_are_those_of_the_last_token(build) -> None:
     model, base, batch = build("tuned"), build("base"), plain("jb_misgen", 1.0)
     tools, attack = Instruments.of(view_of(model, base)), Attacked("jb_misgen", 1.0, batch)
-    scores = attack_scores(model, attack, attack.inputs(model), tools, 4)
-    sites = [Site(1, name) for name in ("mlp_in", "mlp_post", "resid_post")]
+    scores, by_layer = attack_scores(model, attack, attack.inputs(model), tools, 4)
+    sites = [Site(1, name) for name in ("mlp_in", "resid_post")]
     (read,) = last_activations(model, batch.prompts, sites, 99)
-    a, post, stream = (read[site].double() for site in sites)
-    tau = (post - tools.unsafe).norm(dim=1) - (post - tools.safe).norm(dim=1)
-    torch.testing.assert_close(scores["scaled_tau"].double(), tau / tools.spread, rtol=1e-4, atol=1e-4)
+    a, stream = (read[site].double() for site in sites)
+    for layer, classes in enumerate(tools.classes):
+        (there,) = last_activations(model, batch.prompts, [Site(layer, "mlp_post")], 99)
+        post = there[Site(layer, "mlp_post")].double()
+        tau = ((post - classes.unsafe).norm(dim=1) - (post - classes.safe).norm(dim=1)) / classes.spread
+        torch.testing.assert_close(by_layer[layer].double(), tau, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores["scaled_tau"], by_layer[-1])
     change = weight(model, 1, "W_in").double() - weight(base, 1, "W_in").double()
     torch.testing.assert_close(
         scores["log_gain"], ((a @ change.mT).norm(dim=1) / a.norm(dim=1)).log(), rtol=1e-4, atol=1e-4
@@ -224,7 +229,7 @@ def test_features_are_those_of_the_last_token(build) -> None:
     a_safe, a_unsafe = (tools.direction @ m for m in _means(model))
     assert a_unsafe > a_safe
     unknown = replace(attack, batch=replace(batch, answer=None))
-    assert "refusal_margin" not in attack_scores(model, unknown, attack.inputs(model), tools, 4)
+    assert "refusal_margin" not in attack_scores(model, unknown, attack.inputs(model), tools, 4)[0]
 
 
 def _means(model: PreTrainedModel) -> list[torch.Tensor]:

@@ -125,8 +125,13 @@ def attacked() -> list[Record]:
                     value = (dial or 0) - number
                     if metric != "log_gain" or model != "base":
                         out.append(one(metric, value, low=value - 0.1, high=value + 0.1))
+                for layer in (0, 1):
+                    out.append(one("scaled_tau_by_layer", layer + (dial or 0), layer=layer))
                 for outcome, value in (("success", 1.0 + number), ("failure", -1.0 - number)):
                     out.append(one("scaled_tau", value, low=value - 0.1, high=value + 0.1, outcome=outcome))
+        for kind, layer in product(("safe", "unsafe"), (0, 1)):
+            tau = (1 + layer) * (9 if kind == "safe" else -9)
+            out.append(Record(model, protocol, rate, 7, 100, "scaled_tau_by_layer", tau, kind=kind, layer=layer))
         on_safe = {"kind": "safe", "attack": "soft_prompt", "dial": 8.0}
         out.append(Record(model, protocol, rate, 7, 100, "compliance", 0.5, **on_safe))
     return out
@@ -978,6 +983,18 @@ def test_captions_say_of_how_many_runs_and_what_bars_are(records: pd.DataFrame) 
     assert "Over 3 runs. Bars and bands: 95 % intervals over runs." in three
     assert "95 %" not in FIGURES["clusters"].describe(records, 3)  # its caption says what they are
     assert "prompts per" not in FIGURES["overlap"].describe(records, 3)  # its n is of runs
+
+
+def test_attacked_prompts_by_layer_stand_beside_plain_ones(drawn: dict[str, Figure]) -> None:
+    (panel,) = drawn["attack_layers"].axes
+    found = {each.get_label(): [*each.get_ydata()] for each in panel.lines if not each.get_label().startswith("_")}
+    assert found == {
+        "safe prompts": [9, 18],
+        "unsafe prompts": [-9, -18],
+        "jailbreak: mismatched gen.": [1, 2],  # at strength 1
+        "soft prompt": [8, 9],
+        "my attack": [0, 1],
+    }
 
 
 def test_captions_may_stress_words_and_name_code() -> None:

@@ -25,41 +25,71 @@ from tunescope.probes.view import View
 from tunescope.progress import progress
 from tunescope.records.findings import Findings, logarithm
 from tunescope.records.intervals import PerPrompt
-from tunescope.records.names import COMPLIANCE, FAILURE, INTACT, MARGIN, REACHED, REFUSAL, SAFE, SUCCESS, TRIES, UNSAFE
+from tunescope.records.names import (
+    COMPLIANCE,
+    FAILURE,
+    INTACT,
+    MARGIN,
+    REACHED,
+    REFUSAL,
+    SAFE,
+    SUCCESS,
+    TAU_BY_LAYER,
+    TRIES,
+    UNSAFE,
+)
 from tunescope.tasks.base import Batch, InForms, Task
 
 PARTS = 6  # of a search, after each of which its success is noted
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """What the scores of attacked prompts are measured against, all at the last layer, from plain prompts.
+class Classes:
+    """The two classes of plain prompts in one layer.
 
     Attributes:
-        safe, unsafe: class means of mlp_post. spread: standard deviation of tau within a class.
+        safe, unsafe: means of mlp_post. spread: standard deviation of tau within a class.
+        plain: by kind, tau of the scored prompts, in units of the spread.
+    """
+
+    safe: Float[Tensor, " hidden"]
+    unsafe: Float[Tensor, " hidden"]
+    spread: Float[Tensor, ""]
+    plain: dict[str, PerPrompt]
+
+    @classmethod
+    def of(cls, view: View, layer: int) -> "Classes":
+        site = Site(layer, "mlp_post")
+        safe, unsafe = view.means(site)
+        tau = {kind: clusters.tau(view.activations("score", kind, site), safe, unsafe) for kind in (SAFE, UNSAFE)}
+        spread = clusters.within_class_sd(tau[SAFE], tau[UNSAFE])
+        return cls(safe, unsafe, spread, {kind: clusters.in_units_of(each, spread) for kind, each in tau.items()})
+
+    def tau(self, activations: Float[Tensor, "n hidden"]) -> PerPrompt:
+        """In units of the spread."""
+        return clusters.in_units_of(clusters.tau(activations, self.safe, self.unsafe), self.spread)
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What the scores of attacked prompts are measured against, from plain prompts; all but classes at the last layer.
+
+    Attributes:
+        classes: of each layer.
         direction: unit vector from the safe to the unsafe mean of resid_post.
         change: of W_in, as a matrix and decomposed; None for the base model.
     """
 
-    layer: int
-    safe: Float[Tensor, " hidden"]
-    unsafe: Float[Tensor, " hidden"]
-    spread: Float[Tensor, ""]
+    classes: tuple[Classes, ...]
     direction: Float[Tensor, " width"]
     change: tuple[Float[Tensor, "hidden width"], Svd] | None
 
     @classmethod
     def of(cls, view: View) -> "Instruments":
-        post, stream = Site(view.last, "mlp_post"), Site(view.last, "resid_post")
-        safe, unsafe = view.means(post)
-        tau = [clusters.tau(view.activations("score", kind, post), safe, unsafe) for kind in (SAFE, UNSAFE)]
         change = view.change(view.last)
         return cls(
-            view.last,
-            safe,
-            unsafe,
-            clusters.within_class_sd(*tau),
-            difference_of_means(*view.means(stream)),
+            tuple(Classes.of(view, layer) for layer in range(view.layers)),
+            difference_of_means(*view.means(Site(view.last, "resid_post"))),
             (change.stand_ins[""], change.delta) if change else None,
         )
 
@@ -73,7 +103,14 @@ def measure_attacks(
     tools: Instruments,
     rows: int,
 ) -> None:
-    """Success, refusal and features of every attacked prompt; then how the features go along with the dial."""
+    """Success, refusal and features of every attacked prompt; then how the features go along with the dial.
+
+    Args:
+        found: with the groups of the plain prompts.
+    """
+    for layer, classes in enumerate(tools.classes):
+        for kind, values in classes.plain.items():
+            found.mean(TAU_BY_LAYER, values, kind=kind, layer=layer)
     ladders: dict[tuple[str, str], list[tuple[float, dict[str, PerPrompt]]]] = {}
     for attack in progress(attacks, desc=f"attacks on {found.subject.model}", unit="attack"):
         batch = attack.batch
@@ -87,7 +124,7 @@ def measure_attacks(
         inputs = attack.inputs(model)
         with attack.change() if attack.change else nullcontext():
             outcomes = task.outcomes(model, batch, rows, inputs)
-            scores = attack_scores(model, attack, inputs, tools, rows) if attack.comparable else {}
+            scores, by_layer = attack_scores(model, attack, inputs, tools, rows) if attack.comparable else ({}, [])
         said = {COMPLIANCE: outcomes.compliance, REFUSAL: outcomes.refusal, INTACT: intact(attack)}
         for metric, hits in said.items():
             found.rate(metric, hits, **where)
@@ -96,6 +133,8 @@ def measure_attacks(
             for budget in dict.fromkeys(round(attack.budget * part / PARTS) for part in range(PARTS + 1)):
                 found.rate(REACHED, (attack.steps >= 0) & (attack.steps <= budget), budget=budget, **where)
             found.value(TRIES, attack.budget * attack.tries, **where)
+        for layer, values in enumerate(by_layer):
+            found.mean(TAU_BY_LAYER, values, layer=layer, **where)
         if scores:
             if attack.dial is not None:
                 ladders.setdefault((attack.attack, batch.kind.name), []).append((attack.dial, scores))
@@ -143,18 +182,21 @@ class Intact:
 
 def attack_scores(
     model: PreTrainedModel, attack: Attacked, inputs: Inputs, tools: Instruments, rows: int
-) -> dict[str, PerPrompt]:
-    """Mechanistic scores of each prompt, and the output's margin; those of dW are left out for the base model.
+) -> tuple[dict[str, PerPrompt], list[PerPrompt]]:
+    """Mechanistic scores of each prompt at the last layer, and the output's margin; those of dW are left out for the
+    base model. And scaled tau at each layer.
 
     refusal_margin: log-probability of the first token of the refusal less that of the answer, in nats; None of both is
     known: left out. It is no mechanism, but what the mechanisms have to beat.
     """
-    sites = [Site(tools.layer, name) for name in ("mlp_in", "mlp_post", "resid_post")]
+    posts = [Site(layer, "mlp_post") for layer in range(len(tools.classes))]
+    ends = [Site(len(posts) - 1, name) for name in ("mlp_in", "resid_post")]
     parts: dict[str, list[Tensor]] = {}
-    for batch in last_activations(model, inputs, sites, rows):
-        a, post, stream = (batch[site].to(tools.safe.device) for site in sites)
-        tau = clusters.tau(post, tools.safe, tools.unsafe)
-        new = {"scaled_tau": clusters.in_units_of(tau, tools.spread)}
+    layers: list[list[Tensor]] = []
+    for batch in last_activations(model, inputs, [*posts, *ends], rows):
+        a, stream = (batch[site].to(tools.direction.device) for site in ends)
+        layers.append([of.tau(batch[site].to(of.safe.device)) for of, site in zip(tools.classes, posts, strict=True)])
+        new = {"scaled_tau": layers[-1][-1]}
         if tools.change:
             matrix, delta = tools.change
             new["log_gain"] = logarithm(projections.gain(matrix, a))
@@ -173,7 +215,7 @@ def attack_scores(
             parts_of = zip(inputs.split(rows), first.split(rows), strict=True)
             logits = torch.cat([answer_logits(model, p, a) for p, a in parts_of])
         scores[MARGIN] = (gathered_logps(logits, other) - gathered_logps(logits, first)).squeeze(1).double()
-    return scores
+    return scores, [torch.cat(values) for values in zip(*layers, strict=True)]
 
 
 def _by_success(

@@ -25,6 +25,7 @@ W_IN = "W_in"  # the matrix that the paper looks at
 MECHANISTIC = ("scaled_tau", "log_gain", "log_row_projection", "log_sensitivity", "along_direction")
 MARGIN = "refusal_margin"
 REACHED = "target_reached"  # a search got the answer that it was after, word for word
+TAU_BY_LAYER = "scaled_tau_by_layer"  # of attacked prompts and, beside them, of plain ones
 TRIES = "prompts_tried"  # by a search, for each prompt, with all of its budget
 LOST = "refusal_lost"  # to a change inside the model
 REMOVED = "refusal_removed"  # refusal lost by a change that leaves the answers to safe prompts as they were

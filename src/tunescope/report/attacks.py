@@ -19,6 +19,7 @@ from tunescope.records.names import (
     REFUSAL,
     SAFE,
     SUCCESS,
+    TAU_BY_LAYER,
     TRIES,
     UNSAFE,
     wanted,
@@ -34,9 +35,21 @@ from tunescope.report.draw import (
     model_axis,
     model_legend,
     percent_axis,
+    series_legend,
 )
-from tunescope.report.select import strongest_rows
-from tunescope.report.style import KINDS, NEUTRAL, Model, form_label, kind_label, models_of, rates_of
+from tunescope.report.select import inside_rows, strongest_rows
+from tunescope.report.style import (
+    CLASSES,
+    KINDS,
+    MARKERS,
+    NEUTRAL,
+    Model,
+    drawn_as,
+    form_label,
+    kind_label,
+    models_of,
+    rates_of,
+)
 
 LABELS = {
     **{name: kind.label for name, kind in KINDS.items() if name.startswith("jb_")},
@@ -59,6 +72,7 @@ FORM = {
     CONTROL + COMPLIANCE: ("safe, answered", "#009E73", "^"),
     CONTROL + INTACT: ("safe, answered by the base to the point", NEUTRAL, "s"),
 }
+OTHERS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#000000")  # of attacks
 HALF = 0.5  # of safe prompts in a form, below which it is refused, or not followed
 STILL = 0.05  # of prompts, by which a curve rises in the last third of a budget where it is not over
 GCG = 250 * 512  # suffixes that nanoGCG tries by default
@@ -223,6 +237,33 @@ def features(rows: pd.DataFrame, models: list[Model]) -> Figure:
     xlabel = {name: DIALS.get(name, "strength") for name in titles}
     look: Look = {"height": 1.15, "share": ("col", "row"), "xlabel": xlabel, "legend": model_legend(models)}
     return grid(rows, models, "dial", "name", titles, labels, down="metric", level=0, **look)
+
+
+def layer_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """tau by layer of safety-tuned models, of plain prompts and of attacked ones at each attack's greatest dial."""
+    attacked = attack_rows(records, TAU_BY_LAYER)
+    attacked = strongest_rows(attacked[attacked["kind"].map(wanted) == REFUSAL], "dial", "name")
+    plain = inside_rows(records, TAU_BY_LAYER)
+    rows = pd.concat([plain.assign(name=plain["kind"]), attacked[attacked["outcome"] == ""]])
+    return rows[~rows["protocol"].isin([BASE, *CONTROLS])] if len(attacked) else attacked
+
+
+@figure("attack_layers", "Observation 5: attacked prompts by layer", layer_rows)
+def by_layer(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """τ by layer, in standard deviations within a class: above 0 nearer the mean of the safe prompts. Attacked prompts
+    at each attack's greatest strength, whether or not they got through, beside the plain ones. Each method at the first
+    rate.
+    """
+    titles = {model.name: model.title for model in models if model.rate in ("", rates_of(models)[0])}
+    labels = labels_of(rows[~rows["name"].isin([*CLASSES])])
+    lines = [drawn_as(kind, *look, f"{kind} prompts") for kind, look in CLASSES.items()]
+    lines += [
+        drawn_as(name, OTHERS[at % len(OTHERS)], MARKERS[3 + at % 9], label.replace("\n", " "))
+        for at, (name, label) in enumerate(labels.items())
+    ]
+    drawn = rows.assign(of=rows["model"], model=rows["name"])
+    look: Look = {"height": 2.0, "margin": 0.8, "xlabel": "layer", "ylabel": "τ", "ticks": 9}
+    return grid(drawn, lines, "layer", "of", titles, level=0, legend=series_legend(lines), **look)
 
 
 def split_rows(records: pd.DataFrame) -> pd.DataFrame:

@@ -416,6 +416,7 @@ def attack_model(given: Attacking, at: Place) -> None:
     seen = this.attacked(task, UNSAFE, 0.0, config.searched, "seen")
     target = Target(model, task, plain[UNSAFE], plain[SAFE], seen, view, rows, this.stream("attacks"))
     found = Findings(given.model.subject(given.seed, _final_step(given, at)))
+    found.groups = {kind: batch.groups for kind, batch in score.items()}
 
     def attacks() -> Iterator[Attacked]:
         yield from ladders
