@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import shtab
+
 from tunescope import __version__
 from tunescope.config import GROUPS, Checkpoint, ComputeConfig, LanguageConfig, Study
 from tunescope.errors import InputError, shown
@@ -38,9 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tunescope", description="What does safety fine-tuning change inside a language model?"
+        prog="tunescope",
+        description="What does safety fine-tuning change inside a language model?",
+        epilog="Exit status: 0 done; 1 some runs of a sweep failed; 2 bad input; 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"tunescope {__version__}")
+    shtab.add_argument_to(parser, help="print what makes a shell complete commands and options")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     study = commands.add_parser(

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -71,7 +72,9 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Raises InputError: there is none of this name."""
         if name not in self._entries:
-            raise InputError(f"Unknown {self.what} {shown(name)}. Choose from: {', '.join(self._entries)}.")
+            near = get_close_matches(str(name), self._entries, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise InputError(f"Unknown {self.what} {shown(name)}. Choose from: {', '.join(self._entries)}.{hint}")
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -168,12 +168,12 @@ def other_changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
     def draw(panel: Axes, change: tuple[str, str]) -> None:
         of_change = rows[(rows["kind"] == change[0]) & (rows["metric"] == change[1])]
-        value, low, high = (
-            100 * of_change.pivot_table(index="label", columns="model", values=what).reindex(labels, columns=names)
-            for what in ("value", "low", "high")
+        tables = (
+            of_change.pivot_table(index="label", columns="model", values=what) for what in ("value", "low", "high")
         )
+        value, low, high = (100 * of.reindex(labels, columns=names).to_numpy(float) for of in tables)
         look: Look = {"cmap": "Oranges", "vmin": 0, "vmax": 100, "fontsize": 5.5 if len(names) < 4 else 4}
-        cells(panel, value.to_numpy(), labels, titles_of, ends=(low.to_numpy(), high.to_numpy()), **look)
+        cells(panel, value, labels, titles_of, ends=(low, high), **look)
 
     titles = {(kind, outcome): f"{kind}:\n{SAID[outcome]} (%)" for kind, outcome in CHANGES}
     titles = {change: title for change, title in titles.items() if (rows["kind"] == change[0]).any()}
