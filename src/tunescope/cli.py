@@ -164,6 +164,22 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="DIR", help="where the report on several goes")
     _add_plugin(report)
     report.set_defaults(command=_report)
+
+    push = commands.add_parser(
+        "push",
+        help="a run and its models to the Hugging Face hub",
+        description="Upload the tables and the page of a run as a dataset, and its models, each with a card. All of "
+        "config.yaml and environment.json go there, paths and versions of this machine among it: look with --dry-run.",
+    )
+    push.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    push.add_argument("--to", required=True, metavar="OWNER/NAME", help="the dataset; a model is NAME-MODEL")
+    push.add_argument("--models", nargs="*", metavar="MODEL", help="only these models; none after it: no model")
+    push.add_argument(
+        "--license", default="", metavar="ID", help="of the cards, as apache-2.0 (default: none is named)"
+    )
+    push.add_argument("--private", action="store_true", help="make private repositories")
+    push.add_argument("--dry-run", type=Path, metavar="DIR", help="write it all to a folder, and send nothing")
+    push.set_defaults(command=_push)
     return parser
 
 
@@ -382,6 +398,16 @@ def _report(options: argparse.Namespace) -> None:
     if several:
         gather(options.folders, options.out)
     print(render(options.out if several else options.folders[0]))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from tunescope.study.push import lay_out, repositories, send
+
+    parts = repositories(options.run, options.to, options.models, options.license)
+    if options.dry_run:
+        print(lay_out(parts, options.dry_run))
+    else:
+        print("\n".join(send(parts, private=options.private)))
 
 
 def _list(options: argparse.Namespace) -> None:

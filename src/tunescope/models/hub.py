@@ -25,6 +25,12 @@ class Source(NamedTuple):
     revision: str | None
 
 
+def repository_of(name: str) -> str | None:
+    """The repository that a name stands for, without its revision; None of a folder."""
+    known = _REPOSITORY.fullmatch(name)
+    return known["name"] if known and not os.path.exists(name) else None
+
+
 def fetched(name: str, patterns: Sequence[str]) -> Source:
     """A folder as it is, or what a repository, `owner/name` or `owner/name@revision`, has of these files.
 
