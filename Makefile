@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 SEEDS ?= 0 1 2  # a run each: weights, data and world; verdicts need three
 
-.PHONY: study test test-all english smollm bench clean
+.PHONY: study test test-all english smollm bench lock clean
 
 study: .venv/ready
 	$(BIN)/tunescope study laptop --seed $(SEEDS) --jobs auto $(ARGS)
@@ -53,6 +53,11 @@ bench: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
+
+# What the tests pass with, for who wants these versions and no others.
+lock: .venv/ready
+	@echo "# Versions that the tests passed with, on Python 3.11 and a CPU: pip install -c constraints.txt tunescope. Made by: make lock" > constraints.txt
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep '==' >> constraints.txt
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
