@@ -279,3 +279,14 @@ def test_what_there_is_is_listed_with_what_it_is(tmp_path: Path, capsys: pytest.
     assert said.startswith("probes\n")
     assert re.search(r"^  listed +What it is.$", said, re.MULTILINE)
     assert "ssft" not in said
+
+
+def test_the_settings_in_the_docs_are_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "settings"]) == 0
+    said = capsys.readouterr().out
+    assert said == (Path(__file__).parents[1] / "docs/settings.md").read_text(), (
+        "run: tunescope list settings > docs/settings.md"
+    )
+    assert "- `tune.steps = 400`: of every fine-tune" in said
+    assert "- `attack.settings.suffix.steps = 10`: gradient steps" in said
+    assert not [line for line in said.splitlines() if line.startswith("- ") and "`: " not in line]

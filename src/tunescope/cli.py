@@ -4,17 +4,18 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import shtab
 
 from tunescope import __version__
-from tunescope.config import GROUPS, Checkpoint, ComputeConfig, LanguageConfig, Study
+from tunescope.config import GROUPS, Checkpoint, ComputeConfig, Config, LanguageConfig, Study, TaskConfig, WorldConfig
 from tunescope.errors import InputError, shown
 from tunescope.recipes import RECIPES
 from tunescope.registry import Registry, load_plugins, plugins_blamed
-from tunescope.settings import override, read_study
+from tunescope.settings import described, override, read_study
 
 LISTED = ("recipes", "tasks", "protocols", "attacks", "probes", "interventions", "claims", "architectures")
 INCOMPLETE, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -149,7 +150,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"what there is: {', '.join(LISTED)}",
         description="What a study can be made of, plug-ins among it.",
     )
-    listed.add_argument("what", nargs="?", choices=LISTED, metavar="WHAT", help=f"one of {', '.join(LISTED)}")
+    every = (*LISTED, "settings")
+    listed.add_argument("what", nargs="?", choices=every, metavar="WHAT", help=f"one of {', '.join(every)}")
     _add_plugin(listed)
     listed.set_defaults(command=_list)
 
@@ -421,6 +423,9 @@ def _list(options: argparse.Namespace) -> None:
     from tunescope.training.protocol import PROTOCOLS
 
     entries: tuple[Registry[Any], ...] = (RECIPES, TASKS, PROTOCOLS, ATTACKS, PROBES, INTERVENTIONS, CLAIMS, FAMILIES)
+    if options.what == "settings":
+        print("\n".join(_settings()))
+        return
     for what, registry in zip(LISTED, entries, strict=True):
         if options.what not in (None, what):
             continue
@@ -430,6 +435,37 @@ def _list(options: argparse.Namespace) -> None:
             about = CLAIMS[name].statement if what == "claims" else registry.about(name)
             print(f"  {name:<{width}}  {about}".rstrip())
         print()
+
+
+def _settings() -> Iterator[str]:
+    """Every setting, by section; docs/settings.md."""
+    from tunescope.attacks.base import ATTACKS
+    from tunescope.interventions.base import INTERVENTIONS
+    from tunescope.training.protocol import PROTOCOLS
+
+    yield "# Settings"
+    yield "\nAs keys of `--set` and of YAML files, with their defaults; recipes have values of their own. Made by"
+    yield "`tunescope list settings`.\n"
+    yield from (line for line in described("", Study) if "." not in line.partition("=")[0])
+    for section, field in Study.model_fields.items():
+        for settings in _kinds(field.annotation):
+            kind = settings.model_fields.get("type")
+            yield f"\n## {section}" + (f" (type: {kind.default})" if kind else "") + "\n"
+            yield from described(section, settings)
+    for section, registry in (("tune", PROTOCOLS), ("attack", ATTACKS), ("intervene", INTERVENTIONS)):
+        yield f"\n## {section}.settings\n"
+        for name in registry:
+            yield from described(f"{section}.settings.{name}", registry[name].settings)
+
+
+def _kinds(annotation: Any) -> Iterator[type[Config]]:
+    """The classes of settings that a field may be."""
+    if annotation is TaskConfig:
+        yield from (WorldConfig, LanguageConfig)
+    elif isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _kinds(inner)
 
 
 def _explain(error: InputError | OSError) -> str:

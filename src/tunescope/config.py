@@ -231,10 +231,10 @@ class PretrainConfig(Config):
     """Pretraining with instruction tuning, in one run."""
 
     steps: Positive = Field(600, description="at most this many steps")
-    batch: Positive = 256
+    batch: Positive = Field(256, description="prompts per step")
     lr: Rate = Field(2e-3, description="AdamW: embeddings, norms, biases")
     muon_lr: Rate = Field(2e-2, description="Muon: the matrices of the blocks")
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, description="of AdamW and Muon")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
     cooldown: Positive = Field(100, description="steps of linear decay to zero, begun once the target is reached")
     check_every: Positive = Field(25, description="steps between measurements of held-out compliance")
@@ -246,9 +246,9 @@ class Built(Config):
     """A base model made from nothing: a genuine transformers architecture, pretrained on the task."""
 
     type: Literal["built"] = "built"
-    architecture: Literal["gpt2", "llama"] = "gpt2"
-    layers: Positive = 4
-    heads: Positive = 4
+    architecture: Literal["gpt2", "llama"] = Field("gpt2", description="whose modules are built")
+    layers: Positive = Field(4, description="blocks")
+    heads: Positive = Field(4, description="of attention, per block")
     width: Positive = Field(96, description="residual stream; the MLP is four times as wide")
     pretrain: PretrainConfig = PretrainConfig()
 
@@ -283,7 +283,7 @@ class Checkpoint(Config):
 class Lora(Config):
     """Low-rank adapters (Hu et al. 2021) are trained in the place of all weights, and merged at the end."""
 
-    rank: Positive = 8
+    rank: Positive = Field(8, description="of each adapter")
     alpha: Rate = Field(16.0, description="adapters are scaled by alpha / rank")
 
 
@@ -293,7 +293,7 @@ class Trained(Config):
     type: Literal["trained"] = "trained"
     protocol: str = Field(description="name of a protocol")
     learning_rate: str = Field(description="name of one of tune.learning_rates")
-    lora: Lora | None = None
+    lora: Lora | None = Field(None, description="rank and alpha of adapters; all weights are trained, if null")
 
     @property
     def label(self) -> str:
@@ -306,7 +306,7 @@ class Given(Config):
 
     type: Literal["given"] = "given"
     name: str = Field(description="a folder, or a hub's owner/name[@revision]")
-    format: Format = "auto"
+    format: Format = Field("auto", description="as base.format")
     label: str = Field("tuned", pattern=r"^[A-Za-z0-9_.-]+$", description="what it is called in tables and figures")
 
 
@@ -339,7 +339,7 @@ Overrides = Annotated[dict[str, dict[str, Any]], BeforeValidator(_plain)]
 class TuneConfig(Config):
     """Safety fine-tuning: the same budget for every protocol."""
 
-    steps: Positive = 400
+    steps: Positive = Field(400, description="of every fine-tune")
     batch: int = Field(80, ge=5, description="prompts per step")
     unsafe_share: Share | None = Field(
         None, description="of unsafe prompts in a batch; null: the protocol's own, .2 in ssft and .5 in dpo"
@@ -348,8 +348,8 @@ class TuneConfig(Config):
         {"eta_m": 2e-3, "eta_s": 2e-4}, description="by name; eta_m and eta_s are the paper's larger and smaller one"
     )
     final_lr: Share = Field(0.01, description="learning rate at the end, as a share of the peak")
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup: int = Field(20, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up")
     checkpoints: Positive = Field(5, description="models saved during fine-tuning, equally spaced, the last included")
     settings: Overrides = Field({}, description="of single protocols, as in tune.settings.dpo.beta=0.2")
 
@@ -369,7 +369,9 @@ class EvaluateConfig(Config):
 
     prompts: Positive = Field(1000, description="held-out prompts per kind without strength")
     prompts_per_point: Positive = Field(300, description="the same per strength of the others, and per checkpoint")
-    strengths: Annotated[tuple[Share, ...], Once] = Field((0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
+    strengths: Annotated[tuple[Share, ...], Once] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, description="of kinds that have a strength"
+    )
     examples: Positive = Field(2, description="prompts per kind shown in the report")
 
 
@@ -462,11 +464,11 @@ AnyTask = Annotated[SerializeAsAny[TaskConfig], BeforeValidator(_task)]
 class Study(Config):
     """A whole study. `recipes` makes them; `tunescope.run` runs one."""
 
-    name: str = "custom"
-    seed: int = Field(0, ge=0, lt=2**63)
+    name: str = Field("custom", description="of the study, and of its folder in runs/")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights and data, and of the world unless task.seed is set")
     task: AnyTask = WorldConfig()
     base: Base = Built()
-    tunes: tuple[Tune, ...] = ()
+    tunes: tuple[Tune, ...] = Field((), description="fine-tunes, each as PROTOCOL-RATE or by keys (tunes, below)")
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     probe: ProbeConfig = ProbeConfig()

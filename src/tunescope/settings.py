@@ -1,15 +1,30 @@
 """Settings from text: `tune.steps=300` applied to a study, and studies from YAML."""
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tunescope.config import Study, checked
+from tunescope.config import Config, Study, checked
 from tunescope.errors import InputError, shown
 
 _OPEN = ("settings", "learning_rates")  # sections whose keys are the user's own
+
+
+def described(section: str, settings: type[Config]) -> Iterator[str]:
+    """A line of Markdown for every setting: its key, its default and what it is."""
+    for name, field in settings.model_fields.items():
+        if name == "type":
+            continue
+        key, default = f"{section}.{name}" if section else name, field.get_default(call_default_factory=True)
+        if isinstance(default, Config):
+            yield from described(key, type(default))
+            continue
+        value = "" if field.is_required() else f" = {json.dumps(default, default=str)}"
+        yield f"- `{key}{value}`" + (f": {field.description}" if field.description else "")
 
 
 def override(study: Study, changes: list[str]) -> Study:

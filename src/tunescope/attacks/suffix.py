@@ -26,7 +26,7 @@ class Suffix(Config):
     tokens: Annotated[tuple[Positive, ...], Once] = Field(
         (4,), min_length=1, description="tokens of a suffix: the dial"
     )
-    steps: Positive = 10
+    steps: Positive = Field(10, description="gradient steps")
     candidates: Positive = Field(16, description="suffixes scored exactly per step and prompt")
     top: Positive = Field(8, description="substitutes per place that the gradient proposes")
     target: Positive | None = Field(None, description="tokens of the answer that are sought, its first; all, if null")
