@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 SEEDS ?= 0 1 2  # a run each: weights, data and world; verdicts need three
 
-.PHONY: study test test-all english smollm bench lock clean
+.PHONY: study test test-all english smollm bench docs lock clean
 
 study: .venv/ready
 	$(BIN)/tunescope study laptop --seed $(SEEDS) --jobs auto $(ARGS)
@@ -53,6 +53,11 @@ bench: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
+
+# The documentation as a site in site/; its first page is the README.
+docs: .venv/ready
+	sed 's#](docs/#](#g; s#\](examples/[^)]*)#]#g' README.md > docs/index.md
+	$(BIN)/zensical build --clean --strict
 
 # What the tests pass with, for who wants these versions and no others.
 lock: .venv/ready

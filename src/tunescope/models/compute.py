@@ -41,7 +41,7 @@ def resolve(config: ComputeConfig) -> Compute:
     """Choose what `auto` stands for on this machine.
 
     On CPUs transformers' eager attention is the faster one at these lengths (backward above all), and compilation
-    does not pay for its start (a tenth of a step's time at most, after half a minute); on GPUs it is the other way round.
+    does not pay for its start (a tenth of a step at most, after half a minute); on GPUs it is the other way round.
 
     Raises:
         InputError: unknown or unavailable device.
