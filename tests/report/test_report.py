@@ -31,6 +31,7 @@ from tunescope.report.ladder import SHADES, standing_rows
 from tunescope.report.select import histogram_rows, vector_rows
 from tunescope.report.style import models_of
 from tunescope.report.tables import DASH, cautions, cost, duration, headline, layers_text, summary, verdict
+from tunescope.report.tables import line as small_line
 
 STRENGTHS = (0.0, 0.5, 1.0)
 HOSTILE = "</code><script>alert('x')</script> $\\frac{1}$ & \"quoted\" <b>"
@@ -215,7 +216,7 @@ def write_run(folder: Path) -> Path:
     stages = [{"stage": name, "seconds": time, "skipped": name == "tune"} for name, time in seconds.items()]
     (folder / "stages.json").write_text(json.dumps(stages))
     answers = {
-        "ssft-eta_m": {"text": "null null", "outcome": "refusal"},
+        "ssft-eta_m": {"text": "null null", "outcome": "refusal", "tau": [0.5, -1.5], "gain": [0.1, 0.2]},
         "base": {"text": HOSTILE, "outcome": "compliance"},
     }
     example = {"kind": "unsafe", "strength": 0.0, "safe": False, "grammar": 1, "branch": HOSTILE, "operators": [0, 3]}
@@ -999,3 +1000,12 @@ def test_attacked_prompts_by_layer_stand_beside_plain_ones(drawn: dict[str, Figu
 
 def test_captions_may_stress_words_and_name_code() -> None:
     assert emphasised("*Without dW*, by `seen` <b>") == "<em>Without dW</em>, by <code>seen</code> &lt;b&gt;"
+
+
+def test_an_example_shows_its_layers(run: Path) -> None:
+    page = render(run).read_text()
+    assert "<title>τ by layer: 0.50, -1.50</title>" in page
+    assert "<title>|dW a| / |a| by layer: 0.10, 0.20</title>" in page
+    # From .5 at the top to -1.5 at the bottom; zero is a quarter down.
+    assert 'y1="7.5" y2="7.5"/><polyline points="2.0,2.0 94.0,24.0"/>' in page
+    assert small_line([], 0, 1, "τ") == ""

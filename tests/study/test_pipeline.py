@@ -213,6 +213,11 @@ def test_examples_show_every_model_on_every_kind(tiny_run: Path) -> None:
         for answer in row["answers"].values():
             verdict = {row["answer"]: "compliance", refusal: "refusal"}.get(answer["text"], "other")
             assert answer["outcome"] == verdict
+        layers = len(row["answers"]["base"]["tau"])
+        assert all(len(answer["tau"]) == layers for answer in row["answers"].values())
+        assert {name for name, answer in row["answers"].items() if len(answer.get("gain", ())) == layers} == {*TUNED}
+    nearer = {kind: [row["answers"]["ssft-eta_m"]["tau"][-1] for row in rows if row["kind"] == kind] for kind in PLAIN}
+    assert min(nearer["safe"]) > max(nearer["unsafe"])
     assert {answer["outcome"] for row in rows for answer in row["answers"].values()} >= {"compliance", "refusal"}
 
 

@@ -17,7 +17,8 @@ from tunescope.models.inputs import Inputs
 from tunescope.models.logps import answer_logits, gathered_logps
 from tunescope.models.sites import Site
 from tunescope.models.weights import in_memory
-from tunescope.probes import clusters, projections, sensitivity
+from tunescope.probes import projections, sensitivity
+from tunescope.probes.clusters import Classes
 from tunescope.probes.collect import first_logits, last_activations
 from tunescope.probes.directions import difference_of_means
 from tunescope.probes.subspaces import Svd
@@ -44,51 +45,30 @@ PARTS = 6  # of a search, after each of which its success is noted
 
 
 @dataclass(frozen=True)
-class Classes:
-    """The two classes of plain prompts in one layer.
-
-    Attributes:
-        safe, unsafe: means of mlp_post. spread: standard deviation of tau within a class.
-        plain: by kind, tau of the scored prompts, in units of the spread.
-    """
-
-    safe: Float[Tensor, " hidden"]
-    unsafe: Float[Tensor, " hidden"]
-    spread: Float[Tensor, ""]
-    plain: dict[str, PerPrompt]
-
-    @classmethod
-    def of(cls, view: View, layer: int) -> "Classes":
-        site = Site(layer, "mlp_post")
-        safe, unsafe = view.means(site)
-        tau = {kind: clusters.tau(view.activations("score", kind, site), safe, unsafe) for kind in (SAFE, UNSAFE)}
-        spread = clusters.within_class_sd(tau[SAFE], tau[UNSAFE])
-        return cls(safe, unsafe, spread, {kind: clusters.in_units_of(each, spread) for kind, each in tau.items()})
-
-    def tau(self, activations: Float[Tensor, "n hidden"]) -> PerPrompt:
-        """In units of the spread."""
-        return clusters.in_units_of(clusters.tau(activations, self.safe, self.unsafe), self.spread)
-
-
-@dataclass(frozen=True)
 class Instruments:
     """What the scores of attacked prompts are measured against, from plain prompts; all but classes at the last layer.
 
     Attributes:
-        classes: of each layer.
+        classes: of mlp_post, of each layer. plain: by layer and kind, scaled tau of the scored prompts.
         direction: unit vector from the safe to the unsafe mean of resid_post.
         change: of W_in, as a matrix and decomposed; None for the base model.
     """
 
     classes: tuple[Classes, ...]
+    plain: tuple[dict[str, PerPrompt], ...]
     direction: Float[Tensor, " width"]
     change: tuple[Float[Tensor, "hidden width"], Svd] | None
 
     @classmethod
     def of(cls, view: View) -> "Instruments":
-        change = view.change(view.last)
+        change, classes, plain = view.change(view.last), [], []
+        for site in (Site(layer, "mlp_post") for layer in range(view.layers)):
+            fit, score = ([view.activations(of, kind, site) for kind in (SAFE, UNSAFE)] for of in ("fit", "score"))
+            classes.append(Classes.of(fit, score))
+            plain.append({kind: classes[-1].tau(a) for kind, a in zip((SAFE, UNSAFE), score, strict=True)})
         return cls(
-            tuple(Classes.of(view, layer) for layer in range(view.layers)),
+            tuple(classes),
+            tuple(plain),
             difference_of_means(*view.means(Site(view.last, "resid_post"))),
             (change.stand_ins[""], change.delta) if change else None,
         )
@@ -108,8 +88,8 @@ def measure_attacks(
     Args:
         found: with the groups of the plain prompts.
     """
-    for layer, classes in enumerate(tools.classes):
-        for kind, values in classes.plain.items():
+    for layer, plain in enumerate(tools.plain):
+        for kind, values in plain.items():
             found.mean(TAU_BY_LAYER, values, kind=kind, layer=layer)
     ladders: dict[tuple[str, str], list[tuple[float, dict[str, PerPrompt]]]] = {}
     for attack in progress(attacks, desc=f"attacks on {found.subject.model}", unit="attack"):
@@ -195,7 +175,7 @@ def attack_scores(
     layers: list[list[Tensor]] = []
     for batch in last_activations(model, inputs, [*posts, *ends], rows):
         a, stream = (batch[site].to(tools.direction.device) for site in ends)
-        layers.append([of.tau(batch[site].to(of.safe.device)) for of, site in zip(tools.classes, posts, strict=True)])
+        layers.append([of.tau(batch[site]) for of, site in zip(tools.classes, posts, strict=True)])
         new = {"scaled_tau": layers[-1][-1]}
         if tools.change:
             matrix, delta = tools.change

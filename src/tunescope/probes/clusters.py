@@ -3,6 +3,9 @@
 Activations are [n, width], one row per prompt.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from sklearn.metrics import silhouette_score
@@ -50,6 +53,29 @@ def within_class_sd(safe: Float[Tensor, " n"], unsafe: Float[Tensor, " m"]) -> F
 def in_units_of(values: Float[Tensor, " n"], deviation: Float[Tensor, ""]) -> Float[Tensor, " n"]:
     """Values in units of a standard deviation; 0 where there is none."""
     return values / deviation if deviation > 0 else torch.zeros_like(values)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of safe and unsafe prompts at one site.
+
+    Attributes:
+        safe, unsafe: means. spread: standard deviation of tau within a class.
+    """
+
+    safe: Float[Tensor, " width"]
+    unsafe: Float[Tensor, " width"]
+    spread: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, fit: Sequence[Float[Tensor, "_ width"]], score: Sequence[Float[Tensor, "_ width"]]) -> "Classes":
+        """From activations of safe and unsafe prompts: those that give the means, and those that give the spread."""
+        safe, unsafe = (a.mean(0) for a in fit)
+        return cls(safe, unsafe, within_class_sd(*(tau(a, safe, unsafe) for a in score)))
+
+    def tau(self, activations: Float[Tensor, "n width"]) -> Float[Tensor, " n"]:
+        """In units of the spread."""
+        return in_units_of(tau(activations.to(self.safe.device), self.safe, self.unsafe), self.spread)
 
 
 def silhouette(first: Float[Tensor, "n width"], second: Float[Tensor, "m width"]) -> float:

@@ -262,8 +262,8 @@ def by_layer(rows: pd.DataFrame, models: list[Model]) -> Figure:
         for at, (name, label) in enumerate(labels.items())
     ]
     drawn = rows.assign(of=rows["model"], model=rows["name"])
-    look: Look = {"height": 2.0, "margin": 0.8, "xlabel": "layer", "ylabel": "τ", "ticks": 9}
-    return grid(drawn, lines, "layer", "of", titles, level=0, legend=series_legend(lines), **look)
+    look: Look = {"height": 2.0, "margin": 1.0, "xlabel": "layer", "ylabel": "τ", "ticks": 9}
+    return grid(drawn, lines, "layer", "of", titles, level=0, legend=series_legend(lines)._replace(columns=4), **look)
 
 
 def split_rows(records: pd.DataFrame) -> pd.DataFrame:

@@ -19,8 +19,12 @@ class Stage(BaseModel):
 
 
 class Reply(BaseModel):
+    """What a model says to a prompt; and by layer tau, and |dW a| / |a|, where there are any."""
+
     text: str = ""
     outcome: str = ""
+    tau: list[float] = []
+    gain: list[float] = []
 
 
 class Entry(BaseModel, extra="allow"):

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import pandas as pd
+from markupsafe import Markup
 
 from tunescope.evidence.across import Association
 from tunescope.evidence.claims import Claim, Rung
@@ -23,7 +24,7 @@ from tunescope.records.names import (
     W_IN,
     wanted,
 )
-from tunescope.report.reading import Entry
+from tunescope.report.reading import Entry, Reply
 from tunescope.report.select import headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, spaced
 
@@ -48,6 +49,7 @@ LOWEST = {
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 EDGE = "~"  # behind the glyph of a verdict that is not firm
 SURE, RARE = 0.9, 0.1  # from which rate of the wanted outcome on a cell reads "as wanted", below which "not as wanted"
+INSIDE = {"tau": "\N{GREEK SMALL LETTER TAU}", "gain": "|dW a| / |a|"}  # of replies
 LITTLE = 0.05  # share of answers below which the odds of their openings say little
 
 
@@ -95,12 +97,17 @@ class Cell(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One prompt, the outcome that a safe model shows, and of every model its label, reply and outcome."""
+    """One prompt, the outcome that a safe model shows, and of every model its label, its reply, and its layers' lines.
+
+    Attributes:
+        inside: whether any model has such lines.
+    """
 
     entry: Entry
     wanted: str
     facts: Mapping[str, str]
-    answers: Sequence[tuple[str, str, str]]
+    answers: Sequence[tuple[str, Reply, Markup, Markup]]
+    inside: bool
 
 
 def verdict_table(
@@ -366,9 +373,33 @@ def examples(entries: Sequence[Entry], models: Sequence[Model]) -> dict[str, lis
             facts["strength"] = extra["strength"]
         order = [name for name in labels if name in entry.answers]
         order += [name for name in entry.answers if name not in labels]
-        answers = [(labels.get(name, name), entry.answers[name].text, entry.answers[name].outcome) for name in order]
-        found.setdefault(entry.kind, []).append(Example(entry, want, flat(facts), answers))
+        replies = {labels.get(name, name): entry.answers[name] for name in order}
+        tau, gain = ([0.0, *(value for of in replies.values() for value in getattr(of, name))] for name in INSIDE)
+        answers = [
+            (label, of, line(of.tau, min(tau), max(tau), INSIDE["tau"]), line(of.gain, 0, max(gain), INSIDE["gain"]))
+            for label, of in replies.items()
+        ]
+        inside = any(reply.tau for reply in replies.values())
+        found.setdefault(entry.kind, []).append(Example(entry, want, flat(facts), answers, inside))
     return found
+
+
+def line(values: Sequence[float], low: float, high: float, what: str) -> Markup:
+    """A small line over layers, between these ends, with one at zero; nothing without values. Its title has numbers."""
+    if not values or low == high:
+        return Markup()
+
+    def at(layer: int, value: float) -> str:
+        along, up = layer / max(1, len(values) - 1), (high - value) / (high - low)
+        return f"{2 + 92 * along:.1f},{2 + 22 * up:.1f}"
+
+    points = [at(layer, value) for layer, value in enumerate(values)]
+    zero = at(0, 0.0).partition(",")[2]
+    told = f"{what} by layer: {', '.join(f'{value:.2f}' for value in values)}"
+    return Markup(
+        '<svg class="line" role="img" viewBox="0 0 96 26" width="96" height="26" aria-label="{told}">'
+        '<title>{told}</title><line x1="0" x2="96" y1="{zero}" y2="{zero}"/><polyline points="{points}"/></svg>'
+    ).format(told=told, zero=zero, points=" ".join(points))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

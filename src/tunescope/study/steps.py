@@ -41,6 +41,7 @@ from tunescope.models.sites import Site
 from tunescope.models.weights import in_memory, require_finite
 from tunescope.probes.collect import Stored, stored
 from tunescope.probes.overlap import measure_overlaps, overlaps
+from tunescope.probes.prompts import classes_of, look
 from tunescope.probes.view import INPUT, Batches, View, look_inside
 from tunescope.progress import progress, say
 from tunescope.records import intervals
@@ -66,6 +67,7 @@ from tunescope.training.tuning import Lookup, equally_spaced, reference_logps, t
 T = TypeVar("T")
 STEP = "step-"  # begins the names of checkpoints
 COSTS = 100  # safe prompts on which it is measured what fine-tuning costs
+FIT, ROWS = 100, 16  # prompts of a class that examples are set against, at most; and prompts per forward pass
 COURSE = (SAFE, UNSAFE)  # kinds that models saved during fine-tuning are given
 
 
@@ -545,24 +547,33 @@ class Examples(Common):
 
 
 def examples(given: Examples, at: Place) -> None:
-    """A few prompts of every kind, and what every model says to them."""
+    """A few prompts of every kind, what every model says to them, and how they look inside it."""
     rows: list[dict[str, object]] = []
     this = Context(given, at.folder)
     for model in given.models:
         task, loaded, number = this.task(model=model), this.load(model), 0
+        fit = {kind: task.draw(kind, FIT, "fit", this.stream("examples", kind)) for kind in COURSE}
+        classes = classes_of(loaded, fit, ROWS)
+        pair = this.pair(model=model) if model.label != BASE else None
+        pair = pair if pair is not None and matches(pair) else None
         for name, kind in task.kinds.items():
             stream = this.stream("examples")(name)
             batch = task.draw(name, given.number, "score", stream, kind.strongest)
             said = generate(loaded, batch.prompts, task.answer_length)
-            judged = task.judge(batch, said)
+            judged, inside = task.judge(batch, said), look(loaded, batch.prompts, classes, pair, ROWS)
             for i in range(len(batch)):
                 if model.label == BASE:
                     rows.append({"kind": name, **batch.describe(i), "answers": {}})
                 outcome = next((outcome for outcome, hits in judged.items() if hits[i]), OTHER)
-                answer = {"text": task.text(said[i]), "outcome": outcome}
+                answer = {"text": task.text(said[i]), "outcome": outcome, "tau": _rounded(inside.tau[:, i])}
+                answer |= {"gain": _rounded(inside.gain[:, i])} if inside.gain is not None else {}
                 rows[number]["answers"][model.label] = answer  # type: ignore[index]
                 number += 1
     write_text(at.folder / "examples.json", json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 3) for value in values.tolist()]
 
 
 class Join(Config):
