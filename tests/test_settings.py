@@ -92,7 +92,7 @@ def test_any_value_in_range_is_taken(steps: int, rate: float) -> None:
             "tuning.steps=3",
             ["tuning.steps", "'tuning'", "task, base, tune, evaluate, probe, attack, intervene, compute"],
         ),
-        ("evaluate.strengths=[1, 1]", ["strengths", "each may be there once", "[1.0, 1.0]"]),
+        ("evaluate.strengths=[1, 1]", ["strengths", "each may be named once", "[1.0, 1.0]"]),
         ("tunes=[ssft-eta_m, ssft-eta_m]", ["tunes", "ssft-eta_m is there twice"]),
         ("tunes=[ssft-fast]", ["tunes", "unknown learning rate 'fast'", "eta_m, eta_s"]),
         ("tunes=[ssft]", ["tunes", "'ssft'", "PROTOCOL-RATE"]),

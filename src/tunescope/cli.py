@@ -270,7 +270,7 @@ def _add_stages(command: argparse.ArgumentParser) -> None:
     looks = ", ".join(GROUPS)
     which.add_argument("--skip", nargs="+", metavar="STAGE", help=f"do not run some of {looks}")
     which.add_argument(
-        "--only", nargs="+", metavar="STAGE", help="of these stages do only some; models are always made"
+        "--only", nargs="+", metavar="STAGE", help="measure with these stages alone; models are always made"
     )
 
 

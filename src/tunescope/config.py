@@ -34,7 +34,7 @@ Rate = Annotated[float, Field(gt=0)]
 
 def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len({*values}) < len(values):
-        raise ValueError(f"each may be there once, got {list(values)}")
+        raise ValueError(f"each may be named once, got {list(values)}")
     return values
 
 

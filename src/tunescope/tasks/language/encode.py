@@ -79,7 +79,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = Fal
     except Exception as error:  # the tokenizers library raises plain Exception
         raise InputError(f"the tokenizer cannot read {shown(text)}: {shown(error)}") from error
     if not ids:
-        raise InputError(f"the tokenizer makes nothing of {shown(text)}")
+        raise InputError(f"the tokenizer gives no tokens for {shown(text)}")
     return ids
 
 
