@@ -74,12 +74,17 @@ class Run:
         Raises:
             InputError: there is no such figure, or nothing of what it shows was measured.
         """
-        return draw(name, to_draw(pool(self.records), self.scores, judge(self.scores, claims_for(self.scores))))
+        return draw(name, self._drawn)
+
+    @cached_property
+    def _drawn(self) -> pd.DataFrame:
+        scores = self.scores if (self.folder / "scores.parquet").is_file() else None
+        return to_draw(pool(self.records), scores, Judgement() if scores is None else judge(scores))
 
     @property
     def models(self) -> Mapping[str, Path]:
         """Folders of the models that the study made, by name: `transformers` loads them."""
-        return {path.name: path for path in sorted((self.folder / "models").glob("*")) if path.is_dir()}
+        return {path.name: path for path in sorted((self.folder / "models").glob("[!.]*")) if path.is_dir()}
 
     def load(self, model: str) -> PreTrainedModel:
         """One of `models`, on the CPU.

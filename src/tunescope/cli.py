@@ -11,13 +11,14 @@ from typing import Any, get_args
 import shtab
 
 from tunescope import __version__
-from tunescope.config import GROUPS, Checkpoint, ComputeConfig, Config, LanguageConfig, Study, TaskConfig, WorldConfig
+from tunescope.config import GROUPS, TASK_CONFIGS, Checkpoint, ComputeConfig, Config, LanguageConfig, Study, TaskConfig
 from tunescope.errors import InputError, shown
 from tunescope.recipes import RECIPES
 from tunescope.registry import Registry, load_plugins, plugins_blamed
 from tunescope.settings import described, override, read_study
 
 LISTED = ("recipes", "tasks", "protocols", "attacks", "probes", "interventions", "claims", "architectures")
+
 INCOMPLETE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
@@ -147,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listed = commands.add_parser(
         "list",
-        help=f"what there is: {', '.join(LISTED)}",
+        help=f"what there is: {', '.join(LISTED)}, settings",
         description="What a study can be made of, plug-ins among it.",
     )
     every = (*LISTED, "settings")
@@ -181,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     push.add_argument("--private", action="store_true", help="make private repositories")
     push.add_argument("--dry-run", type=Path, metavar="DIR", help="write it all to a folder, and send nothing")
+    _add_plugin(push)
     push.set_defaults(command=_push)
     return parser
 
@@ -450,7 +452,8 @@ def _settings() -> Iterator[str]:
     for section, field in Study.model_fields.items():
         for settings in _kinds(field.annotation):
             kind = settings.model_fields.get("type")
-            yield f"\n## {section}" + (f" (type: {kind.default})" if kind else "") + "\n"
+            entry = ", an entry" if section == "tunes" else ""
+            yield f"\n## {section}{entry}" + (f" (type: {kind.default})" if kind else "") + "\n"
             yield from described(section, settings)
     for section, registry in (("tune", PROTOCOLS), ("attack", ATTACKS), ("intervene", INTERVENTIONS)):
         yield f"\n## {section}.settings\n"
@@ -461,7 +464,7 @@ def _settings() -> Iterator[str]:
 def _kinds(annotation: Any) -> Iterator[type[Config]]:
     """The classes of settings that a field may be."""
     if annotation is TaskConfig:
-        yield from (WorldConfig, LanguageConfig)
+        yield from TASK_CONFIGS.values()
     elif isinstance(annotation, type) and issubclass(annotation, Config):
         yield annotation
     for inner in get_args(annotation):

@@ -17,7 +17,7 @@ def progress(items: Iterable[Any] | None = None, **look: Any) -> "tqdm[Any]":
     if sys.stderr.isatty():
         return tqdm(items, leave=False, **look)
     # A process that works for one in a terminal: that one has a bar, which lines would break.
-    return _Lines(items, leave=False, disable=os.isatty(2), **look)
+    return _Told(items, leave=False, disable=os.isatty(2), **look)
 
 
 def say(line: str) -> None:
@@ -25,7 +25,7 @@ def say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-class _Lines(tqdm):  # type: ignore[type-arg]
+class _Told(tqdm):  # type: ignore[type-arg]
     """A bar that is told in lines; work that takes less than a minute is not mentioned."""
 
     def __init__(self, *items: Any, **look: Any) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -25,6 +25,9 @@ def described(section: str, settings: type[Config]) -> Iterator[str]:
             continue
         value = "" if field.is_required() else f" = {json.dumps(default, default=str)}"
         yield f"- `{key}{value}`" + (f": {field.description}" if field.description else "")
+        for inner in get_args(field.annotation):
+            if isinstance(inner, type) and issubclass(inner, Config):  # one that may be null
+                yield from described(key, inner)
 
 
 def override(study: Study, changes: list[str]) -> Study:

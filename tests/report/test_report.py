@@ -1004,8 +1004,8 @@ def test_captions_may_stress_words_and_name_code() -> None:
 
 def test_an_example_shows_its_layers(run: Path) -> None:
     page = render(run).read_text()
-    assert "<title>τ by layer: 0.50, -1.50</title>" in page
-    assert "<title>|dW a| / |a| by layer: 0.10, 0.20</title>" in page
+    assert "<title>τ by layer: 0.5, -1.5</title>" in page
+    assert "<title>|dW a| / |a| by layer: 0.1, 0.2</title>" in page
     # From .5 at the top to -1.5 at the bottom; zero is a quarter down.
     assert 'y1="7.5" y2="7.5"/><polyline points="2.0,2.0 94.0,24.0"/>' in page
     assert small_line([], 0, 1, "τ") == ""

@@ -1,14 +1,15 @@
 """What goes to the hub: which files, with which cards; and what a user is told where it does not."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub import DatasetCard, HfApi, ModelCard
-from huggingface_hub.errors import LocalTokenNotFoundError
 
 from tunescope import cli
 from tunescope.records.tables import Record, write_records
+from tunescope.study import push
 
 CONFIG = """
 name: mine
@@ -54,6 +55,8 @@ def test_a_dry_run_writes_what_would_be_sent(run: Path, tmp_path: Path, capsys: 
     assert card.data.base_model is None  # it was made by the study
     assert "`ssft` for 7 steps of 5 prompts at learning rate 0.002" in card.text
     assert "| safe | 90.0 | 10.0 |" in card.text
+    assert "| unsafe |  | 100.0 |" in card.text
+    assert "scores.parquet" not in data.text  # it is not there
 
 
 @pytest.mark.parametrize(
@@ -74,21 +77,37 @@ def test_what_is_no_run_or_there_already_is_refused(run: Path, refused: Any, tmp
     refused(["push", str(run), "--to", "me/study", "--dry-run", str(tmp_path)], "there already")
 
 
-def test_repositories_are_made_and_filled(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, dict[str, Any]]] = []
-    for name in ("create_repo", "upload_folder", "upload_file"):
-        monkeypatch.setattr(HfApi, name, lambda _, *at, name=name, **how: asked.append((name, {"at": at, **how})))
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What the hub is asked, by name; its repositories are private."""
+    asked: dict[str, dict[str, Any]] = {}
+    for name in ("create_repo", "repo_info", "upload_folder", "upload_file"):
+        told = SimpleNamespace(private=True) if name == "repo_info" else None
+        monkeypatch.setattr(HfApi, name, lambda _, name=name, told=told, **how: asked.update({name: how}) or told)
+    monkeypatch.setattr(push, "get_token", lambda: "secret")
+    return asked
+
+
+def test_repositories_are_made_and_filled(run: Path, hub: dict[str, dict[str, Any]]) -> None:
     assert cli.main(["push", str(run), "--to", "me/study", "--models", "--private"]) == 0
-    assert [name for name, _ in asked] == ["create_repo", "upload_folder", "upload_file"]
-    assert asked[0][1] == {"at": ("me/study",), "repo_type": "dataset", "private": True, "exist_ok": True}
-    assert "records.parquet" in asked[1][1]["allow_patterns"]
-    assert not any("stages" in pattern for pattern in asked[1][1]["allow_patterns"])
-    assert asked[2][1]["path_in_repo"] == "README.md"
+    assert [*hub] == ["create_repo", "repo_info", "upload_folder", "upload_file"]
+    assert hub["create_repo"] == {"repo_id": "me/study", "repo_type": "dataset", "private": True, "exist_ok": True}
+    assert "records.parquet" in hub["upload_folder"]["allow_patterns"]
+    assert not any("stages" in pattern for pattern in hub["upload_folder"]["allow_patterns"])
+    assert hub["upload_file"]["path_in_repo"] == "README.md"
 
 
-def test_who_is_not_logged_in_is_told_how(run: Path, monkeypatch: pytest.MonkeyPatch, refused: Any) -> None:
-    def nobody(*_: Any, **__: Any) -> None:
-        raise LocalTokenNotFoundError
+def test_a_public_repository_gets_nothing_private(run: Path, hub: Any, refused: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: SimpleNamespace(private=False))
+    refused(["push", str(run), "--to", "me/study", "--private"], "--private: me/study is there already, and public")
+    assert "upload_folder" not in hub
 
-    monkeypatch.setattr(HfApi, "create_repo", nobody)
+
+def test_who_is_not_logged_in_or_has_no_network_is_told(run: Path, hub: Any, refused: Any, monkeypatch: Any) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(HfApi, "create_repo", unreachable)
+    refused(["push", str(run), "--to", "me/study"], "the hub: no route to host; the same command goes on from here")
+    monkeypatch.setattr(push, "get_token", lambda: None)
     refused(["push", str(run), "--to", "me/study"], "log in with `hf auth login`")

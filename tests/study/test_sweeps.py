@@ -162,7 +162,7 @@ def test_a_point_that_fails_stops_no_other(
     assert "seven is bad luck" in (out / "report.html").read_text()
     failed, beside = swept.failures.items()
     assert "probe.rows=7" in failed[0]
-    assert beside[1] == "a stage that it shares with another run failed there"
+    assert beside[1] == f"probe-base: failed in {failed[0]}"
 
 
 def test_a_folder_of_something_else_is_refused(spec: Callable[..., Path], tmp_path: Path, refused: Callable) -> None:

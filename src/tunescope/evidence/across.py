@@ -12,7 +12,7 @@ from itertools import product
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from tunescope.evidence.claims import SAFE_MORE, UNSAFE_MORE
+from tunescope.evidence.claims import JAILBREAKS, SAFE_MORE, UNSAFE_MORE
 from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, over_runs
 from tunescope.evidence.verdicts import Outcome, decide
 from tunescope.records.names import (
@@ -108,7 +108,9 @@ def of_models(scores: pd.DataFrame) -> pd.DataFrame:
         layer = of_metric["layer"].fillna(-1)
         means = _means(of_metric[layer == layer.groupby(of_metric["model"]).transform("max")], "kind", weights)
         found[metric] = means.mul(pd.Series(weights)).sum(axis=1, skipna=False)
-    plain = jailbreaks[(jailbreaks["dial"] == 0) & (jailbreaks["attack"] != "jb_co_text")]  # unsafe ones, at dial 0
+    # Unsafe prompts, at dial 0; in the world those of co_text are a harder part of them.
+    odd = {"jb_co_text"} if set(JAILBREAKS) <= set(jailbreaks["kind"]) else set()
+    plain = jailbreaks[(jailbreaks["dial"] == 0) & ~jailbreaks["attack"].isin(odd)]
     found[MARGIN] = _means(plain[plain["metric"] == MARGIN], "metric", (MARGIN,))[MARGIN]
     return pd.DataFrame(found)
 

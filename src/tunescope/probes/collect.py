@@ -25,7 +25,7 @@ def last_activations(
     model: PreTrainedModel, prompts: Inputs, sites: Sequence[Site], rows: int
 ) -> Iterator[Mapping[Site, Float[Tensor, "b width"]]]:
     """Activations of the sites at the last token, `rows` prompts at a time."""
-    return _captured(model, prompts, sites, rows, lambda activation: activation[:, -1].float())
+    return _captured(model, prompts, sites, rows, lambda activation: activation[:, -1].to(torch.float32, copy=True))
 
 
 def activations(

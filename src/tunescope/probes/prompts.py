@@ -1,6 +1,6 @@
 """What single prompts look like inside a model, layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,17 +38,27 @@ def classes_of(model: PreTrainedModel, fit: Batches, rows: int) -> list[Classes]
     return [Classes.of(here, here) for here in both]
 
 
-def look(model: PreTrainedModel, prompts: Inputs, classes: Sequence[Classes], pair: Pair | None, rows: int) -> Inside:
-    """How near each prompt is to either class, and how strongly dW acts on it.
+def look(
+    model: PreTrainedModel, prompts: Mapping[str, Inputs], classes: Sequence[Classes], pair: Pair | None, rows: int
+) -> dict[str, Inside]:
+    """How near each prompt is to either class, and how strongly dW acts on it, for several sets of prompts.
 
     Args:
-        classes: as `classes_of` gives them. pair: of the model with its base.
+        classes: as `classes_of` gives them. pair: of the model with its base, whose matrices are read once.
     """
     posts, inputs = ([Site(layer, name) for layer in range(len(classes))] for name in ("mlp_post", INPUT))
-    read = stored(model, prompts, [*posts, *inputs], rows)
-    tau = torch.stack([of.tau(read[site].double()) for of, site in zip(classes, posts, strict=True)])
-    if pair is None:
-        return Inside(tau, None)
-    changes = (pair.matrices(layer, W_IN)[1].cpu() for layer in range(len(classes)))
-    gain = [projections.gain(change, read[site]) for change, site in zip(changes, inputs, strict=True)]
-    return Inside(tau, torch.stack(gain))
+    read = {name: stored(model, each, [*posts, *inputs], rows) for name, each in prompts.items()}
+    gains: dict[str, list[Tensor]] = {name: [] for name in prompts}
+    for layer, site in enumerate(inputs):
+        if pair is None:
+            break
+        change = pair.matrices(layer, W_IN)[1].cpu()
+        for name, of in read.items():
+            gains[name].append(projections.gain(change, of[site]))
+    return {
+        name: Inside(
+            torch.stack([here.tau(of[site].double()) for here, site in zip(classes, posts, strict=True)]),
+            torch.stack(gains[name]) if gains[name] else None,
+        )
+        for name, of in read.items()
+    }

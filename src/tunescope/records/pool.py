@@ -36,19 +36,21 @@ def pool(records: pd.DataFrame) -> pd.DataFrame:
     at_end = (records["protocol"] == BASE) & ~records["metric"].isin(CURVES)
     dials = records.groupby(_but("dial", "seed"), dropna=False, sort=False)["dial"]
     chosen = _alone(records, "dial") & (dials.transform("nunique") > 1)
-    values = records[["value", "low", "high"]].astype(float)
-    geometric = (records["metric"] == NORM) | records["metric"].str.endswith(RATIO)
-    geometric &= (values["value"] > 0).groupby(records["metric"]).transform("all")
+    rows = records.assign(
+        step=records["step"].mask(at_end, records.loc[at_end, "step"].max()),
+        layer=records["layer"].mask(_alone(records, "layer")),
+        dial=records["dial"].mask(chosen, dials.transform("mean")),
+    )
+    values = rows[["value", "low", "high"]].astype(float)
+    geometric = (rows["metric"] == NORM) | rows["metric"].str.endswith(RATIO)
+    geometric &= (values["value"] > 0).groupby([rows[name] for name in _but("seed")], dropna=False).transform("all")
     # An end at or below zero, as a normal interval may have, is no end of a ratio.
     values = values.where(~geometric, values.where(values > 0).transform("log"))
-    rows = records.assign(
+    rows = rows.assign(
         value=values["value"],
         low=values["low"],
         high=values["high"],
         geometric=geometric,
-        step=records["step"].mask(at_end, records.loc[at_end, "step"].max()),
-        layer=records["layer"].mask(_alone(records, "layer")),
-        dial=records["dial"].mask(chosen, dials.transform("mean")),
         below=(values["value"] - values["low"]) ** 2,
         above=(values["high"] - values["value"]) ** 2,
     )

@@ -45,6 +45,7 @@ from tunescope.report.style import (
     NEUTRAL,
     Model,
     drawn_as,
+    first_rates,
     form_label,
     kind_label,
     models_of,
@@ -251,14 +252,15 @@ def layer_rows(records: pd.DataFrame) -> pd.DataFrame:
 @figure("attack_layers", "Observation 5: attacked prompts by layer", layer_rows)
 def by_layer(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """τ by layer, in standard deviations within a class: above 0 nearer the mean of the safe prompts. Attacked prompts
-    at each attack's greatest strength, whether or not they got through, beside the plain ones. Each method at the first
+    at each attack's greatest strength, whether or not they got through, beside the plain ones. Each method at its first
     rate.
     """
-    titles = {model.name: model.title for model in models if model.rate in ("", rates_of(models)[0])}
+    titles = {model.name: model.title for model in first_rates(models)}
+    rows = rows[rows["model"].isin([*titles])]
     labels = labels_of(rows[~rows["name"].isin([*CLASSES])])
     lines = [drawn_as(kind, *look, f"{kind} prompts") for kind, look in CLASSES.items()]
     lines += [
-        drawn_as(name, OTHERS[at % len(OTHERS)], MARKERS[3 + at % 9], label.replace("\n", " "))
+        drawn_as(name, OTHERS[at % len(OTHERS)], MARKERS[4 + at % 9], label.replace("\n", " "))
         for at, (name, label) in enumerate(labels.items())
     ]
     drawn = rows.assign(of=rows["model"], model=rows["name"])

@@ -58,7 +58,8 @@ class Drawing:
         over = "prompts" if runs == 1 else "runs"
         parts = [caption]
         parts += [f"Over {runs} runs."] if runs > 1 else []
-        parts += [f"Bars and bands: 95 % intervals over {over}."] if self.bars == "intervals" and _banded(rows) else []
+        banded = self.bars == "intervals" and _banded(rows[rows["control"] == ""])
+        parts += [f"Bars and bands: 95 % intervals over {over}."] if banded else []
         parts += [f"n = {n} per {self.point}."] if n else []
         return " ".join(parts)
 

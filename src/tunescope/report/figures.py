@@ -28,7 +28,7 @@ def figures(records: pd.DataFrame) -> dict[str, Figure]:
     """Every figure that the records hold something for, by name, in the order of the report.
 
     Args:
-        records: as they are, or with `select.vector_rows` below them, for the one figure that shows scores.
+        records: as they are, or with rows of scores and verdicts below them (`html.to_draw`).
     """
     models, drawn = models_of(records), {}
     with style():

@@ -108,8 +108,12 @@ def load_records(path: Path) -> pd.DataFrame:
 
 def emphasised(text: str) -> Markup:
     """A docstring's text as one of a page: `*words*` stand out, and `names` are code."""
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", escaped))
+    code = re.split(r"`([^`]+)`", str(escape(text)))  # every other part is between backticks
+    parts = (
+        f"<code>{part}</code>" if at % 2 else re.sub(r"\*(\w[^*]*)\*", r"<em>\1</em>", part)
+        for at, part in enumerate(code)
+    )
+    return Markup("".join(parts))
 
 
 def inline_svg(text: str, prefix: str, label: str) -> Markup:

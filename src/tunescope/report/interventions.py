@@ -21,7 +21,7 @@ from tunescope.records.names import (
 )
 from tunescope.report.draw import Look, cells, facet, figure, grid, model_legend
 from tunescope.report.select import unchanged
-from tunescope.report.style import NEUTRAL, Model, kinds_of, models_of, protocol_label, rate_labels, spaced
+from tunescope.report.style import NEUTRAL, Model, first_rates, kinds_of, models_of, protocol_label, rate_labels, spaced
 
 SCALED, ON_TOP, UNCHANGED = "scaled", "with_", "unchanged"
 LABELS = {  # in the order of the figure; of the number of directions or of singular values the dial says how many
@@ -161,7 +161,7 @@ def other_changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
     not applicable. Each method at its first rate.
     """
     models = [model for model in models if model.protocol not in CONTROLS] or models
-    models = list({model.series: model for model in reversed(models)}.values())[::-1]
+    models = first_rates(models)
     names, titles_of = [model.name for model in models], [model.title for model in models]
     rows = rows[rows["model"].isin(names)].sort_values(["place", "dial", "scope"], kind="stable")
     labels = list(dict.fromkeys(rows["label"]))

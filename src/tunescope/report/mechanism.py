@@ -29,7 +29,7 @@ from tunescope.report.draw import (
     series_legend,
 )
 from tunescope.report.select import HISTOGRAM, behaviour_rows, final_rows, inside_rows, of_course, unchanged
-from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, protocol_label, rate_labels, rates_of
+from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, first_rates, protocol_label, rate_labels, rates_of
 
 FAINT = "#aaaaaa"
 SPECIALISATION = {
@@ -90,7 +90,7 @@ def clusters(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
 @figure("separation", "Observation 1, without units", lambda records: final_rows(inside_rows(records, "tau_auc")))
 def separation(rows: pd.DataFrame, models: list[Model]) -> Figure:
-    """How often a safe prompt has a greater τ than an unsafe one (0.5: chance), by layer, with 95 % intervals.
+    """How often a safe prompt has a greater τ than an unsafe one (0.5: chance), by layer.
     Dotted, with the middle 95 %: class means of labels dealt out at random, averaged over models.
     """
     return _by_rate(rows, models, "AUC of τ, safe against unsafe", "shuffled", "labels shuffled", level=0.5)
@@ -163,9 +163,9 @@ def distribution_rows(records: pd.DataFrame) -> pd.DataFrame:
 def distributions(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How strongly dW acts on the inputs of single prompts in the last layer, and how sensitive the output is to them:
     histograms over safe and over unsafe prompts, in shares of the prompts of a kind; the outermost bins hold what is
-    beyond. The base has no dW. Each method and control at its first rate.
+    beyond. Empty where W_in of that layer is as it was. Each method and control at its first rate.
     """
-    shown = list({model.series: model for model in reversed(models)}.values())[::-1]
+    shown = first_rates(models)
     titles = {name: label for name, label in HISTOGRAMS.items() if (rows["metric"] == name + HISTOGRAM).any()}
 
     def draw(panel: Axes, metric: str, name: str) -> None:

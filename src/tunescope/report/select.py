@@ -74,7 +74,8 @@ def histogram_rows(scores: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     metric have the same bins; what is beyond the outermost half per cent on either side is in the last ones.
     """
     plain = (scores["attack"] == "") & (scores["intervention"] == "") & (scores["control"] == "")
-    rows = final_rows(scores[plain & scores["metric"].isin(metrics) & scores["kind"].isin([*COURSE])])
+    rows = scores[plain & scores["metric"].isin(metrics) & scores["kind"].isin([*COURSE])]
+    rows = rows[rows["step"] == rows.groupby(["seed", "model"], observed=True)["step"].transform("max")]
     layer = rows["layer"].fillna(-1)
     rows = rows[layer == layer.groupby(rows["metric"], observed=True).transform("max")]
     found = []

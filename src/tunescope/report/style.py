@@ -156,6 +156,14 @@ def rates_of(models: Iterable[Model]) -> list[str]:
     return list(dict.fromkeys(model.rate for model in models if model.rate)) or [""]
 
 
+def first_rates(models: Iterable[Model]) -> list[Model]:
+    """Of each method, or other series, the model at its first learning rate."""
+    found: dict[str, Model] = {}
+    for model in models:
+        found.setdefault(model.series, model)
+    return list(found.values())
+
+
 def rate_labels(models: Iterable[Model], what: str = "") -> dict[str, str]:
     """The learning rates of fine-tuned models, and what is shown at each."""
     return {rate: ": ".join(filter(None, (rate_label(rate), what))) for rate in rates_of(models)}

@@ -50,6 +50,7 @@ TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 EDGE = "~"  # behind the glyph of a verdict that is not firm
 SURE, RARE = 0.9, 0.1  # from which rate of the wanted outcome on a cell reads "as wanted", below which "not as wanted"
 INSIDE = {"tau": "\N{GREEK SMALL LETTER TAU}", "gain": "|dW a| / |a|"}  # of replies
+FEW = 6  # measurements that a caution names
 LITTLE = 0.05  # share of answers below which the odds of their openings say little
 
 
@@ -352,13 +353,17 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
     had: dict[int, set[tuple[str, ...]]] = {}
     for seed, measured in zip(records["seed"], what, strict=True):
         had.setdefault(int(seed), set()).add(measured)
+    every: set[tuple[str, ...]] = set().union(*had.values())
     lost: dict[str, set[int]] = {}
     for seed, found in had.items():
-        for _, metric, attack, change in set().union(*had.values()) - found:
-            lost.setdefault(change or attack or metric, set()).add(seed)
+        there = {model for model, *_ in found}
+        for model, metric, attack, change in every - found:
+            name = spaced(change or attack or metric) if model in there else model
+            lost.setdefault(name, set()).add(seed)
     if lost:
-        told = (f"{spaced(name)} (not of seed {', '.join(map(str, sorted(of)))})" for name, of in sorted(lost.items()))
-        yield f"Of fewer runs than the others: {', '.join(told)}."
+        told = [f"{name} (not of seed {', '.join(map(str, sorted(of)))})" for name, of in sorted(lost.items())]
+        more = f", and {len(told) - FEW} more" if len(told) > FEW else ""
+        yield f"Of fewer runs than the others: {', '.join(told[:FEW])}{more}."
 
 
 def examples(entries: Sequence[Entry], models: Sequence[Model]) -> dict[str, list[Example]]:
@@ -395,7 +400,7 @@ def line(values: Sequence[float], low: float, high: float, what: str) -> Markup:
 
     points = [at(layer, value) for layer, value in enumerate(values)]
     zero = at(0, 0.0).partition(",")[2]
-    told = f"{what} by layer: {', '.join(f'{value:.2f}' for value in values)}"
+    told = f"{what} by layer: {', '.join(f'{value:.3g}' for value in values)}"
     return Markup(
         '<svg class="line" role="img" viewBox="0 0 96 26" width="96" height="26" aria-label="{told}">'
         '<title>{told}</title><line x1="0" x2="96" y1="{zero}" y2="{zero}"/><polyline points="{points}"/></svg>'

@@ -38,7 +38,7 @@ def changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
     return grid(rows, sites, "layer", "metric", titles, labels, down="whose", chance="chance", **look)
 
 
-@figure("learning", "Learning curves", lambda records: records[records["metric"].isin(LEARNING)], bars="none")
+@figure("learning", "Learning curves", lambda records: records[records["metric"].isin(LEARNING)], bars="told")
 def learning_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Loss of the training batches, in nats (faint: every step logged, and of several runs its 95 % interval over them;
     line: a running mean), and the base model's

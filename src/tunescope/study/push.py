@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
-from huggingface_hub import DatasetCardData, HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub import DatasetCardData, HfApi, ModelCardData, get_token
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from tunescope import __version__
@@ -16,7 +16,7 @@ from tunescope.errors import InputError, shown
 from tunescope.files import atomic_path
 from tunescope.models.hub import repository_of
 from tunescope.progress import progress
-from tunescope.records.names import COMPLIANCE, REFUSAL
+from tunescope.records.names import BASE, COMPLIANCE, REFUSAL
 from tunescope.records.tables import read_records
 from tunescope.report.select import headline_rows
 from tunescope.report.style import kind_label
@@ -25,6 +25,13 @@ from tunescope.settings import read_study
 TABLES = ("records.parquet", "scores.parquet")
 BESIDE = ("verdicts.json", "notes.json", "examples.json", "config.yaml", "environment.json", "report.html", "figures")
 CARD = "README.md"
+WHAT = {
+    "records.parquet": "one row per measurement, with its interval; a smaller `step` is of a model saved on the way.",
+    "scores.parquet": "one row per prompt and score; verdicts are judged from these.",
+    "verdicts.json": "what was judged.",
+    "report.html": "figures and verdicts on one page.",
+    "config.yaml": "every setting.",
+}
 
 
 class Repository(NamedTuple):
@@ -53,7 +60,9 @@ def repositories(run: Path, to: str, models: Sequence[str] | None = None, licens
     """
     if not (run / TABLES[0]).is_file():
         raise InputError(f"{run}: no finished run: there is no {TABLES[0]} in it")
-    there = [path.name for path in sorted((run / "models").glob("*")) if path.is_dir()]
+    study, records = read_study(run / "config.yaml"), read_records(run / TABLES[0])
+    its = {BASE, *(tune.label for tune in study.tunes)}  # others may be left from before the study was changed
+    there = [path.name for path in sorted((run / "models").glob("*")) if path.is_dir() and path.name in its]
     if unknown := sorted({*(models or ())} - {*there}):
         raise InputError(f"--models: no model {shown(unknown[0])}. Choose from: {', '.join(there) or 'none'}.")
     chosen = [name for name in there if models is None or name in models]
@@ -65,10 +74,8 @@ def repositories(run: Path, to: str, models: Sequence[str] | None = None, licens
             raise InputError(f"--to: {shown(name)} is no name of a repository: {shown(error)}") from error
         if "/" not in name:
             raise InputError(f"--to: {shown(name)}: whose is it? Give OWNER/NAME")
-    study, records = read_study(run / "config.yaml"), read_records(run / TABLES[0])
     files = tuple(name for name in (*TABLES, *BESIDE) if (run / name).exists())
-    tables = [name for name in TABLES if name in files]
-    found = [Repository(to, "dataset", run, files, dataset_card(study, records, tables, list(names.values()), license))]
+    found = [Repository(to, "dataset", run, files, dataset_card(study, records, files, list(names.values()), license))]
     for name, repository in names.items():
         own = tuple(path.name for path in sorted((run / "models" / name).iterdir()))
         card = model_card(study, records, name, to, license)
@@ -101,30 +108,38 @@ def send(parts: Sequence[Repository], *, private: bool) -> list[str]:
     Raises:
         InputError: not logged in, not allowed to, or the hub cannot be reached.
     """
+    if get_token() is None:
+        raise InputError("the hub does not know who you are; log in with `hf auth login`, or set HF_TOKEN")
     api, found = HfApi(), []
     try:
         for part in progress(parts, desc="upload", unit="repository"):
-            made = api.create_repo(part.name, repo_type=part.kind, private=private, exist_ok=True)
-            about = {"repo_id": part.name, "repo_type": part.kind, "commit_message": f"tunescope {__version__}"}
+            about = {"repo_id": part.name, "repo_type": part.kind}
+            made = api.create_repo(**about, private=private or None, exist_ok=True)
+            if private and not api.repo_info(**about).private:
+                raise InputError(f"--private: {part.name} is there already, and public; make it private first")
+            about["commit_message"] = f"tunescope {__version__}"
             allowed = [pattern for name in part.files for pattern in (name, f"{name}/*")]
             api.upload_folder(folder_path=part.folder, allow_patterns=allowed, **about)
             api.upload_file(path_or_fileobj=part.card.encode(), path_in_repo=CARD, **about)
             found.append(str(made))
-    except LocalTokenNotFoundError as error:
-        raise InputError("the hub does not know who you are; log in with `hf auth login`, or set HF_TOKEN") from error
-    except (HfHubHTTPError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of the hub, or the network
         done = f" ({', '.join(found)} are there)" if found else ""
         raise InputError(f"the hub: {shown(error, 300)}{done}; the same command goes on from here") from error
     return found
 
 
-def dataset_card(
-    study: Study, records: pd.DataFrame, tables: Sequence[str], models: Sequence[str], license: str
-) -> str:
+def dataset_card(study: Study, records: pd.DataFrame, files: Sequence[str], models: Sequence[str], license: str) -> str:
     """What the tables are, and how they are read."""
-    configs = [{"config_name": Path(name).stem, "data_files": [{"split": "train", "path": name}]} for name in tables]
+    configs = [
+        {"config_name": Path(name).stem, "data_files": [{"split": "train", "path": name}]}
+        for name in TABLES
+        if name in files
+    ]
     data = DatasetCardData(license=license or None, tags=["tunescope", "interpretability", "safety"], configs=configs)
     seeds = ", ".join(map(str, sorted(records["seed"].unique())))
+    told = "\n".join(f"- `{name}`: {what}" for name, what in WHAT.items() if name in files)
     made = "".join(f"- [{name}](https://huggingface.co/{name})\n" for name in models)
     return f"""---
 {data.to_yaml()}
@@ -135,10 +150,7 @@ def dataset_card(
 A study of safety fine-tuning, made by tunescope {__version__}: {len(records):,} measurements of
 {records["model"].nunique()} models.
 
-- `records.parquet`: one row per measurement, with its interval; rows of models saved during fine-tuning have a smaller
-  `step`.
-- `scores.parquet`: one row per prompt and score; verdicts are judged from these.
-- `verdicts.json`: what was judged. `report.html`: figures and verdicts on one page. `config.yaml`: every setting.
+{told}
 
 ```python
 import pandas as pd
@@ -164,6 +176,7 @@ def model_card(study: Study, records: pd.DataFrame, model: str, dataset: str, li
             made = (
                 f"fine-tuned by the protocol `{tune.protocol}` for {study.tune.steps} steps of {study.tune.batch} "
                 f"prompts at learning rate {study.tune.learning_rates[tune.learning_rate]:g}"
+                + (f", as adapters of rank {tune.lora.rank} that were merged" if tune.lora else "")
             )
     return f"""---
 {data.to_yaml()}
@@ -195,5 +208,6 @@ def behaviour(records: pd.DataFrame, model: str) -> str:
     lines = ["| per cent of prompts | answered | refused |", "| --- | --- | --- |"]
     for kind, row in wide.reindex(columns=[COMPLIANCE, REFUSAL]).iterrows():
         label = kind_label(str(kind)).replace("\n", " ")
-        lines.append(f"| {label} | {100 * row[COMPLIANCE]:.1f} | {100 * row[REFUSAL]:.1f} |")
+        rates = ("" if pd.isna(row[name]) else f"{100 * row[name]:.1f}" for name in (COMPLIANCE, REFUSAL))
+        lines.append(f"| {label} | {' | '.join(rates)} |")
     return "\n".join(lines) + "\n"

@@ -552,28 +552,34 @@ def examples(given: Examples, at: Place) -> None:
     this = Context(given, at.folder)
     for model in given.models:
         task, loaded, number = this.task(model=model), this.load(model), 0
-        fit = {kind: task.draw(kind, FIT, "fit", this.stream("examples", kind)) for kind in COURSE}
-        classes = classes_of(loaded, fit, ROWS)
+        stream = this.stream("examples")
+        fit = {kind: task.draw(kind, FIT, "fit", stream("fit", kind)) for kind in COURSE}
+        drawn = {
+            name: task.draw(name, given.number, "score", stream(name), of.strongest) for name, of in task.kinds.items()
+        }
+        rows_at_once = _rows(given, loaded, fit | {f"{name} ": batch for name, batch in drawn.items()}, ROWS)
         pair = this.pair(model=model) if model.label != BASE else None
-        pair = pair if pair is not None and matches(pair) else None
-        for name, kind in task.kinds.items():
-            stream = this.stream("examples")(name)
-            batch = task.draw(name, given.number, "score", stream, kind.strongest)
+        with explained(f"examples of {model.label}"):
+            classes = classes_of(loaded, fit, rows_at_once)
+            prompts = {name: batch.prompts for name, batch in drawn.items()}
+            inside = look(loaded, prompts, classes, pair, rows_at_once)
+        for name, batch in drawn.items():
             said = generate(loaded, batch.prompts, task.answer_length)
-            judged, inside = task.judge(batch, said), look(loaded, batch.prompts, classes, pair, ROWS)
+            judged = task.judge(batch, said)
             for i in range(len(batch)):
                 if model.label == BASE:
                     rows.append({"kind": name, **batch.describe(i), "answers": {}})
                 outcome = next((outcome for outcome, hits in judged.items() if hits[i]), OTHER)
-                answer = {"text": task.text(said[i]), "outcome": outcome, "tau": _rounded(inside.tau[:, i])}
-                answer |= {"gain": _rounded(inside.gain[:, i])} if inside.gain is not None else {}
+                answer: dict[str, object] = {"text": task.text(said[i]), "outcome": outcome}
+                of_layers = {"tau": inside[name].tau, "gain": inside[name].gain}
+                answer |= {what: _rounded(each[:, i]) for what, each in of_layers.items() if each is not None}
                 rows[number]["answers"][model.label] = answer  # type: ignore[index]
                 number += 1
     write_text(at.folder / "examples.json", json.dumps(rows, indent=1, ensure_ascii=False))
 
 
 def _rounded(values: torch.Tensor) -> list[float]:
-    return [round(value, 3) for value in values.tolist()]
+    return [float(f"{value:.4g}") for value in values.tolist()]
 
 
 class Join(Config):

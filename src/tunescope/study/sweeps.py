@@ -112,10 +112,12 @@ def run_sweep(spec: Sweep, folder: Path, *, update: bool = False, where: Where =
     places = [(point, seed, folder / POINTS / f"{point.name}-seed{seed}") for seed in spec.seeds for point in points]
     dtype = settled(points[0].study, places[0][2]).compute.dtype
     failures: dict[str, str] = {}
+    lost: dict[str, str] = {}  # by stage, the run in which it failed
     done: set[Path] = set()
 
     def failed(work: Work, failure: Failed) -> None:
         failures.setdefault(work.folder.name, f"{work.stage.name}: {failure.why}")
+        lost.setdefault(work.stage.name, work.folder.name)
         say(f"{work.folder.name}: {work.stage.name} failed: {failure.why}")
 
     runs = [
@@ -127,7 +129,10 @@ def run_sweep(spec: Sweep, folder: Path, *, update: bool = False, where: Where =
         run_all(runs, where, lambda run: done.add(run.folder), failed)
         for run in runs:
             if run.folder not in done:
-                failures.setdefault(run.folder.name, "a stage that it shares with another run failed there")
+                where_ = next(
+                    (f"{name}: failed in {lost[name]}" for name in (s.name for s in run.stages) if name in lost), ""
+                )
+                failures.setdefault(run.folder.name, where_)
         of = {point.name: [place for its, _, place in places if its is point and place in done] for point in points}
         _join(folder, spec, points, of, failures)
     return Swept(folder)
