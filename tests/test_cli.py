@@ -265,6 +265,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.usefixtures("plugged")
 def test_what_there_is_is_listed_with_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out

@@ -42,7 +42,7 @@ def measure(folder: Path) -> pd.DataFrame:
     merge_tables(scores, folder / "scores.parquet", SCORES_SCHEMA)
     merge_tables([part for part in parts if part not in scores], folder / "records.parquet", SCHEMA)
     found = read_records(folder / "records.parquet")
-    return found[~found["metric"].str.startswith("kl_cost")]  # measured now
+    return found[~found["metric"].str.startswith(("kl_cost", "scaled_tau_by_layer"))]  # measured now
 
 
 def kept(name: str) -> pd.DataFrame:
