@@ -56,7 +56,9 @@ bench: .venv/ready
 
 # The documentation as a site in site/; its first page is the README.
 docs: .venv/ready
-	sed 's#](docs/#](#g; s#\](examples/[^)]*)#]#g' README.md > docs/index.md
+	rm -rf build/docs && mkdir -p build && cp -r docs build/docs
+	sed 's#](docs/#](#g; s#\](examples/[^)]*)#]#g' README.md > build/docs/index.md
+	sed -i.before 's#(\.\./README.md#(index.md#g' build/docs/*.md && rm build/docs/*.before
 	$(BIN)/zensical build --clean --strict
 
 # What the tests pass with, for who wants these versions and no others.
