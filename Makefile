@@ -67,4 +67,4 @@ lock: .venv/ready
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep '==' >> constraints.txt
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build site .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
