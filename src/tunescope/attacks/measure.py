@@ -39,7 +39,7 @@ from tunescope.records.names import (
     TRIES,
     UNSAFE,
 )
-from tunescope.tasks.base import Batch, InForms, Task
+from tunescope.tasks.base import Batch, InForms, Task, answered
 
 PARTS = 6  # of a search, after each of which its success is noted
 
@@ -103,7 +103,7 @@ def measure_attacks(
         found.groups = {batch.kind.name: batch.groups}
         inputs = attack.inputs(model)
         with attack.change() if attack.change else nullcontext():
-            outcomes = task.outcomes(model, batch, rows, inputs)
+            outcomes = answered(task, model, batch, rows, inputs)
             scores, by_layer = attack_scores(model, attack, inputs, tools, rows) if attack.comparable else ({}, [])
         said = {COMPLIANCE: outcomes.compliance, REFUSAL: outcomes.refusal, INTACT: intact(attack)}
         for metric, hits in said.items():
@@ -147,7 +147,7 @@ class Intact:
                 len(tokens), dtype=torch.bool, device=tokens.device
             )  # the fine-tune has tokens of its own
         inputs = attack.inputs(self.base)
-        return self.task.outcomes(self.base, attack.batch, self.rows, inputs).compliance
+        return answered(self.task, self.base, attack.batch, self.rows, inputs).compliance
 
     def _to_the_point(self, task: InForms, batch: Batch) -> Bool[Tensor, " n"]:
         prompts = [str(batch.describe(i)["prompt"]) for i in range(len(batch))]

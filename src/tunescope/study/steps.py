@@ -58,7 +58,7 @@ from tunescope.records.tables import (
 from tunescope.study.context import ANSWERS, FOLLOWED, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place
-from tunescope.tasks.base import Answered, Batch, Capable, InForms, Kind, Task, Twinned, Use
+from tunescope.tasks.base import Answered, Batch, Capable, InForms, Kind, Task, Twinned, Use, answered
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -331,7 +331,7 @@ def _behaves(
         found.score(metric, values, kind=kind, strength=strength)
     if not task.exact:
         found.rate("refusal_by_odds", outcomes.refusal, kind=kind, strength=strength)
-        outcomes = task.judge(batch, generate(model, batch.prompts, task.answer_length, torch.float32, rows))
+        outcomes = answered(task, model, batch, rows)
     for outcome, hits in outcomes.items():
         found.rate(outcome, hits, kind=kind, strength=strength)
         if strength is None:

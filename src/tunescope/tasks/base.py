@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunescope.config import TASK_CONFIGS, TaskConfig
 from tunescope.errors import InputError
+from tunescope.models.generate import generate
 from tunescope.models.inputs import Answers, Index, Inputs
 from tunescope.records.corrected import Errors
 from tunescope.records.intervals import Groups, PerPrompt
@@ -204,6 +205,18 @@ class Task(Protocol):
 
     def text(self, tokens: Int[Tensor, " a"]) -> str:
         """An answer as a person reads it."""
+
+
+def answered(task: Task, model: PreTrainedModel, batch: Batch, rows: int, prompts: Inputs | None = None) -> Outcomes:
+    """What greedy answers are; generated and judged where nothing faster says exactly that.
+
+    Args:
+        prompts: what is read in the place of the batch's own prompts.
+    """
+    if task.exact or batch.given:
+        return task.outcomes(model, batch, rows, prompts)
+    asked = batch.prompts if prompts is None else prompts
+    return task.judge(batch, generate(model, asked, task.answer_length, torch.float32, rows))
 
 
 @runtime_checkable
