@@ -58,7 +58,7 @@ bench: .venv/ready
 docs: .venv/ready
 	rm -rf build/docs && mkdir -p build && cp -r docs build/docs
 	sed 's#](docs/#](#g; s#\](examples/[^)]*)#]#g' README.md > build/docs/index.md
-	sed -i.before 's#(\.\./README.md#(index.md#g' build/docs/*.md && rm build/docs/*.before
+	sed -i.before 's#(\.\./README.md#(index.md#g; s#\](\.\./results/[^)]*)#]#g' build/docs/*.md && rm build/docs/*.before
 	$(BIN)/zensical build --clean --strict
 
 # What the tests pass with, for who wants these versions and no others.
