@@ -21,6 +21,7 @@ from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
 from tunescope.report.figures import draw
 from tunescope.report.html import to_draw
+from tunescope.report.select import finished
 from tunescope.settings import read_study
 from tunescope.study import pipeline
 from tunescope.study.executors import Where
@@ -59,14 +60,16 @@ class Run:
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """One row per claim, model and rung (the control it is set against), judged anew from the scores."""
-        found: Judgement = judge(self.scores, claims_for(self.scores))
-        return pd.DataFrame([vars(verdict) for verdict in found.verdicts])
+        return pd.DataFrame([vars(verdict) for verdict in self._judgement.verdicts])
+
+    @cached_property
+    def _judgement(self) -> Judgement:
+        return judge(self.scores, claims_for(self.scores))
 
     @cached_property
     def final(self) -> pd.DataFrame:
         """`records` of finished models alone, without those saved on the way to them."""
-        last = self.records.groupby(["seed", "model"])["step"].transform("max")
-        return self.records[self.records["step"] == last]
+        return finished(self.records)
 
     def figure(self, name: str) -> Figure:
         """One of the report's figures, drawn anew, to change or to save: `run.figure("clusters").savefig("a.pdf")`.
@@ -78,8 +81,9 @@ class Run:
 
     @cached_property
     def _drawn(self) -> pd.DataFrame:
-        scores = self.scores if (self.folder / "scores.parquet").is_file() else None
-        return to_draw(pool(self.records), scores, Judgement() if scores is None else judge(scores))
+        if not (self.folder / "scores.parquet").is_file():
+            return to_draw(pool(self.records), None, Judgement())
+        return to_draw(pool(self.records), self.scores, self._judgement)
 
     @property
     def models(self) -> Mapping[str, Path]:

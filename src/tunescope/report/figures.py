@@ -1,6 +1,6 @@
 """Figures: records in, `matplotlib.figure.Figure` out, for every entry of `FIGURES`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +10,7 @@ from tunescope.errors import InputError
 from tunescope.files import atomic_path, remove
 from tunescope.report import attacks, behaviour, interventions, ladder, mechanism, training
 from tunescope.report.draw import FIGURES, Drawing, facet, figure
-from tunescope.report.style import models_of, style
+from tunescope.report.style import Model, models_of, style
 
 __all__ = ["FIGURES", "Drawing", "facet", "figure", "figures", "in_order", "save_figures"]
 
@@ -30,13 +30,9 @@ def figures(records: pd.DataFrame) -> dict[str, Figure]:
     Args:
         records: as they are, or with rows of scores and verdicts below them (`html.to_draw`).
     """
-    models, drawn = models_of(records), {}
-    with style():
-        for entry in in_order():
-            if len(rows := entry.rows(records)):
-                seen = set(rows["model"])
-                drawn[entry.name] = entry.draw(rows, [model for model in models if model.name in seen])
-    return drawn
+    models = models_of(records)
+    drawn = {entry.name: _drawn(entry, records, models) for entry in in_order()}
+    return {name: figure for name, figure in drawn.items() if figure}
 
 
 def draw(name: str, records: pd.DataFrame) -> Figure:
@@ -45,11 +41,18 @@ def draw(name: str, records: pd.DataFrame) -> Figure:
     Raises:
         InputError: there is no such figure, or the records hold nothing for it.
     """
-    entry = FIGURES[name]
+    if found := _drawn(FIGURES[name], records, models_of(records)):
+        return found
+    raise InputError(f"figure {name}: nothing of what it shows was measured")
+
+
+def _drawn(entry: Drawing, records: pd.DataFrame, models: Sequence[Model]) -> Figure | None:
+    """None where the records hold nothing for it."""
     if (rows := entry.rows(records)).empty:
-        raise InputError(f"figure {name}: nothing of what it shows was measured")
+        return None
+    seen = set(rows["model"])
     with style():
-        return entry.draw(rows, [model for model in models_of(records) if model.name in set(rows["model"])])
+        return entry.draw(rows, [model for model in models if model.name in seen])
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:

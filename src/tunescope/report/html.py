@@ -41,8 +41,9 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    scores = folder / "scores.parquet"
-    judgement, spent, predicted, associated = _of_scores(scores)
+    path = folder / "scores.parquet"
+    scores = read_scores(path) if path.is_file() else None
+    judgement, spent, predicted, associated = _of_scores(path, scores)
     pooled = pool(records)
     page = _told(folder, records, pooled, judgement, spent) | {"predictors": predicted}
     page["across"] = tables.across_table(associated)  # before anything is written
@@ -52,7 +53,7 @@ def render(folder: Path) -> Path:
         write_text(folder / "verdicts.json", json.dumps(outcome, indent=1))
     else:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
-    drawn = to_draw(pooled, read_scores(scores) if scores.is_file() else None, judgement)
+    drawn = to_draw(pooled, scores, judgement)
     made = figures(drawn)
     save_figures(made, folder / "figures")
     runs = records["seed"].nunique()
@@ -129,13 +130,14 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip())
 
 
-def _of_scores(path: Path) -> tuple[Judgement, Sequence[Verdict], list[Predictor], list[Association]]:
+def _of_scores(
+    path: Path, scores: pd.DataFrame | None
+) -> tuple[Judgement, Sequence[Verdict], list[Predictor], list[Association]]:
     """Verdicts on claims, what changes cost, what predicts attack success, and what goes along across models; nothing
     where there are no scores.
     """
-    if not path.is_file():
+    if scores is None:
         return Judgement(), [], [], []
-    scores = read_scores(path)
     try:
         judgement = judge(scores)
         spent = costs(scores, judgement.claims)

@@ -42,6 +42,11 @@ def final_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["step"] == rows.groupby("model", observed=True)["step"].transform("max")]
 
 
+def finished(rows: pd.DataFrame) -> pd.DataFrame:
+    """Before runs are pooled: of each model of each run the rows at its last step, which may be another in each."""
+    return rows[rows["step"] == rows.groupby(["seed", "model"], observed=True)["step"].transform("max")]
+
+
 def of_course(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, that of the finished base at step 0; none if no fine-tune was measured before its last step."""
     is_base = rows["protocol"] == BASE
@@ -74,8 +79,7 @@ def histogram_rows(scores: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     metric have the same bins; what is beyond the outermost half per cent on either side is in the last ones.
     """
     plain = (scores["attack"] == "") & (scores["intervention"] == "") & (scores["control"] == "")
-    rows = scores[plain & scores["metric"].isin(metrics) & scores["kind"].isin([*COURSE])]
-    rows = rows[rows["step"] == rows.groupby(["seed", "model"], observed=True)["step"].transform("max")]
+    rows = finished(scores[plain & scores["metric"].isin(metrics) & scores["kind"].isin([*COURSE])])
     layer = rows["layer"].fillna(-1)
     rows = rows[layer == layer.groupby(rows["metric"], observed=True).transform("max")]
     found = []

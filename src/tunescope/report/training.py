@@ -41,9 +41,8 @@ def changes(rows: pd.DataFrame, models: list[Model]) -> Figure:
 @figure("learning", "Learning curves", lambda records: records[records["metric"].isin(LEARNING)], bars="told")
 def learning_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Loss of the training batches, in nats (faint: every step logged, and of several runs its 95 % interval over them;
-    line: a running mean), and the base model's
-    compliance with held-out prompts during pretraining. The losses of two protocols are different quantities: compare
-    the learning rates within a panel, not one panel with another.
+    line: a running mean), and the base model's compliance with held-out prompts during pretraining. The losses of two
+    protocols are different quantities: compare the learning rates within a panel, not one panel with another.
     """
     scale = np.where(rows["metric"] == "loss", 1, 100)
     rows = rows.assign(value=rows["value"] * scale, panel=rows["protocol"] + " " + rows["metric"])
