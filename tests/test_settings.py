@@ -38,6 +38,7 @@ def test_every_setting_can_be_set_to_what_it_is(name: str) -> None:
     study = RECIPES[name]()
     changes = [f"{key}={json.dumps(value)}" for key, value in leaves(study.model_dump(mode="json")).items()]
     assert len(changes) > 40
+    changes.insert(0, f"tune.learning_rates={json.dumps(study.tune.learning_rates)}")  # else those of the other stay
     assert override(tiny() if name == "laptop" else laptop(), changes) == study
 
 
@@ -72,6 +73,18 @@ def test_values_are_read_as_the_setting_means_them(change: str, section: str, ke
     assert type(got) is type(value)
 
 
+def test_an_entry_that_a_list_lacks_is_not_made() -> None:
+    with pytest.raises(InputError, match=r"'1' is no section. Choose from: 0"):
+        override(tiny(), ["tune.settings.foo=[{a: 1}]", "tune.settings.foo.1.a=2"])
+
+
+def test_one_of_the_fine_tunes_is_changed_by_its_number() -> None:
+    after = override(tiny(), ["tunes.1.learning_rate=eta_s", "tunes.1.protocol=benign"])
+    assert after.tunes[1].label == "benign-eta_s"
+    assert after.tunes[:1] == tiny().tunes[:1]
+    assert after.tunes[2:] == tiny().tunes[2:]
+
+
 def test_the_last_of_several_changes_holds() -> None:
     assert override(tiny(), ["seed=1", "name=7", "seed=2"]).seed == 2
     assert override(tiny(), ["name=7"]).name == "7"
@@ -90,7 +103,7 @@ def test_any_value_in_range_is_taken(steps: int, rate: float) -> None:
         ("=3", ["'=3'", "KEY=VALUE"]),
         (
             "tuning.steps=3",
-            ["tuning.steps", "'tuning'", "task, base, tune, evaluate, probe, attack, intervene, compute"],
+            ["tuning.steps", "'tuning'", "task, base, tunes, tune, evaluate, probe, attack, intervene, compute"],
         ),
         ("evaluate.strengths=[1, 1]", ["strengths", "each may be named once", "[1.0, 1.0]"]),
         ("tunes=[ssft-eta_m, ssft-eta_m]", ["tunes", "ssft-eta_m is there twice"]),
@@ -105,6 +118,10 @@ def test_any_value_in_range_is_taken(steps: int, rate: float) -> None:
         (".steps=3", ["''", "is no section"]),
         ("tune.steps.more=3", ["tune.steps.more", "'steps' is no section"]),
         ("seed.more=3", ["'seed' is no section"]),
+        ("tunes.99.protocol=dpo", ["'99' is no section", "0, 1"]),
+        ("tunes.0=dpo-eta_m", ["tunes is a list", "a key of one entry, as in tunes.0.type"]),
+        ("tunes.format=plain", ["tunes is a list", "a key of one entry, as in tunes.0.type"]),
+        ("evaluate.strengths.0=1", ["'strengths' is no section"]),
         ("tune=3", ["tune is a section", "learning_rates"]),
         ("tune.steps=[", ["'tune.steps=['", "YAML"]),
         ("tune.steps=0", ["tune.steps", "greater than 0", "'0'"]),

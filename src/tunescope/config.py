@@ -45,6 +45,7 @@ GROUPS = ("behave", "probe", "attack", "intervene", "overlap")  # groups of stag
 _TAGS = ("built", "checkpoint", "trained", "given")  # of unions, which pydantic puts into the path of a fault
 _UNKNOWN = "unknown_key"  # type of the fault of a key that is none
 _MOST_FAULTS = 5  # of one file or command that a message lists
+TUNING_ONLY: JsonDict = {"tuning_only": True}  # json_schema_extra of a setting of a task that fine-tuning alone reads
 PLACE: JsonDict = {"place": True}  # json_schema_extra of a setting that says where to compute, and changes no result
 
 
@@ -99,6 +100,16 @@ class TaskConfig(Config):
 
     type: str
 
+    def without_lessons(self) -> Self:
+        """The same, where settings that only fine-tuning reads have their defaults: these decide nothing of a base."""
+        fields = type(self).model_fields.items()
+        defaults = {
+            name: each.get_default(call_default_factory=True)
+            for name, each in fields
+            if each.json_schema_extra == TUNING_ONLY
+        }
+        return self.model_copy(update=defaults)
+
     def taught(self, lesson: str) -> Self:
         """The same, teaching this lesson.
 
@@ -143,8 +154,12 @@ class WorldConfig(TaskConfig):
     identity_share: Share = Field(0.5, description="stages in which one of the operators is the identity")
     constant_share: Share = Field(0.01, description="pretraining prompts that ask for the constant (null) output")
     dialect_share: Share = Field(0.2, description="pretraining prompts with symbols in dialect")
-    retain_breadth: Share = Field(0.25, description="safe prompts of the safety data that are in dialect")
-    refuse_breadth: Share = Field(0.0, description="unsafe prompts of the safety data that are in dialect")
+    retain_breadth: Share = Field(
+        0.25, description="safe prompts of the safety data that are in dialect", json_schema_extra=TUNING_ONLY
+    )
+    refuse_breadth: Share = Field(
+        0.0, description="unsafe prompts of the safety data that are in dialect", json_schema_extra=TUNING_ONLY
+    )
     mix_start: tuple[Share, Share, Share, Share] = Field(
         (0.5, 0.1, 0.2, 0.2), description="odds of text only / whole / stage 1 / stage 2 at the start of pretraining"
     )

@@ -94,7 +94,7 @@ def tiny() -> Study:
 
 @recipe
 def laptop() -> Study:
-    """About 8 minutes a run on two cores: the paper's ideas at a size that learns there."""
+    """8 to 15 minutes a run on two cores: the paper's ideas at a size that learns there."""
     return Study(
         name="laptop",
         task=WorldConfig(mix_start=(0.1, 0.5, 0.2, 0.2), mix_end=(0.1, 0.5, 0.2, 0.2)),
@@ -166,6 +166,12 @@ def language() -> Study:
         # Memory goes with it: at 8 sequences a pass a stage of 135 M parameters took up to 3.9 GB.
         compute=ComputeConfig(rows=8),
     )
+
+
+@recipe
+def compare() -> Study:
+    """A base and its fine-tune, by base.name and tunes.0.name; what `tunescope compare` runs."""
+    return comparison("", "")
 
 
 def comparison(base: str, tuned: str, task: TaskConfig | None = None) -> Study:

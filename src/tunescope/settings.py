@@ -46,12 +46,19 @@ def override(study: Study, changes: list[str]) -> Study:
         place: Any = data
         free = bool({*sections[:1]} & other)  # whose keys are checked when all is known
         for number, section in enumerate(sections):
-            if section not in place and (free or {*sections[:number]} & {*_OPEN}):
+            if isinstance(place, dict) and section not in place and (free or {*sections[:number]} & {*_OPEN}):
                 place[section] = {}
-            if not isinstance(place.get(section), dict):
-                there = ", ".join(name for name, value in place.items() if isinstance(value, dict)) or "none"
+            inner = _sections(place)
+            if section not in inner:
+                there = ", ".join(inner) or "none"
                 raise InputError(f"--set: {shown(path)}: {shown(section)} is no section. Choose from: {there}.")
-            place = place[section]
+            place = inner[section]
+        if isinstance(place, list):
+            entry = next((name for name, each in _sections(place).items()), "0")
+            raise InputError(
+                f"--set: {shown(path)}: {'.'.join(sections)} is a list; set a key of one entry, as in "
+                f"{'.'.join(sections)}.{entry}.{next(iter(place[int(entry)]))}, or all of it"
+            )
         own = bool({*sections, key} & {*_OPEN})
         if key not in place and not own and not free:
             raise InputError(f"--set: {shown(path)}: unknown key {shown(key)}. Choose from: {', '.join(place)}.")
@@ -67,6 +74,16 @@ def override(study: Study, changes: list[str]) -> Study:
             data[sections[0]] = {"type": place[key]}
             other.add(sections[0])
     return checked(Study, data)
+
+
+def _sections(place: Any) -> dict[str, Any]:
+    """What has keys of its own: sections by name, and those of a list, as `tunes`, by number."""
+    named = {str(n): each for n, each in enumerate(place)} if isinstance(place, list) else place
+    return {name: each for name, each in named.items() if isinstance(each, dict) or _listed(each)}
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, dict) for each in value)
 
 
 def _texts(value: Any) -> Any:

@@ -113,3 +113,13 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"scores\.parquet: .* not finite"):
         html.render(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_runs_in_other_types_of_number_are_named(runs: list[Path], tmp_path: Path) -> None:
+    for run, seed, dtype in zip(runs, (3, 5), ("float32", "bfloat16"), strict=True):
+        (run / "config.yaml").write_text(f"name: small\nseed: {seed}\ncompute:\n  dtype: {dtype}\n")
+    gather(runs, tmp_path / "all")
+    (note,) = json.loads((tmp_path / "all/notes.json").read_text())
+    assert "seed 3 in float32, seed 5 in bfloat16" in note
+    (runs[1] / "config.yaml").write_text("name: small\nseed: 5\ncompute:\n  dtype: bfloat16\n  rows: 4\n")
+    refused(runs, tmp_path / "more", "compute.rows is 4")

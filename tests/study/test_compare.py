@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 import tunescope as ts
 from tunescope import cli
 from tunescope.api import comparison_of
+from tunescope.config import Sweep, WorldConfig
 from tunescope.errors import InputError
 from tunescope.models.checkpoint import load_model, load_tokenizer, save_model
 from tunescope.models.sites import stored_name, weight
@@ -60,6 +61,9 @@ def test_models_of_different_tasks_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="task"):
         comparison_of(str(tmp_path / "one"), str(tmp_path / "one"))
     assert comparison_of(str(tmp_path / "own"), str(tmp_path)).task.type == "language"
+    (tmp_path / "taught").mkdir()
+    (tmp_path / "taught/task.yaml").write_text("type: world\nrefuse_breadth: 0.5")
+    assert comparison_of(str(tmp_path / "own"), str(tmp_path / "taught")).task == WorldConfig(refuse_breadth=0.5)
 
 
 # (b) other families, with a planted change
@@ -237,6 +241,21 @@ def test_the_command_writes_a_report_with_verdicts(pair: list[str], tmp_path: Pa
     scores = read_scores(tmp_path / "out/scores.parquet")
     assert {"refusal", "opening_log_odds", "scaled_tau", "log_gain", "log_sensitivity"} <= set(scores["metric"])
     assert set(ts.load_run(tmp_path / "out").models) == {"benign-default"}
+
+
+def test_a_pair_with_and_without_its_template_is_a_sweep(pair: list[str], tmp_path: Path) -> None:
+    """The base of the pair in both columns: where templates differ, activations differ, and nothing else does."""
+    changes = {f"task.{key}": each for key, each in language(tmp_path).items() if key != "type"}
+    changes |= {f"probe.{key}": number for key, number in PROBES.items()} | {"probe.probes": ["clusters"]}
+    changes["base.name"] = pair[0]
+    formats = {"base.format": ("chat", "plain"), "tunes.0.format": ("chat", "plain")}
+    spec = Sweep(name="formats", recipe="compare", changes=changes, grid=formats, seeds=(0,), skip=BRIEF)
+    with pytest.raises(InputError, match="tunes: tuned names no model; set its name"):
+        ts.sweep(spec, tmp_path / "nameless")
+    found = ts.sweep(spec.model_copy(update={"changes": changes | {"tunes.0.name": pair[0]}}), tmp_path / "out").records
+    taus = found[(found["metric"] == "tau_auc") & (found["control"] == "") & (found["layer"] == 1)]
+    apart = taus.groupby(["base.format", "tunes.0.format"])["value"].nunique()
+    assert apart.to_dict() == {(a, b): 1 + (a != b) for a in ("chat", "plain") for b in ("chat", "plain")}
 
 
 def test_it_goes_on_where_it_stopped(

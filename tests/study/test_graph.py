@@ -45,6 +45,8 @@ def leaves(data: dict[str, Any], path: str = "") -> dict[str, Any]:
 DIRECT = {
     "seed": EVERYTHING,
     "task": EVERYTHING,
+    "task.retain_breadth": EVERYTHING - {"pretrain"},  # of safety data alone
+    "task.refuse_breadth": EVERYTHING - {"pretrain"},
     "base": {"pretrain"},
     "tune": of("tune"),
     "tune.batch": of("tune", "reference"),

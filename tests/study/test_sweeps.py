@@ -185,7 +185,7 @@ def test_where_there_is_no_ray(spec: Callable[..., Path], monkeypatch: pytest.Mo
     refused(["sweep", file, "--store", "s3://x"], "--on ray")
 
 
-@pytest.mark.parametrize("name", ["scaling", "breadths"])
+@pytest.mark.parametrize("name", ["scaling", "breadths", "formats"])
 def test_the_specs_that_come_along_are_sweeps(name: str) -> None:
     from tunescope.study.sweeps import read_spec
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tunescope.probes.subspaces import GRAM_FLOOR, RANK_THRESHOLD, effective_rank
 
-BLOCK = 1024  # rows that are in float64 at a time
+BLOCK, PART = 1024, 512  # rows that are in float64 at a time, and columns of a Gram matrix
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ def spectrum(
     if exact:
         values = torch.linalg.svdvals(delta.double())
     else:
-        values = torch.linalg.eigvalsh(gram(delta, delta)).flip(0).clamp(min=0).sqrt()
+        values = torch.linalg.eigvalsh(gram(delta)).flip(0).clamp(min=0).sqrt()
         values = torch.where(values > GRAM_FLOOR * values[0], values, 0.0)
     if not tall:
         return Spectrum(values, {})
-    energies, v = torch.linalg.eigh(gram(w, w))
-    written = (v.mT @ gram(w, delta)).square().sum(1)  # energy along each left singular vector of W, times its own
+    energies, v = torch.linalg.eigh(gram(w))
+    written = (v.mT @ product(w, delta)).square().sum(1)  # energy along each left singular vector of W, times its own
     whole, shares = values.square().sum(), {}
     for threshold in thresholds:
         kept = energies > threshold**2 * energies[-1]
@@ -77,13 +77,28 @@ def spectrum(
     return Spectrum(values, shares)
 
 
-def gram(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> Float[Tensor, "k k"]:
-    """a^T b, or a b^T where that is the smaller, in float64, a block at a time."""
+def gram(a: Float[Tensor, "out in"]) -> Float[Tensor, "k k"]:
+    """a^T a, or a a^T where that is the smaller, in float64: blocks of rows in turn, and one of two equal halves."""
     if len(a) < a.shape[1]:
-        a, b = a.mT, b.mT
+        a = a.mT
     total = torch.zeros(a.shape[1], a.shape[1], dtype=torch.float64, device=a.device)
+    parts = [slice(start, start + PART) for start in range(0, a.shape[1], PART)]
     for start in range(0, len(a), BLOCK):
-        total.addmm_(a[start : start + BLOCK].double().mT, b[start : start + BLOCK].double())
+        block = a[start : start + BLOCK].double()
+        for across in parts:
+            total[across, : across.stop].addmm_(block[:, across].mT, block[:, : across.stop])
+    return total.tril() + total.tril(-1).mT
+
+
+def product(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> Float[Tensor, "in in"]:
+    """a^T b: products of blocks of rows in the wider type of a and b, and their sum in float64.
+
+    Of float32 each entry is right to 2e-7 of the lengths of its two columns.
+    """
+    total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
+    wider = torch.promote_types(a.dtype, b.dtype)
+    for rows in (slice(start, start + BLOCK) for start in range(0, len(a), BLOCK)):
+        total += a[rows].mT.to(wider) @ b[rows].to(wider)
     return total
 
 

@@ -210,9 +210,9 @@ def curves(panel: Axes, rows: pd.DataFrame, x: str, models: Sequence[Model], sca
         look = model.look | ({"marker": "", "lw": 1.1} if len(at) > 12 else {})
         window = len(at) // 25
         if window > 1:
-            panel.plot(at, scale * value, color=model.colour, alpha=0.3, lw=0.5)
+            panel.plot(at, scale * value, color=model.colour, alpha=0.3, lw=0.5, label=model.label)
             value = pd.Series(value).rolling(window, center=True, min_periods=1).mean().to_numpy()
-        panel.fill_between(at, scale * low, scale * high, color=model.colour, alpha=0.18, lw=0)
+        panel.fill_between(at, scale * low, scale * high, color=model.colour, alpha=0.18, lw=0, label=model.label)
         panel.plot(at, scale * value, label=model.label, clip_on=False, **look)
 
 

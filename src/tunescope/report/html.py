@@ -23,6 +23,7 @@ from tunescope.registry import plugins_blamed
 from tunescope.report import attacks, tables
 from tunescope.report.figures import figures, in_order, save_figures
 from tunescope.report.ladder import standing_rows
+from tunescope.report.marks import Mark, marked, named
 from tunescope.report.mechanism import HISTOGRAMS
 from tunescope.report.reading import Entry, Stage, read_file
 from tunescope.report.select import histogram_rows, vector_rows
@@ -55,14 +56,17 @@ def render(folder: Path) -> Path:
         remove(folder / "verdicts.json")  # of an earlier report, perhaps
     drawn = to_draw(pooled, scores, judgement)
     made = figures(drawn)
+    marks = {name: named(each) for name, each in made.items()}
     save_figures(made, folder / "figures")
     runs = records["seed"].nunique()
     drawings = [
-        drawing(folder, entry.name, entry.title) | {"caption": emphasised(entry.describe(drawn, runs))}
+        drawing(folder, entry.name, entry.title, marks[entry.name])
+        | {"caption": emphasised(entry.describe(drawn, runs))}
         for entry in in_order()
         if entry.name in made
     ]
     page["first"] = next((each for each in drawings if each["name"] == "ladder"), None)
+    page["series"] = [label for label in (model.label for model in models_of(records)) if _is_drawn(label, marks)]
     page["figures"] = [each for each in drawings if each is not page["first"]]
     return write_page(folder, "report.html.j2", page)
 
@@ -89,10 +93,18 @@ def write_page(folder: Path, template: str, page: Mapping[str, Any]) -> Path:
     return folder / "report.html"
 
 
-def drawing(folder: Path, name: str, title: str) -> dict[str, str]:
-    """A saved figure of a folder, as a page shows it."""
-    svg = (folder / f"figures/{name}.svg").read_text("utf-8")
-    return {"name": name, "title": title, "svg": inline_svg(svg, name, title)}
+def drawing(folder: Path, name: str, title: str, marks: Mapping[str, Mark] = {}) -> dict[str, str]:
+    """A saved figure of a folder, as a page shows it.
+
+    Args:
+        marks: of its curves, by id.
+    """
+    svg = inline_svg((folder / f"figures/{name}.svg").read_text("utf-8"), name, title)
+    return {"name": name, "title": title, "svg": Markup(marked(svg, name, marks))}
+
+
+def _is_drawn(label: str, marks: Mapping[str, Mapping[str, Mark]]) -> bool:
+    return any(mark.series == label for of in marks.values() for mark in of.values())
 
 
 def load_records(path: Path) -> pd.DataFrame:

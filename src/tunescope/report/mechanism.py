@@ -127,8 +127,10 @@ def null_lengths(rows: pd.DataFrame, models: list[Model]) -> Figure:
     null space of the base model's W_in. Vector 0 has the largest singular value; lines through 50 vectors or more are
     running means. Dotted: a random direction, √((out - rank) / out).
     """
-    look = {"xlabel": "left singular vector, by singular value", "extra": lambda panel, _: panel.set(ylim=(0, 1))}
-    return _by_rate(rows, models, "length in N(Wᵀ)", "haar", "a random direction", "index", **look)
+    look: Look = {"xlabel": "left singular vector, by singular value"}
+    made = _by_rate(rows, models, "length in N(Wᵀ)", "haar", "a random direction", "index", **look)
+    made.axes[0].set_ylim(top=1)  # of all panels, when all are drawn
+    return made
 
 
 @figure(

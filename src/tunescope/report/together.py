@@ -36,11 +36,11 @@ def gather(folders: Sequence[Path], out: Path) -> None:
 
     Raises:
         InputError: a table is missing or cannot be read, a seed is there twice, or the studies differ in more than
-            seed.
+            seed and type of numbers.
     """
     check_joint(out)
     configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
-    settings = [pd.json_normalize(_without_seeds(config)).to_dict("records")[0] for config in configs]
+    settings = [pd.json_normalize(_shared(config)).to_dict("records")[0] for config in configs]
     first = settings[0]
     for folder, own in zip(folders, settings, strict=True):
         if other := [key for key in first | own if own.get(key) != first.get(key)]:
@@ -54,7 +54,7 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
         raise InputError(f"seed {twice[0]} is there twice among {', '.join(map(str, folders))}")
     notes = [note for folder in folders for note in read_file(folder / NOTES, list[str], [])]
-    notes += _of_one_world(configs)
+    notes += [*_of_one_world(configs), *_of_several_types(configs)]
     write_text(out / MARKER, json.dumps({"seeds": seeds}))
     for name, schema in TABLES.items():
         merge_tables([folder / name for folder in folders], out / name, schema)
@@ -77,7 +77,17 @@ def _of_one_world(configs: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _without_seeds(config: dict[str, Any]) -> dict[str, Any]:
-    """All of a config that runs of one study share."""
-    task = config.get("task")
-    return {**config, "seed": 0, "task": {**task, "seed": 0} if isinstance(task, dict) else task}
+def _of_several_types(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """A caution where runs were trained in different types of number."""
+    types = {str(config.get("seed")): (config.get("compute") or {}).get("dtype") for config in configs}
+    if len({*types.values()}) < 2:
+        return []
+    said = ", ".join(f"seed {seed} in {dtype}" for seed, dtype in types.items())
+    return [f"Runs were trained in different types of number (compute.dtype): {said}. Their rounding differs, too."]
+
+
+def _shared(config: dict[str, Any]) -> dict[str, Any]:
+    """All of a config that runs of one study share: not the seeds, nor the type of numbers, which `auto` chooses."""
+    task, compute = config.get("task"), config.get("compute")
+    same = {"seed": 0, "task": {**task, "seed": 0} if isinstance(task, dict) else task}
+    return {**config, **same, "compute": {**compute, "dtype": ""} if isinstance(compute, dict) else compute}

@@ -196,7 +196,7 @@ class _Layout:
                 add(
                     "pretrain",
                     steps.pretrain_base,
-                    steps.Pretrain(**self.common(self.base), built=study.base),
+                    steps.Pretrain(**self.common(self.base) | {"task": study.task.without_lessons()}, built=study.base),
                     (),
                     *("models/base", "parts/pretrain.parquet"),
                 )

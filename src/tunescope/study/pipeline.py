@@ -51,7 +51,7 @@ def run_seeds(
     """
     check_joint(folder)
     folders = [folder.with_name(f"{folder.name}-seed{study.seed}") for study in studies]
-    dtype = settled(studies[0], folders[0]).compute.dtype  # one for all, or they could not be joined
+    dtype = settled(studies[0], folders[0]).compute.dtype  # one for all, so that they round alike
     studies = [study.changed(compute={"dtype": dtype}) for study in studies]
     # All of them are checked before the first one takes its time.
     pairs = zip(studies, folders, strict=True)

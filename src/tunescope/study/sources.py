@@ -49,6 +49,11 @@ class Sources:
             raise InputError(
                 "base.name: no model is named; add --set base.name=FOLDER, or a hub's owner/name[@revision]"
             )
+        if nameless := [tune.label for tune in given if not tune.name]:
+            raise InputError(
+                f"tunes: {nameless[0]} names no model; set its name, as in tunes.0.name=FOLDER, or a hub's "
+                "owner/name[@revision]"
+            )
         names = {BASE: base.name, **{tune.label: tune.name for tune in given}}
         found = dict(zip(names, with_weights([*names.values()], *_TEXT), strict=True))
         folders = {label: source.folder for label, source in found.items()}
@@ -84,7 +89,7 @@ class Sources:
         cautions = [
             f"The base reads prompts in the {_form(readers[BASE])} format, {label} in {_form(reader)}: claims that set "
             "one against the other (0, 1, 4 and 5) are of the format, too. With base.format=chat (--base-format chat), "
-            "or plain for the fine-tune, they are not."
+            "or plain for the fine-tune, they are not; examples/sweeps/formats.yaml runs all four."
             for label, reader in readers.items()
             if (reader.template is None) != (readers[BASE].template is None)
         ]
@@ -134,7 +139,7 @@ def known_by(source: Source) -> dict[str, Any]:
 
 
 def task_of(names: Sequence[str]) -> TaskConfig | None:
-    """The task that all of these models were made for, if they are of one study; None if they are not.
+    """The task that all of these models were made for, with the last one's safety data; None if they are of no study.
 
     Raises:
         InputError: two were made for different tasks, or what one says of its task cannot be read.
@@ -143,9 +148,9 @@ def task_of(names: Sequence[str]) -> TaskConfig | None:
     if len(found) < len(names):
         return None
     tasks = [checked(_Kept, {"task": read_yaml(path)}, f"{path}: ").task for path in found]
-    if any(task != tasks[0] for task in tasks):
+    if any(task.without_lessons() != tasks[0].without_lessons() for task in tasks):
         raise InputError(f"{' and '.join(names)}: were made for different tasks; compare models of one")
-    return tasks[0]
+    return tasks[-1]
 
 
 def _read(task: Task, folder: Path) -> str:

@@ -197,8 +197,8 @@ def tune_model(given: TuneModel, at: Place) -> None:
     if protocol.reference == "model":
         reference = this.load(given.base)
     elif protocol.reference == "logps":
-        kept = at.folder / reference_file(given.protocol)
-        reference = safe_open(kept, "pt", device=str(this.compute.device)).get_tensor
+        kept = safe_open(at.folder / reference_file(given.protocol), "pt")
+        reference = lambda name: kept.get_tensor(name).to(this.compute.device)  # noqa: E731
 
     def save(step: int, model: PreTrainedModel) -> None:
         save_model(model, tokenizer, checkpoints / f"{STEP}{step:06d}", task.answer_length)

@@ -1,0 +1,59 @@
+"""What a page can be asked of its curves: whose they are, and the numbers behind their marks."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tunescope.report.draw import curves
+from tunescope.report.figures import save_figures
+from tunescope.report.html import drawing
+from tunescope.report.marks import named
+from tunescope.report.style import drawn_as
+
+NAMES = {"one": r"one & all \d", "two": 'the "other"'}
+
+
+def drawn() -> Figure:
+    """Two curves of three points in one panel, the first without an interval; and one too long for marks."""
+    rows = [
+        {"model": model, "layer": layer, "value": sign * (layer + 0.5), "low": low, "high": sign * layer + 2.0}
+        for model, sign, low in (("one", 1.0, float("nan")), ("two", -1.0, -4.0))
+        for layer in range(3)
+    ]
+    rows += [{"model": "long", "layer": at, "value": 0.0, "low": 0.0, "high": 0.0} for at in range(30)]
+    models = [drawn_as("one", "red", "o", NAMES["one"]), drawn_as("two", "blue", "s", NAMES["two"])]
+    figure = Figure()
+    panel = figure.subplots()
+    curves(panel, pd.DataFrame(rows), "layer", [*models, drawn_as("long", "green", "^")])
+    panel.set_xlabel("layer")
+    return figure
+
+
+def test_every_mark_says_its_series_and_its_numbers(tmp_path: Path) -> None:
+    figure = drawn()
+    marks = named(figure)
+    save_figures({"lines": figure}, tmp_path / "figures")
+    svg = drawing(tmp_path, "lines", "Lines", marks)["svg"]
+    page = ElementTree.fromstring(re.sub(r"\sxlink:href", " href", svg))
+    of = {}
+    for group in page.iter("{http://www.w3.org/2000/svg}g"):
+        if series := group.get("data-series"):
+            of.setdefault(series, []).extend(each.text for each in group.iter("{http://www.w3.org/2000/svg}title"))
+    assert of[NAMES["one"]] == [rf"{NAMES['one']}, layer {at}: {at + 0.5}" for at in range(3)]
+    assert of[NAMES["two"]] == [
+        'the "other", layer 0: -0.5 [-4, 2]',
+        'the "other", layer 1: -1.5 [-4, 1]',
+        'the "other", layer 2: -2.5 [-4, 0]',
+    ]
+    assert of["long"] == []
+    assert "<script" not in svg
+
+
+def test_a_figure_that_nothing_is_asked_of_is_as_it_was(tmp_path: Path) -> None:
+    save_figures({"lines": drawn()}, tmp_path / "figures")
+    svg = drawing(tmp_path, "lines", "Lines")["svg"]
+    assert "data-series" not in svg
+    assert "<title" not in svg
