@@ -108,9 +108,10 @@ def _attention(
     scores = q @ k.mT * (more.get("scale") or q.shape[-1] ** -0.5)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return scores.softmax(-1) @ v
+    if attn_mask is None or attn_mask.dtype != torch.bool:
+        return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ v
+    some = attn_mask.any(-1, keepdim=True)  # where all is masked there is nothing, as in torch's own
+    return scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min).softmax(-1) * some @ v
 
 
 def _tied(move: Callable[..., PreTrainedModel]) -> Callable[..., PreTrainedModel]:

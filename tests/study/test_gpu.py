@@ -33,7 +33,12 @@ def test_a_study_of_the_world(small_study: list[str], tmp_path: Path, monkeypatc
 def test_a_pair_that_reads_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = build("llama")
     folders = [save(model, tmp_path / name) for name, model in (("base", base), ("tuned", planted(base)[0]))]
-    study = comparison(folders, tmp_path).changed(tune={"steps": 2, "batch": 8, "warmup": 1})
+    few = {"tokens": [1], "steps": 1}
+    attacks = {"prefill": {"tokens": [1]}, "soft_prompt": few, "universal_soft_prompt": few}
+    attacks["suffix"] = few | {"candidates": 2}
+    study = comparison(folders, tmp_path, compute={"device": "cpu", "dtype": "float32"}).changed(
+        tune={"steps": 2, "batch": 8, "warmup": 1}, attack={"searched": 2, "prompts": 4, "settings": attacks}
+    )
     study = study.changed(tunes=[study.tunes[0].model_dump(mode="json"), "ssft-default"])
     run(study, tmp_path / "cpu")
     with fake_gpu(monkeypatch):
