@@ -54,7 +54,7 @@ def override(study: Study, changes: list[str]) -> Study:
                 raise InputError(f"--set: {shown(path)}: {shown(section)} is no section. Choose from: {there}.")
             place = inner[section]
         if isinstance(place, list):
-            entry = next((name for name, each in _sections(place).items()), "0")
+            entry = next(iter(_sections(place)))
             raise InputError(
                 f"--set: {shown(path)}: {'.'.join(sections)} is a list; set a key of one entry, as in "
                 f"{'.'.join(sections)}.{entry}.{next(iter(place[int(entry)]))}, or all of it"

@@ -66,7 +66,8 @@ def render(folder: Path) -> Path:
         if entry.name in made
     ]
     page["first"] = next((each for each in drawings if each["name"] == "ladder"), None)
-    page["series"] = [label for label in (model.label for model in models_of(records)) if _is_drawn(label, marks)]
+    series = {mark.series for of in marks.values() for mark in of.values()}
+    page["series"] = [model.label for model in models_of(records) if model.label in series]
     page["figures"] = [each for each in drawings if each is not page["first"]]
     return write_page(folder, "report.html.j2", page)
 
@@ -101,10 +102,6 @@ def drawing(folder: Path, name: str, title: str, marks: Mapping[str, Mark] = {})
     """
     svg = inline_svg((folder / f"figures/{name}.svg").read_text("utf-8"), name, title)
     return {"name": name, "title": title, "svg": Markup(marked(svg, name, marks))}
-
-
-def _is_drawn(label: str, marks: Mapping[str, Mapping[str, Mark]]) -> bool:
-    return any(mark.series == label for of in marks.values() for mark in of.values())
 
 
 def load_records(path: Path) -> pd.DataFrame:

@@ -175,6 +175,12 @@ def reference_file(protocol: str) -> str:
     return f"parts/reference-{protocol}.safetensors"
 
 
+def _kept_logps(file: Path, device: torch.device) -> Lookup:
+    """What `keep_reference` wrote."""
+    kept = safe_open(file, "pt")
+    return lambda name: kept.get_tensor(name).to(device)
+
+
 class TuneModel(Common):
     protocol: str
     lr: float
@@ -197,8 +203,7 @@ def tune_model(given: TuneModel, at: Place) -> None:
     if protocol.reference == "model":
         reference = this.load(given.base)
     elif protocol.reference == "logps":
-        kept = safe_open(at.folder / reference_file(given.protocol), "pt")
-        reference = lambda name: kept.get_tensor(name).to(this.compute.device)  # noqa: E731
+        reference = _kept_logps(at.folder / reference_file(given.protocol), this.compute.device)
 
     def save(step: int, model: PreTrainedModel) -> None:
         save_model(model, tokenizer, checkpoints / f"{STEP}{step:06d}", task.answer_length)
