@@ -897,9 +897,12 @@ def test_claims_that_could_not_be_judged_are_told(run: Path) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_verdicts_are_on_the_page_with_their_controls(run: Path, seeds: int) -> None:
+def test_verdicts_are_on_the_page_with_their_controls(
+    run: Path, seeds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_scores(ladder_scores(seeds), run / "scores.parquet")
     page = render(run).read_text()
+    assert ("estimates of 1 run; verdicts need 3" in capsys.readouterr().err) == (seeds == 1)
     assert "1 clusters</a><small>" in page
     assert re.search(r"\+3\.\d\d: the gap between the clusters, beyond the base\.", page)
     marks = re.findall(r'<span class="step (\w+)" role="button" tabindex="0" title="beyond ([^(:]*)', page)

@@ -81,6 +81,14 @@ def test_what_does_not_belong_together_is_refused(runs: list[Path], tmp_path: Pa
     gather(runs, out)
 
 
+def test_a_control_that_a_run_lacks_is_named(runs: list[Path], tmp_path: Path) -> None:
+    ssft, seen = ({"type": "trained", "protocol": protocol, "learning_rate": "eta_m"} for protocol in ("ssft", "seen"))
+    for run, tunes in zip(runs, ([ssft, seen], [ssft]), strict=True):
+        (run / "config.yaml").write_text(json.dumps({"tunes": tunes}))
+    refused(runs, tmp_path / "all", "in more than the seeds: tunes lacks seen-eta_m$")
+    refused(runs[::-1], tmp_path / "all", "in more than the seeds: tunes has besides seen-eta_m$")
+
+
 def test_runs_of_one_world_are_named(runs: list[Path], tmp_path: Path) -> None:
     def notes(*worlds: int) -> list[str]:
         for run, world in zip(runs, worlds, strict=True):

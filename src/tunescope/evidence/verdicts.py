@@ -105,6 +105,11 @@ class Judgement(NamedTuple):
     verdicts: Sequence[Verdict] = ()
     not_judged: Sequence[NotJudged] = ()
 
+    @property
+    def runs(self) -> int:
+        """Of the verdict with the most of them."""
+        return max((verdict.runs for verdict in self.verdicts), default=1)
+
 
 def judge(scores: pd.DataFrame, claims: Sequence[Claim] | None = None) -> Judgement:
     """Judge claims, one after the other, for every model that is no control, rung by rung.

@@ -14,9 +14,11 @@ from markupsafe import Markup, escape
 from tunescope.errors import InputError, shown
 from tunescope.evidence.across import SMALLEST, Association, across, of_models
 from tunescope.evidence.claims import LADDER
+from tunescope.evidence.contrasts import FEWEST_RUNS
 from tunescope.evidence.predictors import Predictor, predictors
 from tunescope.evidence.verdicts import Judgement, Verdict, as_data, costs, judge
 from tunescope.files import remove, write_text
+from tunescope.progress import say
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
 from tunescope.registry import plugins_blamed
@@ -42,9 +44,9 @@ def render(folder: Path) -> Path:
             message names the file.
     """
     records = load_records(folder / "records.parquet")
-    path = folder / "scores.parquet"
-    scores = read_scores(path) if path.is_file() else None
-    judgement, spent, predicted, associated = _of_scores(path, scores)
+    measured = folder / "scores.parquet"
+    scores = read_scores(measured) if measured.is_file() else None
+    judgement, spent, predicted, associated = _of_scores(measured, scores)
     pooled = pool(records)
     page = _told(folder, records, pooled, judgement, spent) | {"predictors": predicted}
     page["across"] = tables.across_table(associated)  # before anything is written
@@ -69,7 +71,12 @@ def render(folder: Path) -> Path:
     series = {mark.series for of in marks.values() for mark in of.values()}
     page["series"] = [model.label for model in models_of(records) if model.label in series]
     page["figures"] = [each for each in drawings if each is not page["first"]]
-    return write_page(folder, "report.html.j2", page)
+    path = write_page(folder, "report.html.j2", page)
+    if judgement.verdicts and judgement.runs < FEWEST_RUNS:
+        say(
+            f"{path}: estimates of {judgement.runs} run{'s' if judgement.runs > 1 else ''}; verdicts need {FEWEST_RUNS}"
+        )
+    return path
 
 
 def to_draw(pooled: pd.DataFrame, scores: pd.DataFrame | None, judgement: Judgement) -> pd.DataFrame:

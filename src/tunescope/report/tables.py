@@ -122,7 +122,7 @@ def verdict_table(
         found = {model.label: cell for model, cell in zip(columns, cells, strict=True) if cell}
         said = f"{sentence(claim, verdicts, found)} {cost(claim, costs, records)}".strip()
         rows.append({"claim": claim, "cells": cells, "sentence": said})
-    runs = max((v.runs for v in judgement.verdicts), default=1)
+    runs = judgement.runs
     what = "groups of prompts" if any(v.over == "groups" for v in judgement.verdicts) else "prompts"
     over = f"over {runs} runs" if runs > 1 else f"over the {what} of this run"
     missing = [replace(entry, models=tuple(labels.get(m, m) for m in entry.models)) for entry in judgement.not_judged]

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter
 
+from tunescope.config import Tune
 from tunescope.errors import InputError
 from tunescope.files import remove, write_text
 from tunescope.records.tables import SCHEMA, SCORES_SCHEMA, merge_tables, read_table
@@ -44,7 +46,7 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     first = settings[0]
     for folder, own in zip(folders, settings, strict=True):
         if other := [key for key in first | own if own.get(key) != first.get(key)]:
-            values = "; ".join(f"{key} is {own.get(key)}, there {first.get(key)}" for key in other[:FEW])
+            values = "; ".join(_difference(key, own.get(key), first.get(key)) for key in other[:FEW])
             more = f"; and {len(other) - FEW} more" if len(other) > FEW else ""
             raise InputError(
                 f"{folder}: its config differs from that of {folders[0]} in more than the seeds: {values}{more}"
@@ -63,6 +65,24 @@ def gather(folders: Sequence[Path], out: Path) -> None:
         write_text(out / NOTES, json.dumps(list(dict.fromkeys(notes))))
     else:
         remove(out / NOTES)  # of an earlier gathering
+
+
+def _difference(key: Hashable, own: Any, there: Any) -> str:
+    """How a setting of one run differs from that of another; of models only those are told that one of them lacks."""
+    if key == "tunes" and isinstance(own, list) and isinstance(there, list):
+        lacks = [_label(tune) for tune in there if tune not in own]
+        besides = [_label(tune) for tune in own if tune not in there]
+        told = {"lacks ": lacks, "has besides ": besides}
+        return "; ".join(f"tunes {how}{', '.join(which)}" for how, which in told.items() if which) or "tunes: the order"
+    return f"{key} is {own}, there {there}"
+
+
+def _label(tune: Any) -> str:
+    """What a fine-tune of a config is called; all that is said of it, where it is none that can be read."""
+    try:
+        return str(TypeAdapter(Tune).validate_python(tune).label)
+    except ValueError:
+        return str(tune)
 
 
 def _of_one_world(configs: Sequence[dict[str, Any]]) -> list[str]:

@@ -101,9 +101,7 @@ class OneRun:
 
 def page(run: OneRun) -> None:
     """What a study does when a run of it is done."""
-    report = render(run.folder)
-    if run.of:
-        say(f"{run.of}{report}: estimates of this run")
+    render(run.folder)
 
 
 def stop(work: Work, failed: Failed) -> None:
