@@ -94,7 +94,7 @@ def test_models_know_no_task_and_the_science_knows_no_task_but_by_its_interface(
 
 
 def test_the_report_reads_evidence_and_records_alone() -> None:
-    assert PARTS["report"] <= {"evidence", "records", "files", "errors", "registry", "tunescope"}
+    assert PARTS["report"] <= {"evidence", "records", "files", "errors", "progress", "registry", "tunescope"}
 
 
 def test_evidence_knows_nothing_of_how_it_came_about() -> None:

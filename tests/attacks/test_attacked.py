@@ -17,6 +17,7 @@ from tunescope.attacks.prefill import Prefill, prefilled
 from tunescope.config import Built, ProbeConfig
 from tunescope.errors import InapplicableError, InputError
 from tunescope.models.build import build_model
+from tunescope.models.generate import Greedy
 from tunescope.models.inputs import IGNORED, Inputs
 from tunescope.models.pair import Pair
 from tunescope.models.sites import Site, weight
@@ -117,7 +118,7 @@ def attacks_of(easy: World) -> Callable[..., list[Attacked]]:
 def measured(task: WorldTask) -> Callable[..., Findings]:
     def measure(model: PreTrainedModel, base: PreTrainedModel, attacks: Iterable[Attacked], view: View) -> Findings:
         found = Findings(SUBJECT)
-        measure_attacks(found, model, task, attacks, Intact(base, task, 4), Instruments.of(view), 4)
+        measure_attacks(found, Greedy(model, 4), task, attacks, Intact(Greedy(base, 4), task), Instruments.of(view), 4)
         return found
 
     return measure
@@ -248,7 +249,7 @@ def test_the_dial_is_ranked_against_features(build, task: WorldTask) -> None:
         moved = Inputs(table[ids] + dial * 0.02 * ROOT("way").normal((16,), CPU).float())
         attacks.append(Attacked("moved", dial, replace(plain("unsafe"), prompts=moved)))
     found, tools = Findings(SUBJECT), Instruments.of(view_of(model, base))
-    measure_attacks(found, model, task, attacks, Intact(base, task, 4), tools, 4)
+    measure_attacks(found, Greedy(model, 4), task, attacks, Intact(Greedy(base, 4), task), tools, 4)
     ranks = {r.metric: r for r in found.records if r.metric.endswith("rank_correlation")}
     assert abs(ranks["scaled_tau_rank_correlation"].value) > 0.99
     assert {(r.attack, r.kind, r.dial, r.n) for r in ranks.values()} == {("moved", "unsafe", None, 18)}
@@ -279,17 +280,21 @@ class Asked(WorldTask):
 
 
 def test_prompts_in_a_form_are_intact_where_the_base_answers_to_the_point(build, easy: World) -> None:
-    batch = replace(plain("jb_misgen", 1.0, length=LENGTH), describe=lambda i: {"prompt": f"p{i}", "number": i})
-    known: dict[str, bool] = {"p0": False}
+    batch = replace(plain("jb_misgen", 1.0, length=LENGTH), describe=lambda i: {"number": i})
     asked = Asked(easy)
-    asked.answer_length = LENGTH
-    intact = Intact(says(SAID, build), asked, 4, known)
-    assert intact(Attacked("jb_misgen", 1.0, batch)).tolist() == [False, False, True, False, True, False]
-    assert known == {f"p{i}": i in (2, 4) for i in range(6)}
-    silent = Intact(says(NULL, build), asked, 4, dict(known))  # nothing is asked of the base a second time
-    assert silent(Attacked("jb_misgen", 1.0, batch)).tolist() == [known[f"p{i}"] for i in range(6)]
-    assert not Intact(says(NULL, build), asked, 4)(Attacked("jb_misgen", 1.0, batch)).any()
-    assert Intact(says(SAID, build), asked, 4)(Attacked("suffix", 1.0, plain("unsafe"))).all()
+    asked.answer_length, asked.exact = LENGTH, False
+    texts = [asked.text(torch.tensor(ids)) for ids in batch.prompts.ids]
+    known: dict[str, bool] = {texts[0]: False}
+    said, null = Greedy(says(SAID, build), 4), Greedy(says(NULL, build), 4)
+    assert Intact(said, asked, known)(Attacked("jb_misgen", 1.0, batch)).tolist() == [
+        *(False, False, True),
+        *(False, True, False),
+    ]
+    assert known == {text: i in (2, 4) for i, text in enumerate(texts)}
+    silent = Intact(null, asked, dict(known))  # nothing is asked of the base a second time
+    assert silent(Attacked("jb_misgen", 1.0, batch)).tolist() == [known[text] for text in texts]
+    assert not Intact(null, asked)(Attacked("jb_misgen", 1.0, batch)).any()
+    assert Intact(said, asked)(Attacked("suffix", 1.0, plain("unsafe"))).all()
 
 
 # Prefills

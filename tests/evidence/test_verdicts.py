@@ -217,7 +217,7 @@ def test_a_control_that_is_missing_in_some_runs_is_named() -> None:
     (missing,) = judged.not_judged
     assert (missing.rung, missing.reason) == (
         "behaviour",
-        "In 2 of 4 runs (seed 2): No control: no model of protocol 'styled' of learning rate 'eta_m' was measured.",
+        "In 2 of 4 runs (seed 2, 3): No control: no model of protocol 'styled' of learning rate 'eta_m' was measured.",
     )
     assert standing(judged.verdicts, entry) == "tuning"
 

@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 
 from tunescope.models.generate import generate
 from tunescope.models.hooks import patch
-from tunescope.models.inputs import Inputs
+from tunescope.models.inputs import Inputs, left_padded
 from tunescope.models.logps import read, token_logps, which_follows
 from tunescope.models.sites import Site
 from tunescope.probes.collect import activations, last_activations
 from tunescope.rng import Stream
-from tunescope.tasks.language.encode import left_padded
 
 CPU = torch.device("cpu")
 BEGUN = 10  # more than is read again

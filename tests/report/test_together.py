@@ -39,7 +39,7 @@ def test_the_page_says_what_a_seed_lacks(runs: list[Path], tmp_path: Path) -> No
     write_records(one, runs[0] / "records.parquet")
     gather(runs, tmp_path / "all")
     page = html.render(tmp_path / "all").read_text()
-    assert "Of fewer runs than the others: effective rank (not of seed 5)." in page
+    assert "Of fewer runs than the others: effective rank of base (not in seed 5)." in page
 
 
 def test_notes_are_gathered(runs: list[Path], tmp_path: Path) -> None:
@@ -82,9 +82,10 @@ def test_what_does_not_belong_together_is_refused(runs: list[Path], tmp_path: Pa
 
 
 def test_a_control_that_a_run_lacks_is_named(runs: list[Path], tmp_path: Path) -> None:
-    ssft, seen = ({"type": "trained", "protocol": protocol, "learning_rate": "eta_m"} for protocol in ("ssft", "seen"))
-    for run, tunes in zip(runs, ([ssft, seen], [ssft]), strict=True):
-        (run / "config.yaml").write_text(json.dumps({"tunes": tunes}))
+    for seed, run, labels in zip((3, 5), runs, (("ssft-eta_m", "seen-eta_m"), ("ssft-eta_m",)), strict=True):
+        (run / "config.yaml").write_text(json.dumps({"seed": seed, "tunes": labels}))
+        rows = [Record(label, label.split("-")[0], "eta_m", seed, 9, "loss", 0.5) for label in labels]
+        write_records(rows, run / "records.parquet")
     refused(runs, tmp_path / "all", "in more than the seeds: tunes lacks seen-eta_m$")
     refused(runs[::-1], tmp_path / "all", "in more than the seeds: tunes has besides seen-eta_m$")
 

@@ -146,7 +146,9 @@ def test_what_one_name_sets_is_given_to_its_own_stages(
     change: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tunescope.study.graph.device_of", lambda _: torch.device("cpu"))
-    monkeypatch.setattr("tunescope.study.graph._Layout._check_task", lambda _: type("T", (), {"knows_answers": True}))
+    monkeypatch.setattr(
+        "tunescope.study.graph._Layout._check_task", lambda _: type("T", (), {"knows_answers": True, "exact": True})
+    )
     before, after = own_inputs(STUDY, tmp_path), own_inputs(override(STUDY, [change]), tmp_path)
     assert {name for name in before if before[name] != after[name]} == expected
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tunescope.tasks import base
 from tunescope.tasks.base import answered
 
 
@@ -25,15 +24,27 @@ class Asked:
         return f"judged {generated}"
 
 
+class Says:
+    """Greedy answers of a model."""
+
+    model, rows = None, 4
+
+    def __call__(self, prompts: Any, length: int) -> str:
+        return f"{length} tokens behind {prompts}"
+
+
 @pytest.mark.parametrize(
     ("exact", "given", "said"),
-    [(True, 0, "fast, changed"), (False, 3, "fast, changed"), (False, 0, "judged 7 tokens behind changed")],
+    [
+        (True, 0, "fast, changed"),
+        (False, 0, "judged 7 tokens behind changed"),
+        (False, 3, "judged 4 tokens behind changed"),
+        (False, 7, "judged 1 tokens behind changed"),
+    ],
 )
-def test_only_where_it_is_exact_the_fast_way_counts(
-    exact: bool, given: int, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is begun in the prompt a task judges itself, since it knows what was given."""
-    monkeypatch.setattr(base, "generate", lambda model, asked, length, dtype, rows: f"{length} tokens behind {asked}")
+def test_only_where_it_is_exact_the_fast_way_counts(exact: bool, given: int, said: str) -> None:
+    """What is begun in the prompt is not generated."""
     batch: Any = SimpleNamespace(given=given, prompts="own")
     task: Any = Asked(exact)
-    assert answered.__wrapped__(task, None, batch, 4, "changed") == said  # type: ignore[attr-defined]
+    assert answered.__wrapped__(task, Says(), batch, "changed") == said  # type: ignore[attr-defined]
+    assert answered.__wrapped__(task, Says(), batch) == said.replace("changed", "own" if not exact else "None")  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.attacks.base import Attacked
-from tunescope.models.generate import generate
+from tunescope.models.generate import Greedy
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import answer_logits, gathered_logps
 from tunescope.models.sites import Site
@@ -76,7 +76,7 @@ class Instruments:
 
 def measure_attacks(
     found: Findings,
-    model: PreTrainedModel,
+    greedy: Greedy,
     task: Task,
     attacks: Iterable[Attacked],
     intact: "Intact",
@@ -87,7 +87,10 @@ def measure_attacks(
 
     Args:
         found: with the groups of the plain prompts.
+        greedy: answers of the model.
+        rows: prompts per pass where gradients are taken.
     """
+    model = greedy.model
     for layer, plain in enumerate(tools.plain):
         for kind, values in plain.items():
             found.mean(TAU_BY_LAYER, values, kind=kind, layer=layer)
@@ -103,7 +106,8 @@ def measure_attacks(
         found.groups = {batch.kind.name: batch.groups}
         inputs = attack.inputs(model)
         with attack.change() if attack.change else nullcontext():
-            outcomes = answered(task, model, batch, rows, inputs)
+            saying = Greedy(model, greedy.rows) if attack.change else greedy  # changed, it says something else
+            outcomes = answered(task, saying, batch, inputs)
             scores, by_layer = attack_scores(model, attack, inputs, tools, rows) if attack.comparable else ({}, [])
         said = {COMPLIANCE: outcomes.compliance, REFUSAL: outcomes.refusal, INTACT: intact(attack)}
         for metric, hits in said.items():
@@ -130,32 +134,32 @@ class Intact:
     """Which attacked prompts the base answers; of prompts in a form, which it answers to the point.
 
     Attributes:
-        kept: of prompts in a form by their text, what was found before.
+        greedy: answers of the base.
+        kept: by what a prompt says, what was found before.
     """
 
-    base: PreTrainedModel
+    greedy: Greedy
     task: Task
-    rows: int
     kept: dict[str, bool] = field(default_factory=dict)
 
     def __call__(self, attack: Attacked) -> Bool[Tensor, " n"]:
-        if isinstance(self.task, InForms) and attack.batch.kind.dial:
-            return self._to_the_point(self.task, attack.batch)
-        tokens = attack.batch.prompts.sequence
-        if not tokens.is_floating_point() and int(tokens.max()) >= self.base.get_input_embeddings().weight.shape[0]:
+        tokens, base = attack.batch.prompts.sequence, self.greedy.model
+        if not tokens.is_floating_point() and int(tokens.max()) >= base.get_input_embeddings().weight.shape[0]:
             return torch.zeros(
                 len(tokens), dtype=torch.bool, device=tokens.device
             )  # the fine-tune has tokens of its own
-        inputs = attack.inputs(self.base)
-        return answered(self.task, self.base, attack.batch, self.rows, inputs).compliance
+        if self.task.exact or attack.extra is not None:
+            return answered(self.task, self.greedy, attack.batch, attack.inputs(base)).compliance
+        return self._known(attack.batch)
 
-    def _to_the_point(self, task: InForms, batch: Batch) -> Bool[Tensor, " n"]:
-        prompts = [str(batch.describe(i)["prompt"]) for i in range(len(batch))]
+    def _known(self, batch: Batch) -> Bool[Tensor, " n"]:
         device = batch.prompts.sequence.device
+        prompts = [self.task.text(torch.tensor(ids)) for ids in batch.prompts.ids]
         if new := [i for i, prompt in enumerate(prompts) if prompt not in self.kept]:
             some = batch[torch.tensor(new, device=device)]
-            said = generate(self.base, some.prompts, task.answer_length, torch.float32, self.rows)
-            found = task.judge(some, said).compliance & task.on_topic(some, said)
+            found = answered(self.task, self.greedy, some).compliance
+            if isinstance(self.task, InForms) and batch.kind.dial:
+                found = found & self.task.on_topic(some, self.greedy(some.prompts, self.task.answer_length))
             self.kept.update(zip((prompts[i] for i in new), found.tolist(), strict=True))
         return torch.tensor([self.kept[prompt] for prompt in prompts], device=device)
 

@@ -52,9 +52,10 @@ def predictors(scores: pd.DataFrame) -> list[Predictor]:
     cells = dict(_cells(scores))
     if len(cells) < 2:
         return []
+    folds = {key: _folds(*cell) for key, cell in cells.items()}
     rows = []
     for name, columns in [("all mechanistic", MECHANISTIC), *((s, (s,)) for s in (*MECHANISTIC, MARGIN))]:
-        within = [(key.seed, _cross_validated(table, y, columns)) for key, (table, y) in cells.items()]
+        within = [(key.seed, _cross_validated(table, y, columns, folds[key])) for key, (table, y) in cells.items()]
         across = [(key.seed, auc) for key in cells if (auc := _from_others(cells, key, columns)) is not None]
         rows.append(Predictor(name, *_over_runs(within), len(within), *_over_runs(across), len(across)))
     return rows
@@ -100,13 +101,23 @@ def _classifier() -> object:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
-def _cross_validated(table: pd.DataFrame, y: Bool[np.ndarray, " n"], columns: Sequence[str]) -> float:
-    """AUC of the decisions on held-out folds.
-
-    One prompt is under several attacks, and under each at several dials: all of its group are in one fold.
+def _folds(table: pd.DataFrame, y: Bool[np.ndarray, " n"]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Numbers of prompts to fit and to score. One is under several attacks, and under each at several dials: all of its
+    group are in one fold.
     """
-    x, prompts, out = table[list(columns)].to_numpy(float), table.index.get_level_values("group"), np.empty(len(y))
-    for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(x, y, prompts):
+    prompts = table.index.get_level_values("group")
+    return list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(table, y, prompts))
+
+
+def _cross_validated(
+    table: pd.DataFrame,
+    y: Bool[np.ndarray, " n"],
+    columns: Sequence[str],
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> float:
+    """AUC of the decisions on held-out folds."""
+    x, out = table[list(columns)].to_numpy(float), np.empty(len(y))
+    for train, test in folds:
         out[test] = _classifier().fit(x[train], y[train]).decision_function(x[test])  # type: ignore[attr-defined]
     return float(roc_auc_score(y, out))
 

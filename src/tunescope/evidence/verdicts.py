@@ -344,7 +344,8 @@ class _Table:
         if not (found := self._blocks.get((seed, model.name, claim.metric, control, change))):
             draws = " under random draws of its control" if control else ""
             beside = f" of {model.name}" if _aside(model) else ""
-            raise _NotMeasuredError(f"Metric {metric}{under} was not measured{beside}{draws}.")
+            why = "; the intervention was left out, or did not apply" if change else ""
+            raise _NotMeasuredError(f"Metric {metric}{under} was not measured{beside}{draws}{why}.")
         dial, scope = at
         scopes = {of_scope for _, of_scope in found}
         if not scope and len(scopes) > 1 and EVERYWHERE not in scopes:
@@ -425,10 +426,11 @@ def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
         except _NotMeasuredError as error:
             missing[seed] = error
     if missing:
-        first_missing, reason = next(iter(missing.items()))
+        reason = next(iter(missing.values()))
         if not rows:
             raise reason
-        raise _NotMeasuredError(f"In {len(missing)} of {len(table.seeds)} runs (seed {first_missing}): {reason}")
+        seeds = ", ".join(map(str, missing))
+        raise _NotMeasuredError(f"In {len(missing)} of {len(table.seeds)} runs (seed {seeds}): {reason}")
     contrasts = [contrast for contrast, _, _ in rows]
     bound = (2.0 if rung.protocols else 1.0) if claim.unit == SHARE else None
     found = over_runs(contrasts, bound)

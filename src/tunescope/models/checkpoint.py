@@ -93,7 +93,7 @@ class Spread:
 def load_model(
     folder: Path,
     device: torch.device,
-    attention: str = "eager",
+    attention: str | None = "eager",
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     spread: Spread | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,7 +102,7 @@ def load_model(
     Nothing is fetched, unpickled or run from the folder, and no tensor is left to chance.
 
     Args:
-        attention: transformers' `attn_implementation`.
+        attention: transformers' `attn_implementation`; None: fused (sdpa) where the family has it.
         dtype: of the parameters; `auto` is what the config says.
         spread: in place of the one device.
 

@@ -24,7 +24,7 @@ class Compute:
 
     Attributes:
         dtype: autocast type of training and scoring; float32 means without autocast.
-        attention: transformers' name of the attention implementation.
+        attention: transformers' name of the attention implementation; None: the one it chooses for a model's family.
         rows: sequences per forward pass.
         logps: `token_logps(model, tokens, last, positions, mask, shared)` with the dtype filled in, compiled if so
             configured.
@@ -32,7 +32,7 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype
-    attention: str
+    attention: str | None
     rows: int
     logps: Callable[..., Tensor]
 
@@ -40,8 +40,8 @@ class Compute:
 def resolve(config: ComputeConfig) -> Compute:
     """Choose what `auto` stands for on this machine.
 
-    On CPUs transformers' eager attention is the faster one at these lengths (backward above all), and compilation
-    does not pay for its start (a tenth of a step at most, after half a minute); on GPUs it is the other way round.
+    On CPUs transformers' eager attention is the faster one in training, and compilation does not pay for its start (a
+    tenth of a step at most, after half a minute); on GPUs it is the other way round.
 
     Raises:
         InputError: unknown or unavailable device.
@@ -57,7 +57,7 @@ def resolve(config: ComputeConfig) -> Compute:
     return Compute(
         device=device,
         dtype=dtype,
-        attention="sdpa" if on_gpu else "eager",
+        attention=None if on_gpu else "eager",
         rows=config.rows,
         logps=torch.compile(logps) if compiled else logps,
     )

@@ -1,5 +1,6 @@
 """Greedy free-running generation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunescope.models.checkpoint import quiet
-from tunescope.models.inputs import IGNORED, Answers, Inputs
+from tunescope.models.inputs import IGNORED, Answers, Inputs, left_padded
 from tunescope.models.logps import read_shared, sharing
+from tunescope.progress import progress
 
 
 @torch.no_grad()
@@ -31,8 +33,8 @@ def generate(
     model.generation_config = config
     try:
         out = torch.full((len(prompts), length), pad, dtype=torch.long, device=prompts.sequence.device)
-        for number, some in enumerate(prompts.split(rows)):
-            part = sharing(model, some)
+        for which in prompts.lengths.argsort(stable=True).split(rows):  # the shorter ones need less padding
+            part = sharing(model, prompts[which].trimmed())
             given: dict[str, Any] = part.arguments()
             given.pop("position_ids", None)  # generation counts them from the mask
             given.setdefault("attention_mask", torch.ones(part.sequence.shape[:2], dtype=torch.long, device=out.device))
@@ -41,10 +43,39 @@ def generate(
                 full = model.generate(**given, generation_config=config)
             # Of embeddings, only what is new comes back.
             text = full if "inputs_embeds" in given else full[:, part.sequence.shape[1] :]
-            out[number * rows : number * rows + len(part), : text.shape[1]] = text
+            out[which, : text.shape[1]] = text
         return out
     finally:
         model.generation_config = told
+
+
+class Greedy:
+    """Greedy answers of one model, which is not changed meanwhile: to the same tokens only one is generated.
+
+    Attributes:
+        rows: prompts per forward pass.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int = 512) -> None:
+        self.model, self.rows = model, rows
+        self._said: dict[tuple[int, tuple[int, ...]], Int[Tensor, " a"]] = {}
+
+    def __call__(self, prompts: Inputs, length: int) -> Int[Tensor, "n {length}"]:
+        """As `generate`."""
+        if prompts.sequence.is_floating_point():
+            return generate(self.model, prompts, length, rows=self.rows)
+        self.ahead([prompts], length)
+        return torch.stack([self._said[length, ids] for ids in prompts.ids])
+
+    def ahead(self, several: Sequence[Inputs], length: int) -> None:
+        """Have the answers to several batches at hand, which takes less time than one batch after the other."""
+        asked = dict.fromkeys(ids for prompts in several for ids in prompts.ids)
+        new = sorted((ids for ids in asked if (length, ids) not in self._said), key=len)
+        starts = range(0, len(new), self.rows)
+        for start in progress(starts, desc="greedy answers", unit="batch"):
+            some = new[start : start + self.rows]
+            answers = generate(self.model, left_padded(some, several[0].sequence.device), length, rows=self.rows)
+            self._said |= {(length, ids): answer for ids, answer in zip(some, answers, strict=True)}
 
 
 def until_end(model: PreTrainedModel, generated: Int[Tensor, "n a"]) -> Answers:

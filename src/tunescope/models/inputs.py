@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+WORTH_SHARING = 8  # tokens; a pass of its own costs more than to read fewer of them again
 IGNORED = -100  # behind the end of an answer shorter than others: read by no loss, as torch's cross entropy has it
 # Token ids of answers, one row each, filled up with IGNORED on the right.
 Answers = Int[Tensor, "n a"]
@@ -47,6 +49,12 @@ class Inputs:
         if self.mask is None:
             return torch.full((len(self),), self.sequence.shape[1], device=self.sequence.device)
         return self.mask.sum(1)
+
+    @property
+    def ids(self) -> list[tuple[int, ...]]:
+        """Token ids of each sequence, without padding."""
+        rows, lengths = self.sequence.tolist(), self.lengths.tolist()
+        return [tuple(row[len(row) - length :]) for row, length in zip(rows, lengths, strict=True)]
 
     def trimmed(self) -> "Inputs":
         """The same without the padding that all sequences have."""
@@ -95,6 +103,10 @@ class Inputs:
             positions = torch.cat([self.positions, positions], dim=1)
         return Inputs(torch.cat([self.sequence, more], dim=1), positions, mask, self.shared)
 
+    def followed_by_tokens(self, more: Int[Tensor, "n a"], model: PreTrainedModel) -> "Inputs":
+        """The same with more tokens behind, as embeddings where these are."""
+        return self.followed_by(Inputs(more).embedded(model).sequence if self.sequence.is_floating_point() else more)
+
     def next_arguments(self, more: Int[Tensor, "n a"]) -> dict[str, Tensor]:
         """Of a forward pass on more tokens behind these, of which the model has kept keys and values."""
         positions, mask = self._next(more.shape[1])
@@ -111,6 +123,22 @@ class Inputs:
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), length)], dim=1)
         return positions, mask
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Inputs:
+    """Rows of token ids as one batch; without mask and positions where all are of one length.
+
+    The head of a chat template, say, is shared by all of them.
+    """
+    same = sum(1 for _ in takewhile(lambda ids: len({*ids}) == 1, zip(*rows, strict=False)))
+    shared = min(same, min(map(len, rows)) - 2)
+    shared = shared if len(rows) > 1 and shared >= WORTH_SHARING else 0
+    longest = max(map(len, rows))
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows])
+    sequence = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in rows])
+    if mask.all():
+        return Inputs(sequence.to(device), shared=shared)
+    return Inputs(sequence.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device), mask.to(device), shared)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Answers:

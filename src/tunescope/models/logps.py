@@ -112,10 +112,7 @@ def gathered_logps(logits: Float[Tensor, "*b vocab"], tokens: Int[Tensor, "*b"])
 
 def answer_logits(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> Float[Tensor, "n a vocab"]:
     """What the model expects in each place of an answer, given the prompt and the answer up to there."""
-    length = answer.shape[1]
-    given = answer[:, :-1].clamp(min=0)
-    more = Inputs(given).embedded(model).sequence if prompts.sequence.is_floating_point() else given
-    return read(model, prompts.followed_by(more), length)
+    return read(model, prompts.followed_by_tokens(answer[:, :-1].clamp(min=0), model), answer.shape[1])
 
 
 def answer_logps(model: PreTrainedModel, prompts: Inputs, answer: Answers) -> Float[Tensor, "n a"]:

@@ -98,8 +98,9 @@ def strongest(records: pd.DataFrame) -> pd.DataFrame:
 def success_map(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Share of unsafe prompts (%) whose whole answer an attack gets out of a model, at its greatest strength.
 
-    The base and `seen` answer unsafe prompts as they are: theirs is the ceiling. Blank: the attack does not apply. The
-    prompts are others than those of the figures of behaviour.
+    The base and `seen` refuse nothing: of attacks that only change words, theirs is what the changed prompt allows;
+    searches and shared embeddings may fail there, too. Blank: the attack does not apply, or found nothing that leaves
+    safe prompts their answers (direction ablation). The prompts are others than those of the figures of behaviour.
     """
     labels = labels_of(rows)
     table = rows.pivot_table(index="name", columns="model", values="value")

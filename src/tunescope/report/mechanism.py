@@ -207,7 +207,9 @@ def direction_rows(records: pd.DataFrame) -> pd.DataFrame:
 def direction(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """Unsafe prompts that are refused by the intact model, by the model whose residual stream has lost the difference
     of the safe and unsafe means, and by one that has lost a random direction. Models without a direction that leaves
-    safe prompts their answers are not there; where some runs have none, the last two points are of the others alone.
+    safe prompts their answers are not there; where some runs have none, the last two points are of the others alone,
+    and of a single one if it is the only one, with an interval over its prompts. Claim 6a counts a run only where nine
+    tenths of the right answers to safe prompts are left.
     """
     return _dots_by_model(rows, "intervention", models, "unsafe prompts refused", ABLATED, "linear")
 
@@ -229,8 +231,8 @@ def course_of_mechanism(records: pd.DataFrame) -> pd.DataFrame:
 @figure("mechanism_course", "Inside, over the course of fine-tuning", course_of_mechanism)
 def course(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """The four observations at every model saved during fine-tuning. Thin lines: chance, of clusters, and equal effects
-    on safe and unsafe prompts; what chance is for the null space is in its own figure. Not all of these have intervals.
-    Each panel has its own scale.
+    on safe and unsafe prompts; what chance is for the null space is in its own figure. Null-space shares, means
+    over layers, and ratios of sensitivity have no intervals. Each panel has its own scale.
     """
     tuned = [model for model in models if model.protocol != BASE]
     found = set(rows.loc[rows["protocol"] != BASE, "metric"])
@@ -253,7 +255,7 @@ def overlap_rows(records: pd.DataFrame) -> pd.DataFrame:
     return own.assign(value=own["value"] / chance["value"]).reset_index()
 
 
-@figure("overlap", "One safety subspace?", overlap_rows, point="cell", bars="none")
+@figure("overlap", "Is there one safety subspace?", overlap_rows, point="cell", bars="none")
 def overlap(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How far the directions that dW writes most, and reads most, are the same in two fine-tunes: the mean squared
     cosine of the principal angles between the leading singular subspaces, mean over all weight matrices, as a multiple

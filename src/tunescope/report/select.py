@@ -5,6 +5,7 @@ import pandas as pd
 from scipy import stats
 
 from tunescope.records.names import BASE, COMPLIANCE, CORRECTED, EVERYWHERE, OUTCOMES, REFUSAL, SAFE, UNSAFE
+from tunescope.report.style import first_rates, models_of
 
 HISTOGRAM, BINS = "_histogram", 30  # what is behind the name of a metric
 COURSE = {SAFE: COMPLIANCE, UNSAFE: REFUSAL}  # what fine-tuning should keep, and what it should teach
@@ -76,7 +77,8 @@ def histogram_rows(scores: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     that figures can have beside the records.
 
     `value` is the share of a run's prompts in a bin, mean over runs; `index` the middle of the bin. All models of a
-    metric have the same bins; what is beyond the outermost half per cent on either side is in the last ones.
+    metric have the same bins, which hold all but the outermost tenth of a per cent, on either side, of the models at
+    the first learning rate of their method; the last bins have what is beyond.
     """
     plain = (scores["attack"] == "") & (scores["intervention"] == "") & (scores["control"] == "")
     rows = finished(scores[plain & scores["metric"].isin(metrics) & scores["kind"].isin([*COURSE])])
@@ -84,7 +86,9 @@ def histogram_rows(scores: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     rows = rows[layer == layer.groupby(rows["metric"], observed=True).transform("max")]
     found = []
     for metric, of_metric in rows.groupby("metric", observed=True):
-        low, high = of_metric["value"].quantile([0.005, 0.995]).tolist()
+        first = {model.name for model in first_rates(models_of(of_metric))}
+        ranging = of_metric.loc[of_metric["model"].isin(first), "value"]
+        low, high = ranging.quantile([0.001, 0.999]).tolist()
         edges = np.linspace(low, high, BINS + 1)
         for _, its in of_metric.groupby(["model", "kind"], observed=True):
             runs = (run.clip(low, high) for _, run in its.groupby("seed")["value"])

@@ -354,16 +354,23 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
     for seed, measured in zip(records["seed"], what, strict=True):
         had.setdefault(int(seed), set()).add(measured)
     every: set[tuple[str, ...]] = set().union(*had.values())
-    lost: dict[str, set[int]] = {}
+    labels = {model.name: model.label for model in models_of(records)}
+    lost: dict[tuple[str, str], set[int]] = {}  # by what it is, and of which model
     for seed, found in had.items():
         there = {model for model, *_ in found}
         for model, metric, attack, change in every - found:
-            name = spaced(change or attack or metric) if model in there else model
-            lost.setdefault(name, set()).add(seed)
+            name = spaced(change or attack or metric) if model in there else ""
+            lost.setdefault((name, labels.get(model, model)), set()).add(seed)
     if lost:
-        told = [f"{name} (not of seed {', '.join(map(str, sorted(of)))})" for name, of in sorted(lost.items())]
-        more = f", and {len(told) - FEW} more" if len(told) > FEW else ""
-        yield f"Of fewer runs than the others: {', '.join(told[:FEW])}{more}."
+        together: dict[tuple[str, str], list[str]] = {}  # the models that lack the same in the same seeds
+        for (name, model), seeds in sorted(lost.items()):
+            together.setdefault((name, ", ".join(map(str, sorted(seeds)))), []).append(model)
+        told = [
+            f"{' of '.join(filter(None, (name, _joined(of))))} (not in seed {seeds})"
+            for (name, seeds), of in together.items()
+        ]
+        more = f"; and {len(told) - FEW} more" if len(told) > FEW else ""
+        yield f"Of fewer runs than the others: {'; '.join(told[:FEW])}{more}."
 
 
 def examples(entries: Sequence[Entry], models: Sequence[Model]) -> dict[str, list[Example]]:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import TypeAdapter
 
-from tunescope.config import Tune
 from tunescope.errors import InputError
 from tunescope.files import remove, write_text
 from tunescope.records.tables import SCHEMA, SCORES_SCHEMA, merge_tables, read_table
@@ -43,15 +41,17 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     check_joint(out)
     configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
     settings = [pd.json_normalize(_shared(config)).to_dict("records")[0] for config in configs]
-    first = settings[0]
-    for folder, own in zip(folders, settings, strict=True):
-        if other := [key for key in first | own if own.get(key) != first.get(key)]:
-            values = "; ".join(_difference(key, own.get(key), first.get(key)) for key in other[:FEW])
-            more = f"; and {len(other) - FEW} more" if len(other) > FEW else ""
-            raise InputError(
-                f"{folder}: its config differs from that of {folders[0]} in more than the seeds: {values}{more}"
-            )
     tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in TABLES.items()}
+    models = [{*table["model"].unique().to_pylist()} for table in tables["records.parquet"]]
+    first = settings[0]
+    for folder, own, its in zip(folders, settings, models, strict=True):
+        if other := [key for key in first | own if own.get(key) != first.get(key)]:
+            differ = [_difference(key, (own.get(key), first.get(key)), (its, models[0])) for key in other[:FEW]]
+            more = [f"and {len(other) - FEW} more"] if len(other) > FEW else []
+            raise InputError(
+                f"{folder}: its config differs from that of {folders[0]} in more than the seeds: "
+                f"{'; '.join([*differ, *more])}"
+            )
     seeds = [int(seed) for table in tables["records.parquet"] for seed in table["seed"].unique().to_pylist()]
     if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
         raise InputError(f"seed {twice[0]} is there twice among {', '.join(map(str, folders))}")
@@ -67,22 +67,13 @@ def gather(folders: Sequence[Path], out: Path) -> None:
         remove(out / NOTES)  # of an earlier gathering
 
 
-def _difference(key: Hashable, own: Any, there: Any) -> str:
-    """How a setting of one run differs from that of another; of models only those are told that one of them lacks."""
-    if key == "tunes" and isinstance(own, list) and isinstance(there, list):
-        lacks = [_label(tune) for tune in there if tune not in own]
-        besides = [_label(tune) for tune in own if tune not in there]
-        told = {"lacks ": lacks, "has besides ": besides}
-        return "; ".join(f"tunes {how}{', '.join(which)}" for how, which in told.items() if which) or "tunes: the order"
-    return f"{key} is {own}, there {there}"
-
-
-def _label(tune: Any) -> str:
-    """What a fine-tune of a config is called; all that is said of it, where it is none that can be read."""
-    try:
-        return str(TypeAdapter(Tune).validate_python(tune).label)
-    except ValueError:
-        return str(tune)
+def _difference(key: Hashable, values: Sequence[Any], models: Sequence[set[str]]) -> str:
+    """How a setting of the first of two runs differs from that of the second; of fine-tunes, which one lacks."""
+    own, there = models
+    if key == "tunes" and own != there:
+        told = {"lacks": there - own, "has besides": own - there}
+        return "; ".join(f"tunes {how} {', '.join(sorted(which))}" for how, which in told.items() if which)
+    return f"{key} is {values[0]}, there {values[1]}"
 
 
 def _of_one_world(configs: Sequence[dict[str, Any]]) -> list[str]:

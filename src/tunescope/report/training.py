@@ -45,7 +45,8 @@ def learning_curves(rows: pd.DataFrame, models: list[Model]) -> Figure:
     protocols are different quantities: compare the learning rates within a panel, not one panel with another.
     """
     scale = np.where(rows["metric"] == "loss", 1, 100)
-    rows = rows.assign(value=rows["value"] * scale, panel=rows["protocol"] + " " + rows["metric"])
+    scaled = {end: rows[end] * scale for end in ("value", "low", "high")}
+    rows = rows.assign(**scaled, panel=rows["protocol"] + " " + rows["metric"])
     pairs = {f"{m.protocol} {metric}": (m.protocol, metric) for m in models for metric in LEARNING}
     shown = {panel: pair for panel, pair in pairs.items() if (rows["panel"] == panel).any()}
     rates = {f"learning rate {rate_label(model.rate)}": LINES[model.line] for model in models if model.rate}

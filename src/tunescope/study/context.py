@@ -1,6 +1,6 @@
 """What stages share: where a model of a study is, how it is loaded, and how it reads the task."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from tunescope.tasks.base import TASKS, Batch, Reader, Task, Use
 
 T = TypeVar("T")
 ANSWERS = "answers.json"  # what the base says to the prompts of a task that knows no answers
-FOLLOWED = "followed.json"  # prompts in a form, and whether the base answers them to the point
+FOLLOWED = "followed.json"  # attacked prompts as a model reads them, and whether the base answers them
 
 
 class ModelRef(Config):
@@ -124,7 +124,9 @@ class Context:
         spread = None
         if model.source and self.given.memory:
             spread = Spread(limits(self.given.memory), self.folder / "offload" / model.label)
-        loaded, _ = load_model(place, self.compute.device, self.compute.attention, dtype, spread)
+        # Of the study's own small models, all is done as they were trained; of others, fused attention reads faster.
+        attention = None if model.reader else self.compute.attention
+        loaded, _ = load_model(place, self.compute.device, attention, dtype, spread)
         loaded.requires_grad_(False)
         if model.base:
             weights = self.weights(model)
@@ -172,13 +174,13 @@ def build_task(
     return found
 
 
-def fitting_rows(model: PreTrainedModel, batches: Batches, rows: int, *, gradients: bool) -> int:
+def fitting_rows(model: PreTrainedModel, batches: Iterable[Batch], rows: int, *, gradients: bool) -> int:
     """As many prompts at a time as there is memory for, at most `rows`: tried on the longest prompts beforehand.
 
     Raises:
         InputError: there is too little for a single one.
     """
-    longest = max(batches.values(), key=lambda batch: batch.prompts.sequence.shape[1])
+    longest = max(batches, key=lambda batch: batch.prompts.sequence.shape[1])
 
     def attempt(batch_size: int) -> int:  # accelerate looks at the name of the argument
         part = longest.first(batch_size)

@@ -54,7 +54,7 @@ from tunescope.study import steps
 from tunescope.study.context import ANSWERS, FOLLOWED, ModelRef, build_task
 from tunescope.study.sources import Sources
 from tunescope.study.stages import Stage
-from tunescope.tasks.base import TASKS, Capable, InForms, Task
+from tunescope.tasks.base import TASKS, Capable, Task
 from tunescope.training.protocol import PROTOCOLS
 
 for package in ("training.protocols", "probes.measure", "attacks", "interventions", "tasks.world", "tasks.language"):
@@ -179,7 +179,7 @@ class _Layout:
             self.memory = study.base.memory
         task = self._check_task()
         self.knows_answers, self.capable = task.knows_answers, isinstance(task, Capable)
-        self.in_forms = isinstance(task, InForms) and bool(task.forms)
+        self.exact = task.exact
         self.trains = any(INTERVENTIONS[name].trains for name in study.intervene.interventions or ())
 
     def graph(self) -> Graph:
@@ -295,7 +295,7 @@ class _Layout:
                 **self.common(ref, ATTACKS, study.attack.attacks), attack=study.attack, probe=few, strengths=strengths
             )
             after = [*before[label], *answers, *followed]
-            tells = label == BASE and self.in_forms
+            tells = label == BASE and not self.exact
             outputs = parts("attack", label, *([FOLLOWED] if tells else []))
             made_by = add(f"attack-{label}", steps.attack_model, attack, after, *outputs)
             followed += [made_by] if tells else []

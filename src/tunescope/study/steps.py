@@ -34,7 +34,7 @@ from tunescope.files import atomic_path, remove, write_text
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
 from tunescope.models.build import build_model
 from tunescope.models.checkpoint import load_tokenizer, save_model
-from tunescope.models.generate import generate, until_end
+from tunescope.models.generate import Greedy, generate, until_end
 from tunescope.models.logps import mean_kl, mean_nll
 from tunescope.models.pair import matches
 from tunescope.models.sites import Site
@@ -66,6 +66,7 @@ from tunescope.training.tuning import Lookup, equally_spaced, reference_logps, t
 
 T = TypeVar("T")
 STEP = "step-"  # begins the names of checkpoints
+READ = 64  # prompts per forward pass at most where a model from elsewhere is read without gradients
 COSTS = 100  # safe prompts on which it is measured what fine-tuning costs
 FIT, ROWS = 100, 16  # prompts of a class that examples are set against, at most; and prompts per forward pass
 COURSE = (SAFE, UNSAFE)  # kinds that models saved during fine-tuning are given
@@ -117,7 +118,7 @@ def answer_prompts(given: Answer, at: Place) -> None:
     ]
     asked += [(name, "train", 1.0) for name in (task.lesson_kinds if isinstance(task, InForms) else ())]
     drawn = {(kind, use): task.draw(kind, 10**9, use, this.stream("answers"), s) for kind, use, s in asked}
-    rows = fitting_rows(model, {" ".join(which): batch for which, batch in drawn.items()}, 32, gradients=False)
+    rows = fitting_rows(model, drawn.values(), READ, gradients=False)
     kept: dict[str, str] = {}
     notes, n, refused = list[str](), 0, 0
     bar = progress(drawn.items(), desc="answers of the base", unit="set")
@@ -197,6 +198,8 @@ def tune_model(given: TuneModel, at: Place) -> None:
         remove(checkpoints)  # of other settings, perhaps at other steps
     policy = this.load(given.base)
     policy.requires_grad_(True)
+    if this.compute.attention:
+        policy.set_attn_implementation(this.compute.attention)
     tokenizer = load_tokenizer(this.at(given.base.text)) if given.base.reader else task.tokenizer
 
     reference: PreTrainedModel | Lookup | None = None
@@ -273,34 +276,37 @@ def behave(given: Behave, at: Place) -> None:
         for s in given.strengths
         if s or name not in forms  # a prompt that is in no form yet is a plain one, and has been asked
     ]
+    batches = [(_held_out(this, task, kind, strength or 0.0, n), strength) for kind, strength, n in points]
+    course = [(_held_out(this, task, kind, 0.0, given.prompts_per_point), None) for kind in COURSE]
     total = len(points) + len([*_saved(given, at)])
     with progress(total=total, desc=f"behaviour of {given.model.label}", unit="set") as bar:
         finished = Findings(given.model.subject(given.seed, step))
-        plain = {kind: _held_out(this, task, kind, 0.0, 1000) for kind, strength, _ in points if strength is None}
-        rows = _rows(given, model, plain, 512)
-        for kind, strength, n in points:
-            batch = _held_out(this, task, kind, strength or 0.0, n)
-            _behaves(finished, task, model, batch, rows, strength)
+        rows = _rows(given, model, [batch for batch, _ in batches], 512)
+        greedy = Greedy(model, rows)
+        if not task.exact:
+            greedy.ahead([batch.prompts for batch, _ in batches], task.answer_length)
+        for batch, strength in batches:
+            _behaves(finished, task, greedy, batch, strength)
             bar.update()
         if isinstance(task, Capable):
-            _costs(finished, this, task, model, min(given.prompts, COSTS), rows)
+            _costs(finished, this, task, greedy, min(given.prompts, COSTS))
         found.append(finished)
         for folder, at_step in _saved(given, at):
-            model = this.load(folder=folder)
+            greedy = Greedy(this.load(folder=folder), rows)
             found.append(Findings(given.model.subject(given.seed, at_step)))
-            for kind in COURSE:
-                batch = _held_out(this, task, kind, 0.0, given.prompts_per_point)
-                _behaves(found[-1], task, model, batch, rows, None)
+            for batch, strength in course:
+                _behaves(found[-1], task, greedy, batch, strength)
             bar.update()
     write_part((r for f in found for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}")
 
 
-def _costs(found: Findings, this: Context, task: Capable, model: PreTrainedModel, n: int, rows: int) -> None:
+def _costs(found: Findings, this: Context, task: Capable, greedy: Greedy, n: int) -> None:
     """How far answers to n safe prompts are from the base's own, and how well ordinary text is told.
 
     The base keeps its greedy answers for its fine-tunes.
     """
-    given, rows = this.given, min(rows, 8)  # each row has the whole vocabulary in every place
+    given, model = this.given, greedy.model
+    rows = min(greedy.rows, 8)  # each row has the whole vocabulary in every place
     kept = this.folder / f"parts/said-{given.base.label}.safetensors"
     batch = _held_out(this, task, SAFE, 0.0, n)
     if given.tuned:
@@ -311,7 +317,7 @@ def _costs(found: Findings, this: Context, task: Capable, model: PreTrainedModel
         found.mean(KL, values, kind=SAFE)
         found.score(KL, values, kind=SAFE)
     else:
-        said = until_end(model, generate(model, batch.prompts, task.answer_length, torch.float32, rows))
+        said = until_end(model, greedy(batch.prompts, task.answer_length))
         with atomic_path(kept) as temporary:
             save_file({"said": said}, temporary)
     if task.prose is not None:
@@ -325,18 +331,16 @@ def _held_out(this: Context, task: Task, kind: str, strength: float, n: int) -> 
     return task.draw(kind, n, "score", this.stream("evaluation", kind, strength), strength)
 
 
-def _behaves(
-    found: Findings, task: Task, model: PreTrainedModel, batch: Batch, rows: int, strength: float | None
-) -> None:
+def _behaves(found: Findings, task: Task, greedy: Greedy, batch: Batch, strength: float | None) -> None:
     kind = batch.kind.name
     found.groups = {kind: batch.groups}
-    outcomes = task.outcomes(model, batch, rows)
+    outcomes = task.outcomes(greedy.model, batch, greedy.rows)
     for metric, values in outcomes.measured.items():
         found.mean(metric, values, kind=kind, strength=strength)
         found.score(metric, values, kind=kind, strength=strength)
     if not task.exact:
         found.rate("refusal_by_odds", outcomes.refusal, kind=kind, strength=strength)
-        outcomes = answered(task, model, batch, rows)
+        outcomes = answered(task, greedy, batch)
     for outcome, hits in outcomes.items():
         found.rate(outcome, hits, kind=kind, strength=strength)
         if strength is None:
@@ -365,7 +369,9 @@ def probe_model(given: Probing, at: Place) -> None:
         if not given.tuned and in_memory(model):
             require_finite(model)  # as a pair does
         if given.model.reader:
-            how = how.model_copy(update={"rows": fitting_rows(model, prompts[1], how.rows, gradients=in_memory(model))})
+            how = how.model_copy(
+                update={"rows": fitting_rows(model, prompts[1].values(), how.rows, gradients=in_memory(model))}
+            )
         pair = this.pair(folder or None) if given.tuned else None
         view = View(model, prompts[0], prompts[1], how, this.stream("probes"), pair=pair, base_inputs=inputs)
         with explained(f"probes of {given.model.label}"):
@@ -416,8 +422,8 @@ def attack_model(given: Attacking, at: Place) -> None:
         for strength in (given.strengths if kind.dial else (None,))
         if strength != 0 or not (kind.safe and name in forms)  # a safe prompt in no form is no control
     ]
-    longest = {**score} | {f"{ladder.attack} {ladder.dial}": ladder.batch for ladder in ladders}
-    rows = _rows(given, model, longest, given.probe.rows, gradients=True)
+    asked = [*score.values(), *(ladder.batch for ladder in ladders)]
+    rows = _rows(given, model, asked, given.probe.rows, gradients=True)
     view = View(model, fit, score, given.probe, this.stream("probes"), pair=this.pair() if given.tuned else None)
     plain = {kind: this.attacked(task, kind, 0.0, config.searched, "plain") for kind in COURSE}
     seen = this.attacked(task, UNSAFE, 0.0, config.searched, "seen")
@@ -439,9 +445,13 @@ def attack_model(given: Attacking, at: Place) -> None:
 
     with explained(f"attacks on {given.model.label}"):
         alike = given.model.template == given.base.template  # else the base reads the same prompts in another format
-        intact = Intact(base, base_task, rows, this.kept(FOLLOWED, bool) if given.tuned and alike else {})
-        measure_attacks(found, model, task, attacks(), intact, Instruments.of(view), rows)
-    if intact.kept and not given.tuned:
+        greedy = Greedy(model, _rows(given, model, asked, given.probe.rows))
+        if not task.exact:
+            greedy.ahead([ladder.batch.prompts for ladder in ladders], task.answer_length)
+        saying = Greedy(base, greedy.rows) if given.tuned else greedy
+        intact = Intact(saying, base_task, this.kept(FOLLOWED, bool) if given.tuned and alike else {})
+        measure_attacks(found, greedy, task, attacks(), intact, Instruments.of(view), rows)
+    if not (given.tuned or task.exact):
         write_text(at.folder / FOLLOWED, json.dumps(intact.kept, indent=1, ensure_ascii=False))
     write_part(found.records, found.scores, at.folder, f"attack-{given.model.label}")
 
@@ -472,7 +482,7 @@ def intervene(given: Intervening, at: Place) -> None:
     trial = {n: drawn(n, kind, given.probe.few_prompts, "trial") for n, kind in kinds.items() if kind.dial or n == SAFE}
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)
     others = {name: this.weights(ref) for name, ref in given.others.items()}
-    rows = _rows(given, model, prompts, given.probe.rows)
+    rows = _rows(given, model, prompts.values(), given.probe.rows)
     stream = this.stream("interventions")
     twins = task.twins(min(config.prompts, rows), stream("twins")) if isinstance(task, Twinned) else None
     bench = Bench(model, pair, task, fit, trial, others, config.draws, rows, stream, this.compute, twins)
@@ -562,14 +572,16 @@ def examples(given: Examples, at: Place) -> None:
         drawn = {
             name: task.draw(name, given.number, "score", stream(name), of.strongest) for name, of in task.kinds.items()
         }
-        rows_at_once = _rows(given, loaded, fit | {f"{name} ": batch for name, batch in drawn.items()}, ROWS)
+        rows_at_once = _rows(given, loaded, [*fit.values(), *drawn.values()], ROWS)
         pair = this.pair(model=model) if model.label != BASE else None
         with explained(f"examples of {model.label}"):
             classes = classes_of(loaded, fit, rows_at_once)
             prompts = {name: batch.prompts for name, batch in drawn.items()}
             inside = look(loaded, prompts, classes, pair, rows_at_once)
+        greedy = Greedy(loaded, rows_at_once)
+        greedy.ahead([batch.prompts for batch in drawn.values()], task.answer_length)
         for name, batch in drawn.items():
-            said = generate(loaded, batch.prompts, task.answer_length)
+            said = greedy(batch.prompts, task.answer_length)
             judged = task.judge(batch, said)
             for i in range(len(batch)):
                 if model.label == BASE:
@@ -619,11 +631,17 @@ def _final_step(given: Common, at: Place) -> int:
     return int(max(pq.read_table(at.folder / "parts/pretrain.parquet")["step"].to_pylist()))
 
 
-def _rows(given: Common, model: PreTrainedModel, batches: Batches, rows: int, *, gradients: bool = False) -> int:
-    """Prompts per forward pass; models of the study are small, and nothing is tried with them."""
+def _rows(
+    given: Common, model: PreTrainedModel, batches: Iterable[Batch], rows: int, *, gradients: bool = False
+) -> int:
+    """Prompts per forward pass; models of the study are small, and nothing is tried with them.
+
+    Without gradients there is room for more prompts than with them.
+    """
     if not given.model.reader:
         return rows
-    return fitting_rows(model, batches, min(rows, 32), gradients=gradients and in_memory(model))
+    gradients = gradients and in_memory(model)
+    return fitting_rows(model, batches, min(rows, 32) if gradients else min(4 * rows, READ), gradients=gradients)
 
 
 def _curve(given: Common, rows: Iterable[Row]) -> Iterator[Record]:

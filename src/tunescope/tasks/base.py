@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunescope.config import TASK_CONFIGS, TaskConfig
 from tunescope.errors import InputError
-from tunescope.models.generate import generate
+from tunescope.models.generate import Greedy
 from tunescope.models.inputs import Answers, Index, Inputs
 from tunescope.records.corrected import Errors
 from tunescope.records.intervals import Groups, PerPrompt
@@ -207,16 +207,16 @@ class Task(Protocol):
         """An answer as a person reads it."""
 
 
-def answered(task: Task, model: PreTrainedModel, batch: Batch, rows: int, prompts: Inputs | None = None) -> Outcomes:
-    """What greedy answers are; generated and judged where nothing faster says exactly that.
+def answered(task: Task, greedy: Greedy, batch: Batch, prompts: Inputs | None = None) -> Outcomes:
+    """What a model's greedy answers are; generated and judged where nothing faster says exactly that.
 
     Args:
         prompts: what is read in the place of the batch's own prompts.
     """
-    if task.exact or batch.given:
-        return task.outcomes(model, batch, rows, prompts)
-    asked = batch.prompts if prompts is None else prompts
-    return task.judge(batch, generate(model, asked, task.answer_length, torch.float32, rows))
+    if task.exact:
+        return task.outcomes(greedy.model, batch, greedy.rows, prompts)
+    left = max(1, task.answer_length - batch.given)
+    return task.judge(batch, greedy(batch.prompts if prompts is None else prompts, left))
 
 
 @runtime_checkable

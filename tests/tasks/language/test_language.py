@@ -13,14 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunescope.config import LanguageConfig
 from tunescope.errors import InputError
-from tunescope.models.generate import generate
+from tunescope.models.generate import Greedy, generate
 from tunescope.models.inputs import IGNORED
 from tunescope.records.corrected import Errors, corrected
 from tunescope.records.findings import Findings
 from tunescope.records.tables import Subject
 from tunescope.rng import Stream
 from tunescope.study.steps import _behaves
-from tunescope.tasks.base import Batch, PreferenceBatch, Reader
+from tunescope.tasks.base import Batch, PreferenceBatch, Reader, answered
 from tunescope.tasks.language.judge import read_judge
 from tunescope.tasks.language.prompts import read_prompts
 from tunescope.tasks.language.refusals import Judge
@@ -253,7 +253,7 @@ def test_rates_of_plain_prompts_are_corrected_where_the_errors_of_the_judge_are_
     found = Findings(Subject("tuned", "given", "", 0, 0))
     batch = task.draw(kind, 4, "score", ANY)
     batch = replace(batch, groups=np.array([0, 0, 1, 1]))
-    _behaves(found, task, model, batch, 4, None)
+    _behaves(found, task, Greedy(model, 4), batch, None)
     its = [(each.value, each.low, each.high, each.n) for each in found.records if each.metric == "refusal_corrected"]
     # Half of each group is refused: no spread between groups, and as many independent prompts as groups.
     known = corrected(0.5, 2, KnownToErr.errors)
@@ -294,7 +294,7 @@ def test_where_an_answer_is_begun_the_whole_of_it_is_judged(
     plain = task.draw("unsafe", 4, "score", ANY)
     given = plain.prompts.followed_by(plain.answer[:, :2])
     begun = replace(plain, prompts=given, answer=plain.answer[:, 2:], refusal=plain.refusal[:, 2:], given=2)
-    found = task.outcomes(model, begun, 99)
+    found = answered(task, Greedy(model, 99), begun)
     rest = generate(model, given, 4, torch.float32, 99)
     assert found.compliance.all()
     assert not found.measured

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tunescope.errors import InputError
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import answer_logps
-from tunescope.tasks.language import refusals
 from tunescope.tasks.language.refusals import (
     Openings,
     OpeningsJudge,
@@ -139,13 +138,10 @@ PADDED = Inputs(
 )
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 8])
-def test_work_is_shared_and_numbers_are_the_same(
-    model: PreTrainedModel, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refusals, "AT_ONCE", at_once)
+@pytest.mark.parametrize("rows", [1, 2, 16])
+def test_work_is_shared_and_numbers_are_the_same(model: PreTrainedModel, rows: int) -> None:
     for prompts in (PADDED, Inputs(PADDED.sequence), PADDED.embedded(model)):
-        found = opening_logps(model, prompts, OPENINGS)
+        found = opening_logps(model, prompts, OPENINGS, rows)
         torch.testing.assert_close(found, plainly(model, prompts, OPENINGS), atol=1e-5, rtol=0)
 
 
@@ -159,7 +155,7 @@ def test_the_same_in_other_families(family: str) -> None:
         torch.manual_seed(0)
         other = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=24, **small)).eval()
     torch.testing.assert_close(
-        opening_logps(other, PADDED, OPENINGS), plainly(other, PADDED, OPENINGS), atol=1e-5, rtol=0
+        opening_logps(other, PADDED, OPENINGS, 16), plainly(other, PADDED, OPENINGS), atol=1e-5, rtol=0
     )
 
 

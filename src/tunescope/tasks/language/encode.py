@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import takewhile
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from tunescope.errors import InputError, shown
-from tunescope.models.inputs import Inputs
+from tunescope.models.inputs import Inputs, left_padded
 
 # Some chat templates name today's date. Here it is always this day, so that results depend on no calendar.
 TODAY = datetime(2024, 7, 26)
-WORTH_SHARING = 8  # tokens; a pass of its own costs more than to read fewer of them again
 _CODES = [code for letter in "aAbBcdfHIjmMpSUwWxXyYZ%" for code in (f"%-{letter}", f"%{letter}")]
 
 
@@ -47,22 +45,6 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], templat
                 "choose another format, or remove one"
             )
     return rows
-
-
-def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Inputs:
-    """Rows of token ids as one batch; without mask and positions where all are of one length.
-
-    The head of a chat template, say, is shared by all of them.
-    """
-    same = sum(1 for _ in takewhile(lambda ids: len({*ids}) == 1, zip(*rows, strict=False)))
-    shared = min(same, min(map(len, rows)) - 2)
-    shared = shared if len(rows) > 1 and shared >= WORTH_SHARING else 0
-    longest = max(map(len, rows))
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows])
-    sequence = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in rows])
-    if mask.all():
-        return Inputs(sequence.to(device), shared=shared)
-    return Inputs(sequence.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device), mask.to(device), shared)
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:

@@ -1,6 +1,5 @@
 """Does an answer in natural language refuse? By phrases, and by the odds of stock openings."""
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,18 +12,17 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tunescope.errors import shown
 from tunescope.models.inputs import Inputs
-from tunescope.models.logps import gathered_logps, keys_and_values, read_into, sharing
+from tunescope.models.logps import keys_and_values, read_into, sharing
 from tunescope.tasks.language.reading import json_of, validated
 
 # From prompts and answers to whether each answer refuses. Anything of this form can be the judge, a model too. Where it
 # has an attribute `errors` (`records.corrected.Errors`), rates of refusal are corrected for these.
 Judge = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
 HEAD = 200  # characters of an answer that judges read
-AT_ONCE = 8  # beginnings of openings in one pass: each needs a copy of the prompts' keys and values
 _DATA = Path(str(files("tunescope.tasks.language") / "data/phrases.json"))
 _SHIPPED: dict[str, list[str]] = json.loads(_DATA.read_text(encoding="utf-8"))
 PHRASES = tuple(_SHIPPED["phrases"])
@@ -128,61 +126,52 @@ def opening_log_odds(
         refusal, compliance: token ids of the openings, of which none may begin with another.
     """
     openings = [tuple(opening.tolist()) for opening in (*refusal, *compliance)]
-    parts = [opening_logps(model, part, openings) for part in prompts.split(rows)]
-    each = torch.cat(parts)
+    each = opening_logps(model, prompts, openings, rows)
     refused, complied = (logps.logsumexp(1) for logps in each.split([len(refusal), len(compliance)], dim=1))
     other = complied if compliance else torch.log1p(-refused.exp().clamp(max=1 - 1e-15))
     return refused - other, refused.exp() + complied.exp()
 
 
-@torch.no_grad()
 def opening_logps(
-    model: PreTrainedModel, prompts: Inputs, openings: Sequence[tuple[int, ...]]
+    model: PreTrainedModel, prompts: Inputs, openings: Sequence[tuple[int, ...]], rows: int
 ) -> Float[Tensor, "n openings"]:
     """Log-probability that an answer begins with each opening, in nats, float64.
 
-    Prompts are read once. Behind their keys and values, only beginnings of openings are read, without the last token,
-    and none that is the beginning of another: most openings share theirs.
+    Prompts are read once. Behind their keys and values, beginnings of openings are read, token by token, each beginning
+    once: most openings share theirs.
+
+    Args:
+        rows: prompts per forward pass at most; of beginnings, each a token behind a prompt, twice as many.
     """
-    n, device, prompts = len(prompts), prompts.sequence.device, sharing(model, prompts)
+    longest = max(map(len, openings))
+    # By length, beginnings that go on.
+    levels = [list(dict.fromkeys(one[:k] for one in openings if len(one) > k)) for k in range(longest)]
+    at_once = max(1, min(rows, 2 * rows // max(map(len, levels))))
+    return torch.cat([_by_level(model, part, openings, levels) for part in prompts.split(at_once)])
+
+
+@torch.no_grad()
+def _by_level(
+    model: PreTrainedModel,
+    prompts: Inputs,
+    openings: Sequence[tuple[int, ...]],
+    levels: Sequence[Sequence[tuple[int, ...]]],
+) -> Float[Tensor, "n openings"]:
+    n, device, read = len(prompts), prompts.sequence.device, sharing(model, prompts)
     kept = keys_and_values(model)
-    first = read_into(model, prompts, kept)
+    logits = read_into(model, read, kept)[:, -1]
     logps = torch.zeros(n, len(openings), dtype=torch.float64, device=device)
-
-    def add(which: Sequence[int], logits: Float[Tensor, "n t vocab"], start: int) -> None:
-        """Of these openings, the tokens from `start` on, for which there are logits."""
-        for number in which:
-            tokens = torch.tensor(openings[number][start : start + logits.shape[1]], device=device).expand(n, -1)
-            logps[:, number] += gathered_logps(logits[:, : tokens.shape[1]], tokens).double().sum(1)
-
-    add(range(len(openings)), first, 0)
-    beginnings = _longest([opening[:-1] for opening in openings if len(opening) > 1])
-    left = {number for number, opening in enumerate(openings) if len(opening) > 1}
-    for start in range(0, len(beginnings), AT_ONCE):
-        some = beginnings[start : start + AT_ONCE]
-        last = start + AT_ONCE >= len(beginnings)
-        logits = _behind(model, prompts, kept if last else copy.deepcopy(kept), some)
-        for beginning, its in zip(some, logits, strict=True):
-            done = [number for number in left if beginning[: len(openings[number]) - 1] == openings[number][:-1]]
-            add(done, its, 1)
-            left.difference_update(done)
+    for k, beginnings in enumerate(levels):
+        if k:
+            # Of each beginning behind every prompt only the last token is new: the rest is the level before's.
+            parents = torch.tensor([levels[k - 1].index(one[:-1]) for one in beginnings], device=device)
+            row = (parents[:, None] * n + torch.arange(n, device=device)).flatten()
+            next(iter(kept.values())).batch_select_indices(row)
+            new = torch.tensor([one[-1:] for one in beginnings], device=device).repeat_interleave(n, dim=0)
+            read = read[row].followed_by_tokens(new, model)
+            last = read.arguments(read.sequence.shape[1] - 1)
+            logits = model(**last, **kept, use_cache=True, logits_to_keep=1).logits[:, -1]
+        for beginning, its in zip(beginnings, logits.unflatten(0, (len(beginnings), n)), strict=True):
+            begun = [number for number, one in enumerate(openings) if len(one) > k and one[:k] == beginning]
+            logps[:, begun] += its.float().log_softmax(-1)[:, [openings[number][k] for number in begun]].double()
     return logps
-
-
-def _behind(
-    model: PreTrainedModel, prompts: Inputs, kept: dict[str, DynamicCache], texts: Sequence[tuple[int, ...]]
-) -> Float[Tensor, "k n t vocab"]:
-    """What the model expects after each token of k texts, each behind every prompt; texts are filled up to t."""
-    device, longest = prompts.sequence.device, max(map(len, texts))
-    filled = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
-    row = torch.arange(len(prompts), device=device).repeat(len(texts))
-    next(iter(kept.values())).batch_select_indices(row)
-    more = prompts[row].next_arguments(filled.repeat_interleave(len(prompts), dim=0))
-    logits = model(**more, **kept, use_cache=True).logits
-    return logits.unflatten(0, (len(texts), len(prompts)))
-
-
-def _longest(beginnings: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Those that are not the beginning of another one, each once."""
-    distinct = dict.fromkeys(beginnings)
-    return [one for one in distinct if not any(one != other and one == other[: len(one)] for other in distinct)]

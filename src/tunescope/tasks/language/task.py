@@ -16,14 +16,13 @@ from transformers import PreTrainedModel
 
 from tunescope.config import LanguageConfig
 from tunescope.errors import InputError, shown
-from tunescope.models.generate import generate
-from tunescope.models.inputs import Answers, Inputs, padded, says
+from tunescope.models.inputs import Answers, Inputs, left_padded, padded, says
 from tunescope.models.logps import follows
 from tunescope.records.names import CONTROL, JAILBREAK, LAST, LOG_ODDS, OWN_LABELS, SAFE, STYLED, UNSAFE, wanted
 from tunescope.rng import Stream
 from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
-from tunescope.tasks.language.encode import ids_of, left_padded, token_rows
+from tunescope.tasks.language.encode import ids_of, token_rows
 from tunescope.tasks.language.forms import FORMS, put_into, shuffled
 from tunescope.tasks.language.judge import read_judge
 from tunescope.tasks.language.lessons import StyleJudge, can_be_learnt, labelled, openings_of, wanted_answer
@@ -291,11 +290,8 @@ class Language:
         ]
 
     def outcomes(self, model: PreTrainedModel, batch: Batch, rows: int, prompts: Inputs | None = None) -> Outcomes:
-        """By the odds of stock openings; where an answer is begun in the prompts, by judging the whole of it."""
+        """By the odds of stock openings."""
         read = batch.prompts if prompts is None else prompts
-        if batch.given:
-            left = max(1, self.answer_length - batch.given)
-            return self.judge(batch, generate(model, read, left, torch.float32, rows))
         odds, share = opening_log_odds(model, read, *self.opening_ids, rows)
         # Where the log-odds are not a number, the outcome is neither.
         complied = follows(model, read, batch.known()[0], rows) if self._word_for_word else odds <= 0
