@@ -404,7 +404,11 @@ class ProbeConfig(Config):
     jacobian_steps: Positive = Field(10, description="power iterations")
     jacobian_layers: Positive = Field(8, description="at most so many layers, evenly spaced, whose Jacobians these are")
     draws: int = Field(100, ge=20, description="random draws of a control that has a distribution")
-    rows: Positive = Field(256, description="prompts per forward pass, and fewer where memory is too small")
+    rows: Positive = Field(
+        256,
+        description="prompts per forward pass, and fewer where memory is too small; by models from elsewhere, four "
+        "times as many, at most 64, where no gradients are taken",
+    )
     overlap_directions: Positive = Field(8, description="leading directions of dW that are compared between fine-tunes")
 
     def for_course(self) -> "ProbeConfig":

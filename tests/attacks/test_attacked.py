@@ -283,7 +283,7 @@ def test_prompts_in_a_form_are_intact_where_the_base_answers_to_the_point(build,
     batch = replace(plain("jb_misgen", 1.0, length=LENGTH), describe=lambda i: {"number": i})
     asked = Asked(easy)
     asked.answer_length, asked.exact = LENGTH, False
-    texts = [asked.text(torch.tensor(ids)) for ids in batch.prompts.ids]
+    texts = [" ".join(map(str, (*ids, "to the point"))) for ids in batch.prompts.ids]
     known: dict[str, bool] = {texts[0]: False}
     said, null = Greedy(says(SAID, build), 4), Greedy(says(NULL, build), 4)
     assert Intact(said, asked, known)(Attacked("jb_misgen", 1.0, batch)).tolist() == [
@@ -294,6 +294,9 @@ def test_prompts_in_a_form_are_intact_where_the_base_answers_to_the_point(build,
     silent = Intact(null, asked, dict(known))  # nothing is asked of the base a second time
     assert silent(Attacked("jb_misgen", 1.0, batch)).tolist() == [known[text] for text in texts]
     assert not Intact(null, asked)(Attacked("jb_misgen", 1.0, batch)).any()
+    both = Intact(said, asked)  # of the same prompts in no form, another question is asked
+    assert both(Attacked("jb_misgen", 1.0, batch)).sum() == 3
+    assert both(Attacked("direction_ablation", None, replace(batch, kind=plain("unsafe").kind))).all()
     assert Intact(said, asked)(Attacked("suffix", 1.0, plain("unsafe"))).all()
 
 

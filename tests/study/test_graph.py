@@ -11,6 +11,7 @@ from tunescope.errors import InputError
 from tunescope.recipes import tiny
 from tunescope.records.names import BASE
 from tunescope.settings import override
+from tunescope.study.context import ModelRef
 from tunescope.study.graph import graph_of
 
 STUDY = tiny().changed(tunes=["ssft-eta_m", "dpo-eta_m", "dpo-eta_s", "benign-eta_m"], compute={"device": "cpu"})
@@ -222,3 +223,10 @@ def test_every_stage_reads_only_stages_before_it(tmp_path: Path) -> None:
 def test_stages_that_cannot_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Stages pretrain cannot be left out"):
         graph_of(STUDY, tmp_path, skip=["pretrain"])
+
+
+def test_answers_of_the_base_are_kept_for_what_is_asked_and_judged_alike() -> None:
+    base = ModelRef(label="base", protocol="base", template="chat")
+    assert ModelRef(label="ssft", protocol="ssft", template="chat").judged_as(base)
+    assert not ModelRef(label="styled", protocol="styled", template="chat", lesson="styled").judged_as(base)
+    assert not ModelRef(label="given", protocol="given").judged_as(base)

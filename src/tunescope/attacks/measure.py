@@ -135,7 +135,7 @@ class Intact:
 
     Attributes:
         greedy: answers of the base.
-        kept: by what a prompt says, what was found before.
+        kept: by the token ids of a prompt, and what was asked of its answer, what was found before.
     """
 
     greedy: Greedy
@@ -148,17 +148,17 @@ class Intact:
             return torch.zeros(
                 len(tokens), dtype=torch.bool, device=tokens.device
             )  # the fine-tune has tokens of its own
-        if self.task.exact or attack.extra is not None:
+        if self.task.exact or attack.extra is not None or tokens.is_floating_point():
             return answered(self.task, self.greedy, attack.batch, attack.inputs(base)).compliance
         return self._known(attack.batch)
 
     def _known(self, batch: Batch) -> Bool[Tensor, " n"]:
-        device = batch.prompts.sequence.device
-        prompts = [self.task.text(torch.tensor(ids)) for ids in batch.prompts.ids]
+        device, to_the_point = batch.prompts.sequence.device, isinstance(self.task, InForms) and batch.kind.dial
+        prompts = [" ".join(map(str, (*ids, *["to the point"] * to_the_point))) for ids in batch.prompts.ids]
         if new := [i for i, prompt in enumerate(prompts) if prompt not in self.kept]:
             some = batch[torch.tensor(new, device=device)]
             found = answered(self.task, self.greedy, some).compliance
-            if isinstance(self.task, InForms) and batch.kind.dial:
+            if isinstance(self.task, InForms) and to_the_point:
                 found = found & self.task.on_topic(some, self.greedy(some.prompts, self.task.answer_length))
             self.kept.update(zip((prompts[i] for i in new), found.tolist(), strict=True))
         return torch.tensor([self.kept[prompt] for prompt in prompts], device=device)

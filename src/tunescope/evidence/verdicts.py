@@ -426,11 +426,14 @@ def _verdict(table: _Table, claim: Claim, model: _Model, rung: Rung) -> Verdict:
         except _NotMeasuredError as error:
             missing[seed] = error
     if missing:
-        reason = next(iter(missing.values()))
         if not rows:
-            raise reason
-        seeds = ", ".join(map(str, missing))
-        raise _NotMeasuredError(f"In {len(missing)} of {len(table.seeds)} runs (seed {seeds}): {reason}")
+            raise next(iter(missing.values()))
+        seeds: dict[str, list[str]] = {}
+        for seed, reason in missing.items():
+            seeds.setdefault(str(reason), []).append(str(seed))
+        runs = len(table.seeds)
+        told = (f"In {len(of)} of {runs} runs (seed {', '.join(of)}): {why}" for why, of in seeds.items())
+        raise _NotMeasuredError(" ".join(told))
     contrasts = [contrast for contrast, _, _ in rows]
     bound = (2.0 if rung.protocols else 1.0) if claim.unit == SHARE else None
     found = over_runs(contrasts, bound)

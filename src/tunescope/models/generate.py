@@ -33,7 +33,8 @@ def generate(
     model.generation_config = config
     try:
         out = torch.full((len(prompts), length), pad, dtype=torch.long, device=prompts.sequence.device)
-        for which in prompts.lengths.argsort(stable=True).split(rows):  # the shorter ones need less padding
+        order = prompts.lengths.argsort(stable=True).split(rows) if len(prompts) else ()  # alike ones need less padding
+        for which in progress(order, desc="greedy answers", unit="batch"):
             part = sharing(model, prompts[which].trimmed())
             given: dict[str, Any] = part.arguments()
             given.pop("position_ids", None)  # generation counts them from the mask
@@ -70,12 +71,9 @@ class Greedy:
     def ahead(self, several: Sequence[Inputs], length: int) -> None:
         """Have the answers to several batches at hand, which takes less time than one batch after the other."""
         asked = dict.fromkeys(ids for prompts in several for ids in prompts.ids)
-        new = sorted((ids for ids in asked if (length, ids) not in self._said), key=len)
-        starts = range(0, len(new), self.rows)
-        for start in progress(starts, desc="greedy answers", unit="batch"):
-            some = new[start : start + self.rows]
-            answers = generate(self.model, left_padded(some, several[0].sequence.device), length, rows=self.rows)
-            self._said |= {(length, ids): answer for ids, answer in zip(some, answers, strict=True)}
+        if new := [ids for ids in asked if (length, ids) not in self._said]:
+            answers = generate(self.model, left_padded(new, several[0].sequence.device), length, rows=self.rows)
+            self._said |= {(length, ids): answer for ids, answer in zip(new, answers, strict=True)}
 
 
 def until_end(model: PreTrainedModel, generated: Int[Tensor, "n a"]) -> Answers:

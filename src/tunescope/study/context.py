@@ -26,7 +26,7 @@ from tunescope.tasks.base import TASKS, Batch, Reader, Task, Use
 
 T = TypeVar("T")
 ANSWERS = "answers.json"  # what the base says to the prompts of a task that knows no answers
-FOLLOWED = "followed.json"  # attacked prompts as a model reads them, and whether the base answers them
+FOLLOWED = "followed.json"  # attacked prompts, and whether the base answers them
 
 
 class ModelRef(Config):
@@ -54,6 +54,10 @@ class ModelRef(Config):
     folder: str = Field("", json_schema_extra=PLACE)
     text: str = Field("", json_schema_extra=PLACE)
     base: str = Field("", json_schema_extra=PLACE)
+
+    def judged_as(self, other: "ModelRef") -> bool:
+        """Whether the two read the same prompts, and their answers are judged alike."""
+        return (self.template, self.lesson) == (other.template, other.lesson)
 
     def subject(self, seed: int, step: int) -> Subject:
         return Subject(self.label, self.protocol, self.learning_rate, seed, step)
@@ -181,9 +185,11 @@ def fitting_rows(model: PreTrainedModel, batches: Iterable[Batch], rows: int, *,
         InputError: there is too little for a single one.
     """
     longest = max(batches, key=lambda batch: batch.prompts.sequence.shape[1])
+    # On a CPU memory runs out without an error to catch, so that a larger trial would only take its time.
+    repeated = longest.prompts.sequence.device.type != "cpu"
 
     def attempt(batch_size: int) -> int:  # accelerate looks at the name of the argument
-        part = longest.first(batch_size)
+        part = longest[torch.arange(batch_size) % len(longest)] if repeated else longest.first(batch_size)
         if gradients:
             gradient_norms(model, part, batch_size)
         else:

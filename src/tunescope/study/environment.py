@@ -26,14 +26,16 @@ LIBRARIES = (
 
 
 def environment(study: Study, compute: Compute) -> dict[str, Any]:
-    """Versions, device, threads, git revision (null outside a checkout) and seeds."""
+    """Versions, device, attention (in training; models from elsewhere are read with transformers' choice), threads, git
+    revision (null outside a checkout) and seeds.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "device": _device_name(compute.device),
         "dtype": str(compute.dtype).removeprefix("torch."),
-        "attention": compute.attention,
+        "attention": compute.attention or "transformers' choice",
         "threads": torch.get_num_threads(),
         "git_revision": _git_revision(),
         "seeds": {"study": study.seed},

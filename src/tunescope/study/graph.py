@@ -294,7 +294,7 @@ class _Layout:
             attack = steps.Attacking(
                 **self.common(ref, ATTACKS, study.attack.attacks), attack=study.attack, probe=few, strengths=strengths
             )
-            after = [*before[label], *answers, *followed]
+            after = [*before[label], *answers, *(followed if ref.judged_as(refs[BASE]) else ())]
             tells = label == BASE and not self.exact
             outputs = parts("attack", label, *([FOLLOWED] if tells else []))
             made_by = add(f"attack-{label}", steps.attack_model, attack, after, *outputs)

@@ -264,8 +264,7 @@ class Behave(Common):
 def behave(given: Behave, at: Place) -> None:
     """Behaviour of a finished model on every kind and strength, and of its checkpoints on the plain kinds."""
     this = Context(given, at.folder)
-    task, found = this.task(), list[Findings]()
-    model, step = this.load(), _final_step(given, at)
+    task, model, step = this.task(), this.load(), _final_step(given, at)
     forms = task.forms if isinstance(task, InForms) else {}
     points: list[tuple[str, float | None, int]] = []
     points += [(name, None, given.prompts) for name, kind in task.kinds.items() if not kind.dial]
@@ -278,26 +277,33 @@ def behave(given: Behave, at: Place) -> None:
     ]
     batches = [(_held_out(this, task, kind, strength or 0.0, n), strength) for kind, strength, n in points]
     course = [(_held_out(this, task, kind, 0.0, given.prompts_per_point), None) for kind in COURSE]
-    total = len(points) + len([*_saved(given, at)])
-    with progress(total=total, desc=f"behaviour of {given.model.label}", unit="set") as bar:
-        finished = Findings(given.model.subject(given.seed, step))
-        rows = _rows(given, model, [batch for batch, _ in batches], 512)
+    rows = _rows(given, model, [batch for batch, _ in batches], 512)
+    total = len(batches) + len(course) * len(_saved(given, at))
+    with (
+        explained(f"behaviour of {given.model.label}"),
+        progress(total=total, desc=f"behaviour of {given.model.label}", unit="set") as bar,
+    ):
+
+        def measured(greedy: Greedy, step: int, asked: Sequence[tuple[Batch, float | None]]) -> Findings:
+            if not task.exact:
+                greedy.ahead([batch.prompts for batch, _ in asked], task.answer_length)
+            behaviour = Findings(given.model.subject(given.seed, step))
+            for batch, strength in asked:
+                _behaves(behaviour, task, greedy, batch, strength)
+                bar.update()
+            return behaviour
+
         greedy = Greedy(model, rows)
-        if not task.exact:
-            greedy.ahead([batch.prompts for batch, _ in batches], task.answer_length)
-        for batch, strength in batches:
-            _behaves(finished, task, greedy, batch, strength)
-            bar.update()
+        finished = measured(greedy, step, batches)
         if isinstance(task, Capable):
             _costs(finished, this, task, greedy, min(given.prompts, COSTS))
-        found.append(finished)
-        for folder, at_step in _saved(given, at):
-            greedy = Greedy(this.load(folder=folder), rows)
-            found.append(Findings(given.model.subject(given.seed, at_step)))
-            for batch, strength in course:
-                _behaves(found[-1], task, greedy, batch, strength)
-            bar.update()
-    write_part((r for f in found for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}")
+        del model, greedy  # one model at a time is in memory
+        found = [
+            measured(Greedy(this.load(folder=folder), rows), at_step, course) for folder, at_step in _saved(given, at)
+        ]
+    write_part(
+        (r for f in (finished, *found) for r in f.records), finished.scores, at.folder, f"behave-{given.model.label}"
+    )
 
 
 def _costs(found: Findings, this: Context, task: Capable, greedy: Greedy, n: int) -> None:
@@ -444,12 +450,11 @@ def attack_model(given: Attacking, at: Place) -> None:
             yield from _each(made, Attacked, f"attack {name}", given.model.label)
 
     with explained(f"attacks on {given.model.label}"):
-        alike = given.model.template == given.base.template  # else the base reads the same prompts in another format
         greedy = Greedy(model, _rows(given, model, asked, given.probe.rows))
         if not task.exact:
             greedy.ahead([ladder.batch.prompts for ladder in ladders], task.answer_length)
-        saying = Greedy(base, greedy.rows) if given.tuned else greedy
-        intact = Intact(saying, base_task, this.kept(FOLLOWED, bool) if given.tuned and alike else {})
+        kept = this.kept(FOLLOWED, bool) if given.tuned and given.model.judged_as(given.base) else {}
+        intact = Intact(Greedy(base, greedy.rows) if given.tuned else greedy, base_task, kept)
         measure_attacks(found, greedy, task, attacks(), intact, Instruments.of(view), rows)
     if not (given.tuned or task.exact):
         write_text(at.folder / FOLLOWED, json.dumps(intact.kept, indent=1, ensure_ascii=False))

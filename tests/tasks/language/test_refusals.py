@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tunescope.errors import InputError
+from tunescope.models.hooks import capture, patch
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import answer_logps
+from tunescope.models.sites import Site
 from tunescope.tasks.language.refusals import (
     Openings,
     OpeningsJudge,
@@ -143,6 +145,17 @@ def test_work_is_shared_and_numbers_are_the_same(model: PreTrainedModel, rows: i
     for prompts in (PADDED, Inputs(PADDED.sequence), PADDED.embedded(model)):
         found = opening_logps(model, prompts, OPENINGS, rows)
         torch.testing.assert_close(found, plainly(model, prompts, OPENINGS), atol=1e-5, rtol=0)
+
+
+def test_where_activations_are_patched_all_prompts_are_in_one_pass(model: PreTrainedModel) -> None:
+    site = Site(0, "resid_post")
+    with capture(model, [site]) as captured:
+        model(**PADDED.arguments())
+    flipped = {site: captured[site][:, -1:].flip(0).clone()}
+    with patch(model, flipped, slice(-1, None)):
+        found = opening_logps(model, PADDED, OPENINGS, 2)
+        torch.testing.assert_close(found, opening_logps(model, PADDED, OPENINGS, 64), atol=1e-5, rtol=0)
+    assert (found - opening_logps(model, PADDED, OPENINGS, 2)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma2", "gemma3_text", "phi3"])

@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.errors import shown
+from tunescope.models.hooks import patched
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import keys_and_values, read_into, sharing
+from tunescope.models.weights import in_memory
 from tunescope.tasks.language.reading import json_of, validated
 
 # From prompts and answers to whether each answer refuses. Anything of this form can be the judge, a model too. Where it
@@ -141,12 +143,14 @@ def opening_logps(
     once: most openings share theirs.
 
     Args:
-        rows: prompts per forward pass at most; of beginnings, each a token behind a prompt, twice as many.
+        rows: prompts per forward pass at most; of beginnings, each a token behind a prompt, twice as many. All prompts
+            are in one pass where their activations are patched; and `rows` are where every pass fetches weights.
     """
     longest = max(map(len, openings))
     # By length, beginnings that go on.
     levels = [list(dict.fromkeys(one[:k] for one in openings if len(one) > k)) for k in range(longest)]
-    at_once = max(1, min(rows, 2 * rows // max(map(len, levels))))
+    at_once = rows if not in_memory(model) else max(1, min(rows, 2 * rows // max(map(len, levels))))
+    at_once = len(prompts) if patched(model) else at_once
     return torch.cat([_by_level(model, part, openings, levels) for part in prompts.split(at_once)])
 
 
