@@ -15,10 +15,10 @@ from tunescope.study.pipeline import run
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 
-def same(folders: list[Path]) -> None:
+def same(folders: list[Path], rtol: float = 1e-5) -> None:
     there, here = (read_records(folder / "records.parquet") for folder in folders)
     assert len(there) > 500
-    pd.testing.assert_frame_equal(there, here, rtol=1e-5, atol=1e-6)
+    pd.testing.assert_frame_equal(there, here, rtol=rtol, atol=rtol / 10)
 
 
 def test_a_study_of_the_world(small_study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_a_pair_that_reads_language(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run(study, tmp_path / "cpu")
     with fake_gpu(monkeypatch):
         run(study.changed(compute={"device": "auto"}), tmp_path / "gpu")
-    same([tmp_path / "gpu", tmp_path / "cpu"])
+    same([tmp_path / "gpu", tmp_path / "cpu"], rtol=1e-4)  # Adam widens what another attention rounds otherwise
 
 
 def test_what_is_on_the_cpu_cannot_be_mixed_with_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
