@@ -198,8 +198,6 @@ def tune_model(given: TuneModel, at: Place) -> None:
         remove(checkpoints)  # of other settings, perhaps at other steps
     policy = this.load(given.base)
     policy.requires_grad_(True)
-    if this.compute.attention:
-        policy.set_attn_implementation(this.compute.attention)
     tokenizer = load_tokenizer(this.at(given.base.text)) if given.base.reader else task.tokenizer
 
     reference: PreTrainedModel | Lookup | None = None

@@ -60,6 +60,8 @@ def tune(
         TrainingDivergedError: see `fit`.
         InputError: the task knows no answers.
     """
+    if compute.attention:  # it may have been loaded to be read, for which another one is faster
+        policy.set_attn_implementation(compute.attention)
     adapted = _adapted(policy, lora, stream("adapters")) if lora else None
 
     def losses(step: int) -> Iterator[Tensor]:
