@@ -6,8 +6,9 @@
 MODEL is a folder of an instruction-tuned model, as `make runs/models/smollm2-135m` writes. All weights are trained, in
 float32, on batches of the same 16 prompts: seconds a step are those of a run of 5 steps less one of 1. The reference of
 DPO is computed before, by either. The suffix search has 20 tokens, 64 candidates among the best 256, and a batch of all
-of them; seconds a step are measured in the same way. `weights` takes five matrices of MLPs, changed by noise. Ratios
-are of medians; below 1 tunescope is faster.
+of them, without nanoGCG's cache of the prompt, which cannot read those of transformers 5; seconds a step are measured in
+the same way. `weights` takes five matrices of MLPs, changed by noise. Ratios are of medians; below 1 tunescope is
+faster.
 """
 
 import argparse
@@ -175,7 +176,7 @@ def gcg(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lessons: Les
             batch_size=CANDIDATES,
             topk=TOP,
             optim_str_init=" x" * TOKENS,
-            use_prefix_cache=True,
+            use_prefix_cache=False,  # it reads those of transformers 4
             verbosity="ERROR",
             seed=0,
         )
