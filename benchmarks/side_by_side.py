@@ -6,8 +6,8 @@
 MODEL is a folder of an instruction-tuned model, as `make runs/models/smollm2-135m` writes. All weights are trained, in
 float32, on batches of the same 16 prompts: seconds a step are those of a run of 5 steps less one of 1. The reference of
 DPO is computed before, by either. The suffix search has 20 tokens, 64 candidates among the best 256, and a batch of all
-of them, without nanoGCG's cache of the prompt, which cannot read those of transformers 5; seconds a step are measured in
-the same way. `weights` takes five matrices of MLPs, changed by noise. Ratios are of medians; below 1 tunescope is
+of them, without nanoGCG's cache of the prompt, which cannot read those of transformers 5; seconds a step are measured
+in the same way. `weights` takes five matrices of MLPs, changed by noise. Ratios are of medians; below 1 tunescope is
 faster.
 """
 
