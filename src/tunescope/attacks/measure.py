@@ -153,13 +153,15 @@ class Intact:
         return self._known(attack.batch)
 
     def _known(self, batch: Batch) -> Bool[Tensor, " n"]:
-        device, to_the_point = batch.prompts.sequence.device, isinstance(self.task, InForms) and batch.kind.dial
-        prompts = [" ".join(map(str, (*ids, *["to the point"] * to_the_point))) for ids in batch.prompts.ids]
+        device = batch.prompts.sequence.device
+        in_forms = self.task if isinstance(self.task, InForms) and batch.kind.dial else None
+        asked = ("to the point",) if in_forms else ()
+        prompts = [" ".join(map(str, (*ids, *asked))) for ids in batch.prompts.ids]
         if new := [i for i, prompt in enumerate(prompts) if prompt not in self.kept]:
             some = batch[torch.tensor(new, device=device)]
             found = answered(self.task, self.greedy, some).compliance
-            if isinstance(self.task, InForms) and to_the_point:
-                found = found & self.task.on_topic(some, self.greedy(some.prompts, self.task.answer_length))
+            if in_forms:
+                found = found & in_forms.on_topic(some, self.greedy(some.prompts, in_forms.answer_length))
             self.kept.update(zip((prompts[i] for i in new), found.tolist(), strict=True))
         return torch.tensor([self.kept[prompt] for prompt in prompts], device=device)
 
