@@ -148,6 +148,6 @@ def settled(study: Study, folder: Path) -> Study:
     except InputError:  # no run yet, or none that can be read, which `check` says
         chosen = "auto"
     if chosen == "auto":
-        width = study.base.width if isinstance(study.base, Built) else 1024
+        width = study.base.width if isinstance(study.base, Built) else 512
         chosen = fastest_dtype(device_of(study.compute), width=width)
     return study.changed(compute={"dtype": chosen})
