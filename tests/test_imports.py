@@ -23,6 +23,7 @@ LAYERS = (
     "evidence",
     "report",
     "recipes study",
+    "explore",
     "api cli",
 )
 # For whom it is written and what looks for plug-ins: the short API, which brings in what it is asked for.

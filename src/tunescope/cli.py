@@ -168,6 +168,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_plugin(report)
     report.set_defaults(command=_report)
 
+    explore = commands.add_parser(
+        "explore",
+        help="ask the models of a run, and change them, on a page",
+        description="A page, on this machine alone, on the live models of a run: choose a prompt or type one, see "
+        "what every model answers, its odds of refusal, tau, and the action of dW by layer and token; turn alpha, "
+        "remove the direction, patch a layer from the prompt's twin (needs the extra explore).",
+    )
+    explore.add_argument("run", type=Path, metavar="RUN", help="a run folder, with its models")
+    explore.add_argument("--port", type=int, metavar="N", help="of the page (default: the first free one from 7860)")
+    explore.add_argument("--device", help="in the place of the run's compute.device: auto, cpu, cuda, cuda:1")
+    explore.add_argument("--no-browser", action="store_true", help="only print the address")
+    _add_plugin(explore)
+    explore.set_defaults(command=_explore)
+
     push = commands.add_parser(
         "push",
         help="a run and its models to the Hugging Face hub",
@@ -402,6 +416,12 @@ def _report(options: argparse.Namespace) -> None:
     if several:
         gather(options.folders, options.out)
     print(render(options.out if several else options.folders[0]))
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from tunescope.explore.page import serve
+
+    serve(options.run, port=options.port, device=options.device, browser=not options.no_browser)
 
 
 def _push(options: argparse.Namespace) -> None:

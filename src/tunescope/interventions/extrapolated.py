@@ -29,7 +29,7 @@ def extrapolated(bench: Bench, settings: Extrapolated) -> Iterator[Intervention]
     if not jailbreaks:
         return
     scaled: dict[str, Callable[[float], Make]] = {
-        EVERYWHERE: lambda alpha: partial(with_all_scaled, bench, alpha),
+        EVERYWHERE: lambda alpha: partial(with_all_scaled, bench.model, bench.pair, alpha),
         W_IN: lambda alpha: partial(with_matrices_scaled, bench, alpha, (W_IN,)),
     }
     intact = answered(bench, [SAFE]), answered(bench, jailbreaks)

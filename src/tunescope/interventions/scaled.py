@@ -6,10 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tunescope.config import Config, Once
 from tunescope.interventions.base import Bench, Intervention, intervention
 from tunescope.interventions.weights import MLP, Changed, with_delta, with_parameters
+from tunescope.models.pair import Pair
 from tunescope.models.sites import spaced_layers
 from tunescope.records.names import EVERYWHERE, W_IN
 
@@ -26,7 +28,7 @@ class Scaled(Config):
 @intervention("scaled", settings=Scaled, control=True)
 def scaled(bench: Bench, settings: Scaled) -> Iterator[Intervention]:
     for alpha in settings.alphas:
-        yield Intervention("scaled", alpha, EVERYWHERE, (partial(with_all_scaled, bench, alpha),))
+        yield Intervention("scaled", alpha, EVERYWHERE, (partial(with_all_scaled, bench.model, bench.pair, alpha),))
     scopes: dict[str, tuple[tuple[str, ...], list[int] | None]] = {"mlp": (MLP, None), W_IN: ((W_IN,), None)}
     scopes |= {f"mlp.{layer}": (MLP, [layer]) for layer in spaced_layers(bench.model, settings.layers)}
     for scope, (names, layers) in scopes.items():
@@ -34,9 +36,9 @@ def scaled(bench: Bench, settings: Scaled) -> Iterator[Intervention]:
             yield Intervention("scaled", alpha, scope, (partial(with_matrices_scaled, bench, alpha, names, layers),))
 
 
-def with_all_scaled(bench: Bench, alpha: float) -> Changed:
+def with_all_scaled(model: PreTrainedModel, pair: Pair, alpha: float) -> Changed:
     """Inside the block every parameter is W + alpha dW."""
-    return with_parameters(bench.model, bench.pair, partial(_between, alpha))
+    return with_parameters(model, pair, partial(_between, alpha))
 
 
 def with_matrices_scaled(

@@ -260,6 +260,21 @@ class Twinned(Task, Protocol):
         """Of n unsafe prompts to score, or as many as have twins; None where none has."""
 
 
+TYPED = Kind("typed", "compliance", probed=False)  # of prompts that someone typed; what is wanted of them, nobody knows
+
+
+@runtime_checkable
+class Typed(Task, Protocol):
+    """A task that reads what a person types."""
+
+    def typed(self, text: str) -> Batch:
+        """One prompt.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+
+
 @runtime_checkable
 class InForms(Task, Protocol):
     """A task that has kinds of prompts in forms, around plain requests.

@@ -13,7 +13,7 @@ from oracles import is_unsafe, lengths_of, most_that_strength_changes, operators
 from tunescope.errors import InputError
 from tunescope.rng import Stream
 from tunescope.tasks.world.grammar import read_grammar_file
-from tunescope.tasks.world.prompts import Kind, choose_symbols, sample_prompts
+from tunescope.tasks.world.prompts import Kind, choose_symbols, read_prompt, sample_prompts
 from tunescope.tasks.world.vocab import BLANK, NULL
 from tunescope.tasks.world.world import build_world
 
@@ -278,3 +278,30 @@ def test_a_batch_is_the_same_whatever_came_before(worlds, question, order):
     asked = {i: batch(i) for i in order}
     assert [asked[i] for i in range(4)] == expected
     assert expected[0] != expected[1][:3]
+
+
+@given(questions())
+def test_a_prompt_is_read_back_from_its_words(worlds, question):
+    name, kind, seed, strength = question
+    prompts = sample_prompts(worlds[name], kind, 3, Stream.named(seed), strength)
+    for i in range(3):
+        prompt, answer = read_prompt(worlds[name], worlds[name].vocab.text(prompts.prompt[i].tolist()))
+        assert prompt.tolist() == [prompts.prompt[i].tolist()]
+        assert answer.tolist() == [prompts.answer[i].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("op0 op1 op2 opx s1", "'opx' is no operator; a prompt of this world is 4 operators (op0 to op4), then 1 to 6"),
+        ("op0 op1 op2 s1", "'s1' is no operator"),
+        ("op0 op1 op2 op0 s1 <null>", "'<null>' is no symbol"),
+        ("op0 op1", "2 operators and 0 symbols"),
+        ("op0 op1 op2 op0 " + "s1 " * 7, "4 operators and 7 symbols"),
+        ("", "0 operators and 0 symbols"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(tiny, text, says):
+    with pytest.raises(InputError) as error:
+        read_prompt(tiny, text)
+    assert says in str(error.value)

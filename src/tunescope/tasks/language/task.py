@@ -22,7 +22,7 @@ from tunescope.records.names import CONTROL, JAILBREAK, LAST, LOG_ODDS, OWN_LABE
 from tunescope.rng import Stream
 from tunescope.tasks import base
 from tunescope.tasks.base import Batch, Kind, Outcomes, PreferenceBatch, Reader, Twins
-from tunescope.tasks.language.encode import ids_of, token_rows
+from tunescope.tasks.language.encode import encode, ids_of, token_rows
 from tunescope.tasks.language.forms import FORMS, put_into, shuffled
 from tunescope.tasks.language.judge import read_judge
 from tunescope.tasks.language.lessons import StyleJudge, can_be_learnt, labelled, openings_of, wanted_answer
@@ -224,6 +224,17 @@ class Language:
         rows = zip((UNSAFE, SAFE, UNSAFE), (*zip(*chosen, strict=True), others), strict=True)
         unsafe, safe, other = (self._batch(kind, each, self._inputs(each)) for kind, each in rows)
         return Twins(unsafe, safe, other, {LAST: slice(-1, None)})
+
+    def typed(self, text: str) -> Batch:
+        """Any text, in the format in which the model reads prompts.
+
+        Raises:
+            InputError: it is empty, or the tokenizer cannot read it.
+        """
+        if not text.strip():
+            raise InputError("prompt: it is empty; type a request")
+        inputs = encode(self.tokenizer, [text], self.device, template=self.reader.template)
+        return Batch(base.TYPED, 0.0, inputs, describe=lambda i: {"prompt": text})
 
     def _batch(self, kind: str, instructions: Sequence[Instruction], inputs: Inputs, strength: float = 0.0) -> Batch:
         answer, refusal = self._known(instructions)

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tunescope.errors import InputError
+from tunescope.errors import InputError, shown
 from tunescope.rng import Stream
 from tunescope.tasks.world.kinds import Kind
 from tunescope.tasks.world.operators import SAFE_BRANCH, UNSAFE_BRANCH, Choices
-from tunescope.tasks.world.vocab import EOS, NULL, SEP, STOP
+from tunescope.tasks.world.vocab import BLANK, EOS, NULL, SEP, STOP
 from tunescope.tasks.world.world import World
 
 
@@ -208,6 +208,37 @@ def render(
         last = stage == world.config.stages - 1
         answer += [table[text + offset], text.new_full((len(text), 1), EOS if last else STOP)]
     return prompt, torch.cat(answer, dim=1)
+
+
+def read_prompt(world: World, text: str) -> tuple[Int[Tensor, "1 prompt_length"], Int[Tensor, "1 answer_length"]]:
+    """Token ids of one prompt and of its answer, from the words of its tokens.
+
+    Raises:
+        InputError: it is no prompt of this world.
+    """
+    vocab, slots, last = world.vocab, world.slots, world.vocab.symbols - 1
+    numbers = {word: number for number, word in enumerate(vocab.words)}
+    form = (
+        f"a prompt of this world is {slots} operators (op0 to op{vocab.operators - 1}), then 1 to {world.width} "
+        f"symbols (s0 to s{last}, in dialect d0 to d{last})"
+    )
+    given = [word for word in text.split() if word not in (vocab.words[SEP], vocab.words[BLANK])]
+    named, symbols = given[:slots], given[slots:]
+    for what, part, first, end in (
+        ("operator", named, vocab.first_task, vocab.first_symbol),
+        ("symbol", symbols, vocab.first_symbol, len(vocab)),
+    ):
+        if unknown := [word for word in part if not first <= numbers.get(word, -1) < end]:
+            raise InputError(f"prompt: {shown(unknown[0])} is no {what}; {form}")
+    if len(named) < slots or not 1 <= len(symbols) <= world.width:
+        raise InputError(f"prompt: {len(named)} operators and {len(symbols)} symbols; {form}")
+    tokens, ids = (torch.tensor([[numbers[word] for word in of]], device=world.device) for of in (named, symbols))
+    blanks = (0, world.width - len(symbols))
+    operand = torch.nn.functional.pad((ids - vocab.first_symbol) % vocab.symbols, blanks, value=vocab.symbols)
+    in_dialect = torch.nn.functional.pad(ids >= vocab.first_dialect, blanks)
+    of_tokens = torch.tensor([*range(vocab.operators), *vocab.aliases], device=world.device)
+    operators = of_tokens[tokens - vocab.first_task]
+    return render(world, tokens, operators, operand, in_dialect)
 
 
 def refusals(world: World, n: int) -> Int[Tensor, "n answer_length"]:

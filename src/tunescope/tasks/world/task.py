@@ -20,7 +20,7 @@ from tunescope.tasks.world.batches import preference_batch, pretraining_batch
 from tunescope.tasks.world.describe import describe
 from tunescope.tasks.world.kinds import Kind
 from tunescope.tasks.world.lessons import draw_prompts, draw_twins, kinds_of
-from tunescope.tasks.world.prompts import Prompts
+from tunescope.tasks.world.prompts import Prompts, read_prompt, refusals
 from tunescope.tasks.world.world import World, build_world
 
 HELD_OUT = (SAFE, UNSAFE, Kind.SAFE_DIALECT.value)
@@ -59,6 +59,16 @@ class WorldTask:
         positions = {"operators": slice(slots), "operand": slice(slots, length - 1), LAST: slice(-1, None)}
         unsafe, safe, other = map(self._batch, draw_twins(self.world, n, stream))
         return Twins(unsafe, safe, other, positions)
+
+    def typed(self, text: str) -> Batch:
+        """A prompt as `sample` prints it: operators, then symbols, plain or in dialect; `<sep>` may be left out.
+
+        Raises:
+            InputError: another number of either, or other words.
+        """
+        prompt, answer = read_prompt(self.world, text)
+        refusal = refusals(self.world, 1)
+        return Batch(base.TYPED, 0.0, Inputs(prompt), answer, refusal, describe=lambda i: {"prompt": text})
 
     def _batch(self, prompts: Prompts) -> Batch:
         return Batch(
