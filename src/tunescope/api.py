@@ -110,13 +110,14 @@ def run(
     jobs: int | None = 1,
     on: str = "",
     store: str = "",
+    log: str = "",
 ) -> Run:
     """Run a study in a folder, or go on with it; see `tunescope.study.pipeline.run`.
 
     Args:
-        jobs, on, store: where its stages run; see `tunescope.study.executors.Where`.
+        jobs, on, store, log: where its stages run, and a tracker; see `tunescope.study.executors.Where`.
     """
-    pipeline.run(study, Path(out), update=update, skip=skip, where=Where(jobs, on, store))
+    pipeline.run(study, Path(out), update=update, skip=skip, where=Where(jobs, on, store, log))
     return Run(Path(out))
 
 
@@ -159,14 +160,15 @@ def sweep(
     jobs: int | None = 1,
     on: str = "",
     store: str = "",
+    log: str = "",
 ) -> Swept:
     """Run a study at every point of a grid, or go on with it; see `tunescope.study.sweeps.run_sweep`.
 
     Args:
-        spec: a sweep, or the YAML file of one. jobs, on, store: where its stages run, as in `run`.
+        spec: a sweep, or the YAML file of one. jobs, on, store, log: as in `run`.
     """
     found, beside = (spec, Path()) if isinstance(spec, Sweep) else (read_spec(Path(spec)), Path(spec).parent)
-    return run_sweep(found, Path(out), update=update, where=Where(jobs, on, store), beside=beside)
+    return run_sweep(found, Path(out), update=update, where=Where(jobs, on, store, log), beside=beside)
 
 
 def load_run(folder: str | Path) -> Run:

@@ -278,6 +278,12 @@ def _add_where(command: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="with --on: where nodes that share no disk keep the files of runs, e.g. s3://bucket/path",
     )
+    command.add_argument(
+        "--log",
+        default="",
+        metavar="TRACKER",
+        help="tell learning curves and behaviour to tensorboard (DIR/logs), wandb or mlflow, as stages are done",
+    )
 
 
 def _add_stages(command: argparse.ArgumentParser) -> None:
@@ -336,7 +342,7 @@ def _sweep(options: argparse.Namespace) -> int:
 def _where(options: argparse.Namespace) -> Any:
     from tunescope.study.executors import Where
 
-    return Where(options.jobs, options.on, options.store)
+    return Where(options.jobs, options.on, options.store, options.log)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -360,7 +366,7 @@ def _compare(options: argparse.Namespace) -> None:
     )
     # Attacks search with gradients, which takes long on large models.
     skip = _skipped(options, ("attack",))
-    where = {"jobs": options.jobs, "on": options.on, "store": options.store}
+    where = {"jobs": options.jobs, "on": options.on, "store": options.store, "log": options.log}
     found = run(override(study, options.set), options.out, update=options.update, skip=skip, **where)
     print(found.report)
 

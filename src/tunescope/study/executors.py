@@ -28,11 +28,13 @@ class Where:
         on: empty: on this machine. `ray`: on the Ray cluster at hand, or one that is started here; `ray:ADDRESS`.
         store: where nodes of a cluster that share no disk keep the files of runs: `s3://bucket/path`, or whatever
             pyarrow opens.
+        log: tracker that is told what stages have measured, of `trackers.TRACKERS`; empty: none.
     """
 
     jobs: int | None = 1
     on: str = ""
     store: str = ""
+    log: str = ""
 
     def executor(self) -> Executor:
         """Raises InputError: no such place, fewer jobs than one, or Ray is not installed."""

@@ -13,6 +13,7 @@ from tunescope.progress import say
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
 from tunescope.settings import read_study
+from tunescope.study import trackers
 from tunescope.study.environment import environment
 from tunescope.study.executors import Where
 from tunescope.study.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
@@ -122,6 +123,8 @@ def run_all(
         failed: what is done when a stage fails; the stages that need it are left out, and its run has no tables.
     """
     execute, of = where.executor(), {each.folder: each for each in runs}
+    if where.log:
+        trackers.require(where.log)
     with ExitStack() as held:
         held.enter_context(where.threads())
         for each in runs:
@@ -134,6 +137,8 @@ def run_all(
                 continue
             run = of[work.folder]
             run.note(done)
+            if where.log and not done.skipped:
+                trackers.track(where.log, work.stage, run.folder)
             if run.done == len(run.stages):
                 run.join()
                 finished(run)
