@@ -15,6 +15,7 @@ from tunescope.config import LanguageConfig, Study, Sweep
 from tunescope.errors import InputError
 from tunescope.evidence.claims import claims_for
 from tunescope.evidence.verdicts import Judgement, judge
+from tunescope.explore.live import LiveModel, live_models
 from tunescope.models.checkpoint import load_model
 from tunescope.recipes import comparison
 from tunescope.records.pool import pool
@@ -89,6 +90,15 @@ class Run:
     def models(self) -> Mapping[str, Path]:
         """Folders of the models that the study made, by name: `transformers` loads them."""
         return {path.name: path for path in sorted((self.folder / "models").glob("[!.]*")) if path.is_dir()}
+
+    @cached_property
+    def live(self) -> Mapping[str, LiveModel]:
+        """The models of the study, by name, to be asked and changed one prompt at a time: what `explore` shows.
+
+        Raises:
+            InputError: they are not in the folder.
+        """
+        return live_models(self.folder)
 
     def load(self, model: str) -> PreTrainedModel:
         """One of `models`, on the CPU.

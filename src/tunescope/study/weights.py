@@ -36,7 +36,9 @@ class _Matrix:
         return f"{self.name}-{self.layer:03d}"
 
 
-def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, device: str = "auto") -> Path:
+def compare_weights(
+    base: str | Path, tuned: str | Path, out: str | Path, *, exact: bool = False, device: str = "auto"
+) -> Path:
     """Size, spectrum and null-space share of dW of every matrix (docs/metrics.md); returns the path of the report.
 
     No model is built: memory holds a few matrices. What was done before an interruption is not done again.
@@ -49,8 +51,8 @@ def compare_weights(base: str, tuned: str, out: Path, *, exact: bool = False, de
     Raises:
         InputError: a model cannot be read, the two do not match, or `out` holds something else.
     """
-    where = device_of(ComputeConfig(device=device))
-    before, after = with_weights([base, tuned])
+    where, out = device_of(ComputeConfig(device=device)), Path(out)
+    before, after = with_weights([str(base), str(tuned)])
     pair = open_pair(before.folder, after.folder)
     matrices = [_Matrix(layer, name) for layer in range(pair.layers) for name in pair.names]
     this = {"version": __version__, "base": known_by(before), "tuned": known_by(after), "exact": exact}
