@@ -23,6 +23,7 @@ from tunescope.report.style import NEUTRAL, WIDTH, Model
 
 Look = dict[str, Any]  # keyword arguments
 CHANCE: Look = {"color": NEUTRAL, "ls": ":", "lw": 1.0}  # how what chance would give is drawn
+LABEL = 0.22  # inches that a number of two digits takes on a horizontal axis, with what is between two of them
 Looks = Mapping[str, tuple[str, str, str]]  # label, colour and marker, by value
 Rows = Callable[[pd.DataFrame], pd.DataFrame]
 Draw = Callable[[pd.DataFrame, list[Model]], Figure]
@@ -143,7 +144,8 @@ def facet(
             elif place == 0:
                 panel.set_ylabel(rows[row] if rows is not None else ylabel)
             if ticks:
-                panel.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1))
+                fitting = int(0.75 * WIDTH / wide / LABEL)  # three quarters of a panel's width are its axis
+                panel.xaxis.set_major_locator(MaxNLocator(min(ticks, fitting), integer=True, min_n_ticks=1))
         for panel in panels[number, len(line) :]:
             panel.set_visible(False)
     if legend:
