@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import pkgutil
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from jaxtyping import install_import_hook
 from scipy.stats import chisquare
@@ -49,7 +51,7 @@ CONFIGS = {
     "one_stage": WorldConfig(**SMALL, operand=(3, 9), stages=1, slots=3),
 }
 
-TUNES = "ssft-eta_m, ssft-eta_s, dpo-eta_m, unlearning-eta_m, benign-eta_m, benign-eta_s"
+TUNES = "ssft-eta_m, dpo-eta_m, unlearning-eta_m, benign-eta_m"
 TINY = ["study", "tiny", "--set", f"tunes=[{TUNES}]"]
 torch.set_num_threads(1)
 settings.register_profile("tunescope", max_examples=30, deadline=None)
@@ -247,11 +249,16 @@ def small_study() -> list[str]:
 
 @pytest.fixture(scope="session")
 def small_run(small_study: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its run folder, all but the report (which takes longer). Shared by all tests: not to be changed."""
-    folder = tmp_path_factory.mktemp("small") / "run"
-    with pytest.MonkeyPatch.context() as patch:
+    """Its run folder, all but the report (which takes longer). Shared by all tests, and by the processes that run them:
+    not to be changed.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "small/run"
+    with FileLock(root / "small.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "render", lambda folder: folder / "report.html")
-        assert cli.main([*small_study, "--out", str(folder)]) == 0
+        if not (folder / "records.parquet").exists():
+            assert cli.main([*small_study, "--out", str(folder)]) == 0
     return folder
 
 
@@ -263,7 +270,7 @@ def tiny_command() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny study, report included, run once: protocols at the larger rate, and two at both. Not to be changed."""
+    """The tiny study, report included, run once, of protocols at the larger rate. Not to be changed."""
     folder = tmp_path_factory.mktemp("tiny") / "run"
     assert cli.main([*TINY, "--out", str(folder)]) == 0
     return folder

@@ -118,6 +118,7 @@ def test_an_edit_of_a_plugin_runs_its_own_stages_again(
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_what_the_documentation_shows_runs(small_study: list[str], tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(# (\S+\.py)\n.*?)```", EXTENDING.read_text(encoding="utf-8"), re.S)
     assert len(blocks) >= 3

@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         "remove the direction, patch a layer from the prompt's twin (needs the extra explore).",
     )
     explore.add_argument("run", type=Path, metavar="RUN", help="a run folder, with its models")
-    explore.add_argument("--port", type=int, metavar="N", help="of the page (default: the first free one from 7860)")
+    explore.add_argument("--port", type=_port, metavar="N", help="of the page (default: the first free one from 7860)")
     explore.add_argument("--device", help="in the place of the run's compute.device: auto, cpu, cuda, cuda:1")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     _add_plugin(explore)
@@ -253,6 +253,12 @@ def _jobs(text: str) -> int | None:
         return int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{shown(text)} must be a number, or auto") from error
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be a number from 1 to 65535")
+    return int(text)
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:

@@ -1,12 +1,17 @@
 """Live models against what the study itself has written of them, and changes whose effect is known."""
 
 import json
+import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
+from tunescope import cli
 from tunescope.errors import InputError
+from tunescope.explore import live
 from tunescope.explore.live import RANDOM, Asked, Change, LiveModel, Patch, live_models
 from tunescope.models.sites import Site
 
@@ -72,6 +77,35 @@ def test_a_direction_taken_out_is_the_models_own_or_a_random_one(models):
         model.look(asked, Change(without=7))
 
 
+def test_directions_and_classes_are_the_unchanged_models_whatever_was_asked_first(small_run):
+    first, other = (live_models(small_run)[TUNED] for _ in range(2))
+    first.look(first.ask("unsafe", 0), Change(alpha=-3, without=0))
+    asked = other.ask("unsafe", 0)
+    assert torch.equal(first.directions[0], other.directions[0])
+    assert first.look(asked).tau.tolist() == other.look(asked).tau.tolist()
+
+
+def test_models_are_looked_at_one_at_a_time(models):
+    model = models[TUNED]
+    asked, alphas = model.ask("unsafe", 0), [-1.0, 0.0, 0.5, 3.0]
+    alone = [model.look(asked, Change(alpha)).odds for alpha in alphas]
+    assert len({*alone}) == len(alphas)
+    with ThreadPoolExecutor(4) as pool:
+        together = [*pool.map(lambda alpha: model.look(asked, Change(alpha)).odds, alphas * 3)]
+    assert together == alone * 3
+
+
+def test_odds_of_a_sure_refusal_are_told_apart(models, monkeypatch):
+    model = models["base"]
+    asked = model.ask("unsafe", 0)
+    token = int(asked.batch.refusal[0, 0])
+    for odds in (20.0, 40.0):
+        logits = torch.zeros(1, 1, len(model.task.tokenizer))
+        logits[0, 0, token] = odds
+        monkeypatch.setattr(live, "answer_logits", lambda *_, logits=logits: logits)
+        assert model.look(asked).odds == pytest.approx(odds - math.log(logits.shape[2] - 1))
+
+
 def test_the_same_number_is_the_same_prompt_at_every_strength_and_for_every_model(models):
     def said(label: str, strength: float) -> dict:
         return models[label].ask("jb_misgen", 3, strength).batch.describe(0)
@@ -82,12 +116,18 @@ def test_the_same_number_is_the_same_prompt_at_every_strength_and_for_every_mode
     assert plain != full
 
 
-def test_what_is_not_there_is_named(models, small_run, tmp_path, refused):
+def test_what_is_not_there_is_named(models, small_run, tmp_path, refused, capsys):
     with pytest.raises(InputError, match="prompt 64: there are 64 unsafe prompts"):
         models["base"].ask("unsafe", 64)
     with pytest.raises(InputError, match="'what' is no operator"):
         models["base"].ask_text("what is this")
     copy = shutil.copytree(small_run, tmp_path / "run")
+    (copy / "stages" / f"tune-{TUNED}.json").unlink()
+    live_models(copy)
+    assert f"tune-{TUNED}: not finished" in capsys.readouterr().err
     shutil.rmtree(copy / "models" / TUNED)
     refused(["explore", str(copy)], f"models/{TUNED}", "run the study first")
     refused(["explore", str(tmp_path / "none")], "none/config.yaml")
+    with pytest.raises(SystemExit) as error:
+        cli.main(["explore", str(copy), "--port", "99999"])
+    assert error.value.code == 2

@@ -1,13 +1,15 @@
 """The page, asked as a program asks it, and driven in a browser."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from tunescope.explore.live import live_models
-from tunescope.explore.page import build, launch
+from tunescope.explore.live import Seen, live_models
+from tunescope.explore.page import build, by_token, launch
 
 gradio_client = pytest.importorskip("gradio_client")
 ASKED = {
@@ -67,6 +69,14 @@ def test_what_cannot_be_asked_is_said(client):
         client.predict(api_name="/read", **ASKED | {"kind": "typed", "text": "hello"})
     with pytest.raises(gradio_client.exceptions.AppError, match="Choose a model"):
         client.predict(api_name="/read", **ASKED | {"chosen": []})
+
+
+def test_the_chart_of_tokens_has_room_for_a_large_model():
+    gain = torch.rand(32, 200, generator=torch.Generator().manual_seed(0))
+    seen = Seen("", "other", 0.0, ["\n", "<b>", *map(str, range(198))], torch.zeros(32), gain)
+    chart = by_token({"one": seen, "two": seen}).to_dict()
+    assert [len(values) for values in chart["datasets"].values()] == [2 * 32 * 200]
+    assert json.dumps(chart)  # nothing in it that a page cannot be told
 
 
 def chromium() -> str | None:

@@ -243,6 +243,7 @@ def test_the_command_writes_a_report_with_verdicts(pair: list[str], tmp_path: Pa
     assert set(ts.load_run(tmp_path / "out").models) == {"benign-default"}
 
 
+@pytest.mark.slow
 def test_a_pair_with_and_without_its_template_is_a_sweep(pair: list[str], tmp_path: Path) -> None:
     """The base of the pair in both columns: where templates differ, activations differ, and nothing else does."""
     changes = {f"task.{key}": each for key, each in language(tmp_path).items() if key != "type"}

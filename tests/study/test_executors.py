@@ -47,6 +47,7 @@ def test_two_processes_make_what_one_makes(
     same_run(run_folder, small_run)
 
 
+@pytest.mark.slow
 def test_several_runs_share_the_processes(
     small_study: list[str], tmp_path: Path, contents: Callable, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -73,6 +74,7 @@ def test_several_runs_share_the_processes(
     assert {path.name for path in tmp_path.iterdir()} == {"both", "both-seed0", "both-seed1"}
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_named_as_the_reason(
     small_study: list[str], run_folder: Path, tmp_path: Path, no_report: None, refused: Callable
 ) -> None:
@@ -82,6 +84,7 @@ def test_a_process_that_is_killed_is_named_as_the_reason(
     assert "stopped from outside" in refused([*small_study, "--out", str(run_folder), *more])
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_a_parent_that_is_killed(small_study: list[str], run_folder: Path, tmp_path: Path) -> None:
     plugin, pid = tmp_path / "sleeper.py", tmp_path / "sleeper.pid"
     plugin.write_text(SLEEPER)

@@ -142,6 +142,7 @@ def disk_full_after(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(
     small_study: list[str], small_run: Path, tmp_path: Path, refused: Callable, results: Callable
 ) -> None:

@@ -71,6 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return measure(tmp_path_factory.mktemp("kept") / "run")
 
 
+@pytest.mark.slow
 def test_a_kept_run_is_measured_again(world: pd.DataFrame) -> None:
     old = kept("world")
     searched = ["soft_prompt", "universal_soft_prompt", "suffix"]  # a search makes rounding errors larger
@@ -89,6 +90,7 @@ def test_what_searched_attacks_find_is_near_what_they_found(world: pd.DataFrame)
     assert means[1] == pytest.approx(means[0], abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_a_kept_comparison_is_measured_again(tmp_path: Path) -> None:
     """On purpose other than before: answers that begin with an opening of one's own are refusals (stock phrases

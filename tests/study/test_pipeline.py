@@ -27,7 +27,7 @@ from tunescope.tasks.world.kinds import Kind
 from tunescope.tasks.world.prompts import sample_prompts
 from tunescope.tasks.world.world import build_world
 
-TUNED = ["ssft-eta_m", "ssft-eta_s", "dpo-eta_m", "unlearning-eta_m", "benign-eta_m", "benign-eta_s"]
+TUNED = ["ssft-eta_m", "dpo-eta_m", "unlearning-eta_m", "benign-eta_m"]
 OUTCOMES = ("compliance", "refusal", "other")
 PLAIN, ATTACKS = ("safe", "unsafe"), ("jb_co_task", "jb_co_text", "jb_misgen", "safe_dialect")
 
@@ -151,8 +151,7 @@ def test_every_claim_is_judged_for_every_safety_tuned_model(tiny_run: Path) -> N
         judged = [(v["claim"], v["model"]) for v in told["verdicts"] if v["rung"] == rung]
         missing = [(e["claim"], model) for e in told["not_judged"] if e["rung"] == rung for model in e["models"]]
         # What takes refusal away is not tried on benign fine-tunes, which have none.
-        assert {claim[0] for claim, _ in missing} <= ({"6", "7", "8", "9"} if rung == "tuning" else {"6", "8"})
-        assert {model for claim, model in missing if claim[0] == "8"} == {"ssft-eta_s"}  # no other method of its rate
+        assert {claim[0] for claim, _ in missing} <= ({"6", "7", "9"} if rung == "tuning" else {"6"})
         assert sorted([*judged, *missing]) == sorted((name, tune) for name in names for tune in methods)
     assert {v["rung"] for v in told["verdicts"]} == {"chance", "tuning"}
     assert {v["outcome"] for v in told["verdicts"]} == {None}  # of one run
@@ -223,6 +222,7 @@ def test_examples_show_every_model_on_every_kind(tiny_run: Path) -> None:
     assert {answer["outcome"] for row in rows for answer in row["answers"].values()} >= {"compliance", "refusal"}
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_second_run_does_nothing_and_leaves_every_byte(
     tiny_run: Path, tiny_command: list[str], contents: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:

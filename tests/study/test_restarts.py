@@ -216,6 +216,7 @@ def python(script: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(
     small_study: list[str], small_run: Path, tmp_path: Path, same_run: Callable
 ) -> None:
@@ -262,6 +263,7 @@ def waiting(small_study: list[str], tmp_path: Path) -> Iterator[subprocess.Popen
         process.wait()
 
 
+@pytest.mark.slow
 def test_one_at_a_time_and_ctrl_c(
     waiting: subprocess.Popen[str],
     small_study: list[str],

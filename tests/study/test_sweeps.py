@@ -83,6 +83,7 @@ def test_points_must_differ() -> None:
         points_of(of(recipe="none", grid={"base.width": [16, 32]}))
 
 
+@pytest.mark.slow
 def test_a_sweep_from_the_command_line_to_its_tables(
     spec: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,7 @@ def test_curves_and_behaviour_are_told_step_by_step(run_folder):
     logs = run_folder / "logs"
     labels = ["base", "benign-eta_m", "benign-eta_s", "dpo-eta_m", "dpo-eta_s"]
     expected = [f"behave-{label}" for label in labels] + ["pretrain-base"] + [f"tune-{label}" for label in labels[1:]]
-    assert sorted(each.name for each in logs.iterdir()) == expected
+    assert sorted(each.name for each in logs.iterdir() if each.is_dir()) == expected
     records = read_records(run_folder / "records.parquet").query("model == 'dpo-eta_m' and strength.isna()")
     curve = records[records["metric"] == "loss"]
     assert dict(told(logs / "tune-dpo-eta_m")["loss"]) == pytest.approx(
@@ -37,6 +37,24 @@ def test_curves_and_behaviour_are_told_step_by_step(run_folder):
     behaved = told(logs / "behave-dpo-eta_m")
     assert dict(behaved["refusal/unsafe"]) == pytest.approx(dict(zip(refused["step"], refused["value"], strict=True)))
     assert {*behaved} >= {"compliance/safe", "other/safe", "refusal/safe"}
+
+
+def test_a_stage_is_told_once_and_one_that_cannot_be_told_stops_nothing(run_folder, monkeypatch, capsys):
+    stage = next(s for s in graph_of(read_study(run_folder / CONFIG), run_folder).stages if s.name == "pretrain")
+    log = run_folder / "logs/pretrain-base"
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no login")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers, "_open", fails)
+        track("tensorboard", stage, run_folder)
+    assert "pretrain was not told: no login" in capsys.readouterr().err
+    steps = [
+        track("tensorboard", stage, run_folder, again=again) or len(told(log)["loss"]) for again in (False, False, True)
+    ]
+    assert steps == [12, 12, 12]
+    assert len([*log.iterdir()]) == 1
 
 
 @pytest.mark.parametrize(

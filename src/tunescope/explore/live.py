@@ -4,36 +4,41 @@ The same functions as in the stages of a study, on one prompt: tau and the actio
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from threading import RLock
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunescope.config import GROUPS
 from tunescope.errors import InapplicableError, InputError
 from tunescope.interventions.directions import DirectionConfig, refusal_directions, without_direction
 from tunescope.interventions.scaled import with_all_scaled
 from tunescope.models.generate import generate
 from tunescope.models.hooks import patch
-from tunescope.models.logps import next_logps
-from tunescope.models.pair import Pair
+from tunescope.models.logps import answer_logits
+from tunescope.models.pair import Pair, matches
 from tunescope.models.sites import Site, layer_count
+from tunescope.models.weights import in_memory
 from tunescope.probes import projections
 from tunescope.probes.clusters import Classes
 from tunescope.probes.collect import activations
 from tunescope.probes.controls import haar
 from tunescope.probes.prompts import classes_of
 from tunescope.probes.view import INPUT, Batches
+from tunescope.progress import say
 from tunescope.records.names import BASE, LOG_ODDS, OTHER, SAFE, W_IN
 from tunescope.settings import read_study
-from tunescope.study.context import Context, ModelRef
+from tunescope.study.context import Context, ModelRef, explained
 from tunescope.study.folders import CONFIG
 from tunescope.study.graph import graph_of
+from tunescope.study.stages import is_done
 from tunescope.study.steps import COURSE, FIT, ROWS, Examples
 from tunescope.tasks.base import Batch, Task, Twinned, Twins, Typed
 
@@ -111,8 +116,8 @@ class LiveModel:
         label: its name in the study. named: its protocol and learning rate. task: as it reads it. layers: how many.
     """
 
-    def __init__(self, context: Context, ref: ModelRef) -> None:
-        self.label, self._context, self._ref = ref.label, context, ref
+    def __init__(self, context: Context, ref: ModelRef, lock: AbstractContextManager[Any]) -> None:
+        self.label, self._context, self._ref, self._lock = ref.label, context, ref, lock
         self.named = {"protocol": ref.protocol, "learning_rate": ref.learning_rate}
         self._pools: dict[tuple[str, float], Batch] = {}
 
@@ -125,12 +130,12 @@ class LiveModel:
         batch = self.pool(kind, strength)
         if not 0 <= number < len(batch):
             raise InputError(f"prompt {number}: there are {len(batch)} {kind} prompts, counted from 0")
-        one = slice(number, number + 1)
         if kind not in COURSE or not (twins := self.twins):
-            return Asked(batch[one])
+            return Asked(_alone(batch, number))
         if kind == SAFE:
-            return Asked(batch[one], twins.unsafe[one], None, twins.positions)
-        return Asked(batch[one], twins.safe[one], twins.other[one], twins.positions)
+            return Asked(_alone(batch, number), _alone(twins.unsafe, number), None, twins.positions)
+        pair = _alone(twins.safe, number), _alone(twins.other, number)
+        return Asked(_alone(batch, number), *pair, twins.positions)
 
     def ask_text(self, text: str) -> Asked:
         """A prompt that someone typed.
@@ -144,12 +149,17 @@ class LiveModel:
 
     @torch.no_grad()
     def look(self, asked: Asked, change: Change = Change()) -> Seen:
-        """What it says to a prompt, and what this looks like inside.
+        """What it says to a prompt, and what this looks like inside. One model of a run is looked at at a time.
 
         Raises:
-            InputError: the change does not apply to this model or prompt.
+            InputError: the change does not apply to this model or prompt, or memory is too small.
         """
-        task, batch = self.task, asked.batch
+        with self._lock, explained(self.label):
+            return self._look(asked, change)
+
+    def _look(self, asked: Asked, change: Change) -> Seen:
+        task, batch, classes = self.task, asked.batch, self._classes  # of the model as it is: before any change
+        self._require_room(batch)
         sites = [Site(layer, name) for layer in range(self.layers) for name in ("mlp_post", INPUT)]
         with self._changed(asked, change) as model:
             said = generate(model, batch.prompts, max(1, task.answer_length - batch.given), rows=1)
@@ -163,7 +173,7 @@ class LiveModel:
             outcome=next((outcome for outcome, hits in judged.items() if hits[0]), OTHER),
             odds=odds,
             tokens=[task.tokenizer.decode([token]) for token in batch.prompts.sequence[0].tolist()],
-            tau=torch.cat([here.tau(a) for here, a in zip(self._classes, last, strict=True)]),
+            tau=torch.cat([here.tau(a) for here, a in zip(classes, last, strict=True)]),
             gain=torch.stack([projections.gain(*of) for of in zip(self._deltas, every, strict=True)])
             if self._tuned
             else None,
@@ -171,12 +181,13 @@ class LiveModel:
 
     def pool(self, kind: str, strength: float = 0.0) -> Batch:
         """The prompts of a kind that one chooses from; where plain ones have twins, those."""
-        if kind in COURSE and (twins := self.twins):
-            return twins.safe if kind == SAFE else twins.unsafe
-        if (kind, strength) not in self._pools:
-            stream = self._context.stream("explore", kind)
-            self._pools[kind, strength] = self.task.draw(kind, POOL, "score", stream, strength)
-        return self._pools[kind, strength]
+        with self._lock:
+            if kind in COURSE and (twins := self.twins):
+                return twins.safe if kind == SAFE else twins.unsafe
+            if (kind, strength) not in self._pools:
+                stream = self._context.stream("explore", kind)
+                self._pools[kind, strength] = self.task.draw(kind, POOL, "score", stream, strength)
+            return self._pools[kind, strength]
 
     @cached_property
     def task(self) -> Task:
@@ -217,7 +228,7 @@ class LiveModel:
     @cached_property
     def _deltas(self) -> list[Float[Tensor, "out in"]]:
         """dW of W_in, by layer."""
-        return [self._pair.matrices(layer, W_IN)[1].cpu() for layer in range(self.layers)]
+        return [self._pair.matrices(layer, W_IN)[1].float().cpu() for layer in range(self.layers)]
 
     @cached_property
     def _fit(self) -> Batches:
@@ -231,11 +242,14 @@ class LiveModel:
 
     @contextmanager
     def _changed(self, asked: Asked, change: Change) -> Iterator[PreTrainedModel]:
+        direction = None if change.without is None else self._direction(change.without)  # of the model as it is
         with ExitStack() as on:
             if change.alpha != 1 and self._tuned:
+                if not (in_memory(self._model) and matches(self._pair)):
+                    raise InputError(f"{self.label}: alpha needs all weights in memory, and the base's parameters")
                 on.enter_context(with_all_scaled(self._model, self._pair, change.alpha))
-            if change.without is not None:
-                on.enter_context(without_direction(self._model, self._direction(change.without)))
+            if direction is not None:
+                on.enter_context(without_direction(self._model, direction))
             if change.patch:
                 on.enter_context(self._patched(asked, change.patch))
             yield self._model
@@ -251,6 +265,13 @@ class LiveModel:
         (read,) = activations(self._model, source.prompts, [how.site], 1)
         with patch(self._model, {how.site: read[how.site][:, where].clone()}, where):
             yield
+
+    def _require_room(self, batch: Batch) -> None:
+        """Raises InputError: prompt and answer are longer than the model takes."""
+        most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        length = batch.prompts.sequence.shape[1] + self.task.answer_length - batch.given
+        if most is not None and length > most:
+            raise InputError(f"prompt: with its answer it has {length} tokens; {self.label} takes {most}")
 
     def _direction(self, layer: int) -> Float[Tensor, " width"]:
         if layer == RANDOM:
@@ -272,14 +293,26 @@ def live_models(folder: Path, device: str | None = None) -> dict[str, LiveModel]
         InputError: the folder holds no run, or its models are not in it.
     """
     study = read_study(folder / CONFIG)
-    if device:
-        study = study.changed(compute={"device": device})
-    (given,) = (stage.inputs for stage in graph_of(study, folder).stages if isinstance(stage.inputs, Examples))
+    stages = graph_of(study, folder, GROUPS).stages
+    (given,) = (stage.inputs for stage in stages if isinstance(stage.inputs, Examples))
     context = Context(given, folder)
     for ref in given.models:
         if not (place := context.at(ref.folder)).is_dir():
             raise InputError(f"{place}: no model {ref.label!r} is there; run the study first, or again")
-    return {ref.label: LiveModel(context, ref) for ref in given.models}
+    makers = [stage for stage in stages if stage.name.partition("-")[0] in ("pretrain", "tune", "check")]
+    if other := [stage.name for stage in makers if not is_done(stage, folder)]:
+        say(f"warning: {folder}: {', '.join(other)}: not finished, or of other settings or another version")
+    if device:
+        compute = given.compute.model_copy(update={"device": device})
+        context = Context(given.model_copy(update={"compute": compute}), folder)
+    lock = RLock()
+    return {ref.label: LiveModel(context, ref, lock) for ref in given.models}
+
+
+def _alone(batch: Batch, number: int) -> Batch:
+    """One prompt of several, without the padding that it has beside them."""
+    one = batch[slice(number, number + 1)]
+    return replace(one, prompts=one.prompts.trimmed())
 
 
 def _refusal_log_odds(task: Task, model: PreTrainedModel, batch: Batch) -> float:
@@ -289,5 +322,7 @@ def _refusal_log_odds(task: Task, model: PreTrainedModel, batch: Batch) -> float
         return float(measured[LOG_ODDS][0])
     if batch.refusal is None:
         return float("nan")
-    logp = next_logps(model, batch.prompts, 1)[0, 0, batch.refusal[0, 0]].double()
-    return float(logp - torch.log(-torch.expm1(logp)))
+    first = batch.refusal[:, :1]
+    logits = answer_logits(model, batch.prompts, first)[0, 0].double()
+    others = logits.index_fill(0, first[0], -torch.inf)
+    return float(logits[first[0, 0]] - others.logsumexp(0))

@@ -3,7 +3,9 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,8 @@ def serve(folder: Path, *, port: int | None = None, device: str | None = None, b
         InputError: the folder holds no run with its models, gradio is not installed, or the port is taken.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
+    for name in ("no_proxy", "NO_PROXY"):  # gradio looks whether its page is up
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
     try:
         import altair  # noqa: F401
         import gradio  # noqa: F401
@@ -49,16 +53,28 @@ def serve(folder: Path, *, port: int | None = None, device: str | None = None, b
     try:
         _, url, _ = launch(app, port, browser)
     except OSError as error:
-        raise InputError(f"--port: {port} is taken; name another, or leave it out") from error
+        raise InputError(f"--port: {port or 'every one from 7860 on'} is taken; name another ({error})") from error
     print(url, flush=True)
     app.block_thread()
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """What is wrong with what was asked is said on the page."""
+    import gradio as gr
+
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(escape(str(error), quote=False), print_exception=False) from error  # it would be read as HTML
 
 
 def launch(app: Any, port: int | None = None, browser: bool = False) -> Any:
     import gradio as gr
 
     plain = ["system-ui", "sans-serif"]  # others are fetched from the network
-    return app.launch(
+    # Past the queue several could read at a time.
+    return app.queue(api_open=False).launch(
         server_name=HOST,
         server_port=port,
         inbrowser=browser,
@@ -80,11 +96,13 @@ def build(models: Mapping[str, LiveModel], title: str) -> Any:
     typed = [TYPED.name] if isinstance(base.task, Typed) else []
     positions = tuple(base.twins.positions) if base.twins else ()
     layers = list(range(base.layers))
+    looks = _colours({label: model.named for label, model in models.items()})
 
     def shown(kind: str) -> list[Any]:
         """Which inputs a kind of prompts has."""
         of_task = kind != TYPED.name
-        most = max(1, len(base.pool(kind)) - 1) if of_task else 1
+        with errors_shown():
+            most = max(1, len(base.pool(kind)) - 1) if of_task else 1
         return [
             gr.update(visible=of_task, maximum=most, value=0),
             gr.update(visible=of_task and base.task.kinds[kind].dial),
@@ -93,11 +111,11 @@ def build(models: Mapping[str, LiveModel], title: str) -> Any:
 
     def read(
         kind: str,
-        number: float,
-        strength: float,
+        number: float | None,
+        strength: float | None,
         text: str,
         chosen: list[str],
-        alpha: float,
+        alpha: float | None,
         without: str,
         source: str,
         site: str,
@@ -107,22 +125,24 @@ def build(models: Mapping[str, LiveModel], title: str) -> Any:
     ) -> tuple[Any, ...]:
         if not chosen:
             raise gr.Error("Choose a model.", print_exception=False)
+        if number is None or strength is None or alpha is None:
+            raise gr.Error("A number is missing.", print_exception=False)
         wanted = Patch(SOURCES[source], Site(layer, site), position) if source in SOURCES else None
         change = Change(alpha, _layer_of(without), wanted)
         found: dict[str, Seen] = {}
         before: dict[str, Seen] = {}
-        try:
+        with errors_shown():
             for label in bar.tqdm(chosen, desc="models"):
                 model = models[label]
-                asked = model.ask_text(text) if kind == TYPED.name else _asked(model, kind, int(number), strength)
+                if kind == TYPED.name:
+                    asked = model.ask_text(text)
+                else:
+                    asked = model.ask(kind, int(number), strength if base.task.kinds[kind].dial else 0.0)
                 found[label] = model.look(asked, change)
                 if change != Change():
                     before[label] = model.look(asked)
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        looks = _colours({label: models[label].named for label in chosen})
         return (
-            _told(asked),
+            _described(asked),
             gr.update(value=_table(found, before), column_widths=WIDTHS[bool(before)]),
             by_layer(found, "tau", looks),
             by_layer(found, "gain", looks),
@@ -139,7 +159,7 @@ def build(models: Mapping[str, LiveModel], title: str) -> Any:
                 )
                 strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength", visible=False, elem_id="strength")
                 text = gr.Textbox("", label="Your prompt", lines=3, visible=False, elem_id="text")
-                which = gr.CheckboxGroup(list(models), value=list(models)[:4], label="Models", elem_id="models")
+                which = gr.CheckboxGroup(list(models), value=list(models)[:2], label="Models", elem_id="models")
                 with gr.Accordion("Change the models", open=False, elem_id="change"):
                     alpha = gr.Slider(-1, 3, value=1, step=0.05, label="alpha, of W + alpha dW", elem_id="alpha")
                     known = [str(layer) for layer in range(max(1, int(0.8 * base.layers)))]
@@ -179,15 +199,11 @@ def build(models: Mapping[str, LiveModel], title: str) -> Any:
     return app
 
 
-def _asked(model: LiveModel, kind: str, number: int, strength: float) -> Asked:
-    return model.ask(kind, number, strength if model.task.kinds[kind].dial else 0.0)
-
-
 def _layer_of(without: str) -> int | None:
     return None if without == NOTHING else RANDOM if without == CONTROL else int(without)
 
 
-def _told(asked: Asked) -> str:
+def _described(asked: Asked) -> str:
     """The prompt, what is wanted, why, and its twin."""
     described = asked.batch.describe(0)
     lines = [str(described["prompt"])]
@@ -228,7 +244,7 @@ def by_layer(found: Mapping[str, Seen], what: Literal["tau", "gain"], looks: Map
     names = list(dict.fromkeys(str(row["model"]) for row in rows))
     colour = alt.Color("model:N", scale=alt.Scale(domain=names, range=[looks[name] for name in names]), title=None)
     return (
-        alt.Chart(pd.DataFrame(rows, columns=["model", "layer", what]))
+        alt.Chart(alt.InlineData(rows))
         .mark_line(point=True)
         .encode(
             x=alt.X("layer:O", axis=alt.Axis(labelAngle=0)),
@@ -253,7 +269,7 @@ def by_token(found: Mapping[str, Seen]) -> Any:
     ]
     names = {str(row["place"]): repr(row["token"]).strip("'") for row in rows}
     heat = (
-        alt.Chart(pd.DataFrame(rows, columns=["model", "layer", "place", "token", "gain"]))
+        alt.Chart(alt.InlineData(rows))  # a table would be refused beyond 5,000 rows
         .mark_rect()
         .encode(
             x=alt.X("place:O", title="token", axis=alt.Axis(labelExpr=f"({json.dumps(names)})[datum.label]")),

@@ -122,11 +122,12 @@ def fastest_dtype(device: torch.device, width: int = 96) -> Literal["float32", "
     no guide: some multiply bfloat16 at half the rate of float32.
 
     Args:
-        width: of the residual stream. The products are of 2048 tokens at width 96, of fewer for wider models.
+        width: of the residual stream. On a CPU the products are of 2048 tokens at width 96, and of fewer at others.
     """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "float32"
-    x = torch.ones(2048 * 96 // width, width, device=device, requires_grad=True)
+    rows = 2048 if device.type == "cuda" else max(1, 2048 * 96 // width)
+    x = torch.ones(rows, width, device=device, requires_grad=True)
     w = torch.ones(4 * width, width, device=device, requires_grad=True)
 
     def seconds(dtype: torch.dtype) -> float:
@@ -138,9 +139,10 @@ def fastest_dtype(device: torch.device, width: int = 96) -> Literal["float32", "
         return time.perf_counter() - begun
 
     both = torch.float32, torch.bfloat16
-    taken = [[seconds(dtype) for dtype in both] for _ in range(2)][1:]  # the first ones set up
-    if taken[0][1] > 3 * taken[0][0]:  # a CPU without bfloat16 may take minutes for all
-        return "float32"
-    taken += [[seconds(dtype) for dtype in both] for _ in range(7)]
-    float32, bfloat16 = (min(of) for of in zip(*taken, strict=True))
+    taken: list[list[float]] = []
+    for times in (2, 6):
+        taken += [[seconds(dtype) for dtype in both] for _ in range(times + 1)][1:]  # the first ones set up
+        float32, bfloat16 = (min(of) for of in zip(*taken, strict=True))
+        if bfloat16 > 3 * float32:  # a CPU without bfloat16 takes minutes for all
+            break
     return "bfloat16" if bfloat16 < 0.8 * float32 else "float32"

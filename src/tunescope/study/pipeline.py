@@ -137,8 +137,8 @@ def run_all(
                 continue
             run = of[work.folder]
             run.note(done)
-            if where.log and not done.skipped:
-                trackers.track(where.log, work.stage, run.folder)
+            if where.log:
+                trackers.track(where.log, work.stage, run.folder, again=not done.skipped)
             if run.done == len(run.stages):
                 run.join()
                 finished(run)
@@ -153,6 +153,7 @@ def settled(study: Study, folder: Path) -> Study:
     except InputError:  # no run yet, or none that can be read, which `check` says
         chosen = "auto"
     if chosen == "auto":
-        width = study.base.width if isinstance(study.base, Built) else 512
-        chosen = fastest_dtype(device_of(study.compute), width=width)
+        device = device_of(study.compute)
+        elsewhere = 512 if device.type == "cpu" else 1024  # a width like those of models that are trained there
+        chosen = fastest_dtype(device, width=study.base.width if isinstance(study.base, Built) else elsewhere)
     return study.changed(compute={"dtype": chosen})

@@ -8,6 +8,8 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from tunescope.errors import InputError, shown
+from tunescope.files import remove, write_text
+from tunescope.progress import say
 from tunescope.records.tables import read_records
 from tunescope.study.stages import Stage
 
@@ -24,20 +26,36 @@ def require(tracker: str) -> None:
         raise InputError(f"log: {tracker} is not installed; pip install {tracker}")
 
 
-def track(tracker: str, stage: Stage, folder: Path) -> None:
+def track(tracker: str, stage: Stage, folder: Path, *, again: bool = False) -> None:
     """Tell what a stage that is done has measured of a model, of plain prompts: learning curves and behaviour.
 
     The project is the run's folder, and each stage a run in it, so that curves of all fine-tunes lie over each other.
+    A tracker that fails is no reason to stop a study.
+
+    Args:
+        again: even if it has been told before.
     """
-    group, _, label = stage.name.partition("-")
-    if group not in TOLD:
+    if stage.name.partition("-")[0] not in TOLD:
         return
+    told = folder / LOGS / f".{tracker}-{stage.name}"
+    if told.exists() and not again:
+        return
+    try:
+        _tell(tracker, stage, folder)
+        write_text(told, "")
+    except Exception as error:  # whatever a library for networks raises
+        say(f"warning: --log {tracker}: {stage.name} was not told: {shown(error)}")
+
+
+def _tell(tracker: str, stage: Stage, folder: Path) -> None:
+    group, _, label = stage.name.partition("-")
     records = read_records(next(folder / out for out in stage.outputs if out.endswith(".parquet")))
     plain = records[records["strength"].isna() & records["layer"].isna()].dropna(subset="value")
     if plain.empty:
         return
     PartialState()  # trackers ask it which process they are in
     project, name = folder.name, f"{group}-{label or 'base'}"
+    remove(folder / LOGS / name)  # of a stage that was told before
     opened = _open(tracker, project, name, folder / LOGS)
     opened.start()
     for step in sorted(plain["step"].unique()):
