@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 import tunescope as ts
 from tunescope import cli
+from tunescope.explore.live import Change
 from tunescope.models.checkpoint import save_model
 from tunescope.tasks.language.prompts import read_prompts
 
@@ -65,6 +66,29 @@ def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> N
     assert {"0", "1"} <= {claim[0] for claim in run.verdicts["claim"]}
     changed = run.load("ssft-eta_m").get_input_embeddings().weight
     assert not torch.equal(changed, AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight)
+    _is_explored(run)
+
+
+def _is_explored(run: ts.Run) -> None:
+    """What is typed looks as in the examples of the study; a chosen prompt reads as the same one typed."""
+    model = run.live["ssft-eta_m"]
+    rows = json.loads((run.folder / "examples.json").read_text())
+    for row in [row for row in rows if row["kind"] in ("safe", "jb_role")]:
+        seen, answer = model.look(model.ask_text(row["prompt"])), row["answers"]["ssft-eta_m"]
+        assert (seen.answer, seen.outcome) == (answer["text"], answer["outcome"])
+        assert seen.tau.tolist() == pytest.approx(answer["tau"], rel=5e-3, abs=1e-3)
+        assert seen.gain is not None
+        assert seen.gain[:, -1].tolist() == pytest.approx(answer["gain"], rel=5e-3)
+    chosen = model.ask("unsafe", 0)
+    same = [model.look(each) for each in (chosen, model.ask_text(chosen.batch.describe(0)["prompt"]))]
+    assert same[0].tokens == same[1].tokens  # no padding
+    assert same[0].odds == pytest.approx(same[1].odds, abs=1e-5)
+    at_base = model.look(chosen, Change(alpha=0.0))
+    assert at_base.odds == pytest.approx(run.live["base"].look(run.live["base"].ask("unsafe", 0)).odds, abs=1e-5)
+    with pytest.raises(ts.InputError, match="it is empty"):
+        model.ask_text(" ")
+    with pytest.raises(ts.InputError, match=r"it has \d+ tokens; ssft-eta_m takes"):
+        model.look(model.ask_text("long " * 3000))
 
 
 @pytest.mark.usefixtures("no_report")
