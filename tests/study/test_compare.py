@@ -118,14 +118,14 @@ def test_protocols_attacks_and_interventions_run_on_a_model_from_elsewhere(pair:
     study = comparison(pair, tmp_path)
     given = study.tunes[0].model_dump(mode="json")
     study = study.changed(
-        tunes=[given, "benign-default", "dpo-default", "unlearning-default", lora],
+        tunes=[given, "benign-default", "dpo-default", lora],
         tune={"steps": 2, "batch": 8, "warmup": 1},
         attack={"searched": 4, "settings": SEARCHES},
         intervene={"interventions": None, "prompts": 6, "draws": 1, "settings": RETUNED},
     )
     run(study, tmp_path / "out")
     records = read_records(tmp_path / "out/records.parquet")
-    models = {"base", "tuned", "benign-default", "dpo-default", "unlearning-default", "ssft-default-lora"}
+    models = {"base", "tuned", "benign-default", "dpo-default", "ssft-default-lora"}
     assert set(records["model"]) == models
     assert {"mixed", "direction_ablation", *SEARCHES} == set(records["attack"]) - {""}
     changed = records[records["intervention"] != ""]

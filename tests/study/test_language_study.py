@@ -22,6 +22,7 @@ FEW = {
     "tune.warmup": 1,
     "tune.batch": 5,
     "evaluate.prompts": 6,
+    "evaluate.examples": 1,
     "probe.prompts": 8,
     "probe.fit_prompts": 8,
     "probe.few_prompts": 4,
