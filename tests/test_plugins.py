@@ -86,6 +86,7 @@ def test_a_plugin_s_protocol_attack_probe_and_claim_are_in_the_report(small_stud
         assert text in page, text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_an_edit_of_a_plugin_runs_its_own_stages_again(
     small_study: list[str],

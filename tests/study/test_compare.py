@@ -281,6 +281,7 @@ def test_it_goes_on_where_it_stopped(
     pd.testing.assert_frame_equal(*(read_records(folder / "records.parquet") for folder in (out, tmp_path / "afresh")))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_what_a_prompt_file_says_now_is_read_again(pair: list[str], tmp_path: Path) -> None:
     study = comparison(pair, tmp_path)

@@ -82,6 +82,7 @@ def test_a_kept_run_is_measured_again(world: pd.DataFrame) -> None:
     same(*(rows[rows["attack"].isin(searched) & ~rows["metric"].isin(since)] for rows in (old, world)), columns=["n"])
 
 
+@pytest.mark.slow
 def test_what_searched_attacks_find_is_near_what_they_found(world: pd.DataFrame) -> None:
     means = [
         rows[rows["attack"].isin(["soft_prompt", "suffix"]) & (rows["metric"] == "compliance")]["value"].mean()

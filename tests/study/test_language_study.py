@@ -92,6 +92,7 @@ def _is_explored(run: ts.Run) -> None:
         model.look(model.ask_text("long " * 3000))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_runs_of_one_base_ask_it_once(base: Path, tmp_path: Path) -> None:
     few = {"tunes": [], "task.new_tokens": 5, "task.wrappers": [], "evaluate.prompts": 4, "attack.attacks": []}

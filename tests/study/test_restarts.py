@@ -53,6 +53,7 @@ OF = {  # what only one group of stages measures
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", GROUPS)
 def test_stages_can_be_left_out_and_made_up_for(
     look: str, study: list[str], run_folder: Path, small_run: Path, results: Callable, capsys
