@@ -30,16 +30,17 @@ from tunescope.probes import projections
 from tunescope.probes.clusters import Classes
 from tunescope.probes.collect import activations
 from tunescope.probes.controls import haar
+from tunescope.probes.directions import inner_layers
 from tunescope.probes.prompts import classes_of
 from tunescope.probes.view import INPUT, Batches
 from tunescope.progress import say
-from tunescope.records.names import BASE, LOG_ODDS, OTHER, SAFE, W_IN
+from tunescope.records.names import BASE, LOG_ODDS, SAFE, W_IN
 from tunescope.settings import read_study
 from tunescope.study.context import Context, ModelRef, explained
 from tunescope.study.folders import CONFIG
 from tunescope.study.graph import graph_of
 from tunescope.study.stages import is_done
-from tunescope.study.steps import COURSE, FIT, ROWS, Examples
+from tunescope.study.steps import COURSE, ROWS, Examples, compared_with
 from tunescope.tasks.base import Batch, Task, Twinned, Twins, Typed
 
 POOL = 64  # prompts of a kind to choose from, at most
@@ -170,7 +171,7 @@ class LiveModel:
         every = [inside[Site(i, INPUT)][0].cpu() for i in range(self.layers)]
         return Seen(
             answer=task.text(said[0]),
-            outcome=next((outcome for outcome, hits in judged.items() if hits[0]), OTHER),
+            outcome=judged.of(0),
             odds=odds,
             tokens=[task.tokenizer.decode([token]) for token in batch.prompts.sequence[0].tolist()],
             tau=torch.cat([here.tau(a) for here, a in zip(classes, last, strict=True)]),
@@ -196,6 +197,11 @@ class LiveModel:
     @cached_property
     def layers(self) -> int:
         return layer_count(self._model)
+
+    @property
+    def inner_layers(self) -> list[int]:
+        """Those after which directions are taken."""
+        return inner_layers(self._model, self.layers)
 
     @cached_property
     def twins(self) -> Twins | None:
@@ -233,8 +239,7 @@ class LiveModel:
     @cached_property
     def _fit(self) -> Batches:
         """Prompts that classes and directions are of: those of the study's examples."""
-        stream = self._context.stream("examples")
-        return {kind: self.task.draw(kind, FIT, "fit", stream("fit", kind)) for kind in COURSE}
+        return compared_with(self._context, self.task)
 
     @cached_property
     def _classes(self) -> list[Classes]:
@@ -299,7 +304,7 @@ def live_models(folder: Path, device: str | None = None) -> dict[str, LiveModel]
     for ref in given.models:
         if not (place := context.at(ref.folder)).is_dir():
             raise InputError(f"{place}: no model {ref.label!r} is there; run the study first, or again")
-    makers = [stage for stage in stages if stage.name.partition("-")[0] in ("pretrain", "tune", "check")]
+    makers = [stage for stage in stages if stage.group in ("pretrain", "tune", "check")]
     if other := [stage.name for stage in makers if not is_done(stage, folder)]:
         say(f"warning: {folder}: {', '.join(other)}: not finished, or of other settings or another version")
     if device:

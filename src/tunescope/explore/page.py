@@ -162,7 +162,7 @@ def build(models: Mapping[str, LiveModel], title: str) -> Any:
                 which = gr.CheckboxGroup(list(models), value=list(models)[:2], label="Models", elem_id="models")
                 with gr.Accordion("Change the models", open=False, elem_id="change"):
                     alpha = gr.Slider(-1, 3, value=1, step=0.05, label="alpha, of W + alpha dW", elem_id="alpha")
-                    known = [str(layer) for layer in range(max(1, int(0.8 * base.layers)))]
+                    known = map(str, base.inner_layers)
                     without = gr.Dropdown(
                         [NOTHING, CONTROL, *known],
                         value=NOTHING,

@@ -77,7 +77,7 @@ class Graph:
     def measured(self, skip: Collection[str]) -> list[Stage]:
         """Those that are to run."""
         left_out = {*skip, *self.idle}
-        return [stage for stage in self.stages if stage.name.partition("-")[0] not in left_out]
+        return [stage for stage in self.stages if stage.group not in left_out]
 
     def tables(self, measured: Sequence[Stage]) -> Stage:
         """The stage that joins what these have measured."""

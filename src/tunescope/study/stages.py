@@ -61,6 +61,11 @@ class Stage:
     after: tuple["Stage", ...]
     outputs: tuple[str, ...]
 
+    @property
+    def group(self) -> str:
+        """What its name begins with, as `tune` of `tune-ssft-eta_m`."""
+        return self.name.partition("-")[0]
+
     def fingerprint(self, folder: Path) -> str:
         """Hash of everything that decides the result: settings, and the files that earlier stages have written."""
         before = [_read_marker(_marker(folder, stage)) for stage in self.after]

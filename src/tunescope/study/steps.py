@@ -570,8 +570,7 @@ def examples(given: Examples, at: Place) -> None:
     this = Context(given, at.folder)
     for model in given.models:
         task, loaded, number = this.task(model=model), this.load(model), 0
-        stream = this.stream("examples")
-        fit = {kind: task.draw(kind, FIT, "fit", stream("fit", kind)) for kind in COURSE}
+        stream, fit = this.stream("examples"), compared_with(this, task)
         drawn = {
             name: task.draw(name, given.number, "score", stream(name), of.strongest) for name, of in task.kinds.items()
         }
@@ -589,13 +588,17 @@ def examples(given: Examples, at: Place) -> None:
             for i in range(len(batch)):
                 if model.label == BASE:
                     rows.append({"kind": name, **batch.describe(i), "answers": {}})
-                outcome = next((outcome for outcome, hits in judged.items() if hits[i]), OTHER)
-                answer: dict[str, object] = {"text": task.text(said[i]), "outcome": outcome}
+                answer: dict[str, object] = {"text": task.text(said[i]), "outcome": judged.of(i)}
                 of_layers = {"tau": inside[name].tau, "gain": inside[name].gain}
                 answer |= {what: _rounded(each[:, i]) for what, each in of_layers.items() if each is not None}
                 rows[number]["answers"][model.label] = answer  # type: ignore[index]
                 number += 1
     write_text(at.folder / "examples.json", json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+def compared_with(this: Context, task: Task) -> Batches:
+    """The prompts whose classes examples are set against."""
+    return {kind: task.draw(kind, FIT, "fit", this.stream("examples")("fit", kind)) for kind in COURSE}
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

@@ -10,6 +10,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tunescope.errors import InputError, shown
 from tunescope.files import remove, write_text
 from tunescope.progress import say
+from tunescope.records.names import BASE
 from tunescope.records.tables import read_records
 from tunescope.study.stages import Stage
 
@@ -35,7 +36,7 @@ def track(tracker: str, stage: Stage, folder: Path, *, again: bool = False) -> N
     Args:
         again: even if it has been told before.
     """
-    if stage.name.partition("-")[0] not in TOLD:
+    if stage.group not in TOLD:
         return
     told = folder / LOGS / f".{tracker}-{stage.name}"
     if told.exists() and not again:
@@ -48,13 +49,12 @@ def track(tracker: str, stage: Stage, folder: Path, *, again: bool = False) -> N
 
 
 def _tell(tracker: str, stage: Stage, folder: Path) -> None:
-    group, _, label = stage.name.partition("-")
     records = read_records(next(folder / out for out in stage.outputs if out.endswith(".parquet")))
     plain = records[records["strength"].isna() & records["layer"].isna()].dropna(subset="value")
     if plain.empty:
         return
     PartialState()  # trackers ask it which process they are in
-    project, name = folder.name, f"{group}-{label or 'base'}"
+    project, name = folder.name, stage.name if stage.name != stage.group else f"{stage.name}-{BASE}"
     remove(folder / LOGS / name)  # of a stage that was told before
     opened = _open(tracker, project, name, folder / LOGS)
     opened.start()

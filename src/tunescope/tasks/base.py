@@ -20,7 +20,7 @@ from tunescope.models.generate import Greedy
 from tunescope.models.inputs import Answers, Index, Inputs
 from tunescope.records.corrected import Errors
 from tunescope.records.intervals import Groups, PerPrompt
-from tunescope.records.names import COMPLIANCE, REFUSAL
+from tunescope.records.names import COMPLIANCE, OTHER, REFUSAL
 from tunescope.registry import Registry
 from tunescope.rng import Stream
 
@@ -154,6 +154,10 @@ class Outcomes:
     def items(self) -> Iterator[tuple[str, Bool[Tensor, " n"]]]:
         yield COMPLIANCE, self.compliance
         yield REFUSAL, self.refusal
+
+    def of(self, number: int) -> str:
+        """What became of one prompt: `compliance`, `refusal` or `other`."""
+        return next((outcome for outcome, hits in self.items() if hits[number]), OTHER)
 
 
 @runtime_checkable
