@@ -25,9 +25,9 @@ from tunescope.evidence.verdicts import NotJudged, Outcome, costs, judge
 from tunescope.records.pool import pool
 from tunescope.records.tables import Record, Scores, Subject, read_records, read_scores, write_records, write_scores
 from tunescope.report import html
-from tunescope.report.figures import FIGURES, Drawing, figure, figures, in_order, save_figures
+from tunescope.report.figures import FIGURES, Drawing, draw, figure, figures, in_order, save_figures
 from tunescope.report.html import emphasised, load_records, render
-from tunescope.report.ladder import SHADES, standing_rows
+from tunescope.report.ladder import COLUMNS, REVERSED, SHADES, STANDING, standing_rows
 from tunescope.report.select import histogram_rows, vector_rows
 from tunescope.report.style import models_of
 from tunescope.report.tables import DASH, cautions, cost, duration, headline, layers_text, summary, verdict
@@ -555,6 +555,13 @@ def test_the_ladder_has_a_mark_for_every_rung(drawn: dict[str, Figure]) -> None:
     (panel,) = drawn["ladder"].axes
     assert [text.get_text() for text in panel.texts] == ["●", "○", DASH, DASH]
     assert [text.get_text() for text in panel.get_yticklabels()] == ["1 clusters"]
+
+
+def test_the_reverse_of_a_claim_does_not_look_like_no_effect() -> None:
+    cell = ("ssft", "ssft", "", "", STANDING)
+    rows = pd.DataFrame([(*cell, "2", 0, "▼?", np.nan), (*cell, "3", 0, "○▼", np.nan)], columns=COLUMNS)
+    (panel,) = draw("ladder", rows).axes
+    assert [to_hex(cell.get_facecolor()) for cell in panel.patches] == [REVERSED.lower(), SHADES[0].lower()]
 
 
 def test_each_layer_has_a_cell_as_dark_as_it_is_high(drawn: dict[str, Figure]) -> None:

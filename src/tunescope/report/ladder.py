@@ -3,22 +3,26 @@
 import math
 import re
 from collections.abc import Iterable
+from textwrap import fill
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from tunescope.evidence.claims import LADDER
-from tunescope.evidence.verdicts import Judgement, at_layer, by_claim
+from tunescope.evidence.verdicts import Judgement, Outcome, at_layer, by_claim
 from tunescope.report.draw import Legend, facet, figure, model_axis
 from tunescope.report.style import Model
-from tunescope.report.tables import DASH, EDGE, height, marked
+from tunescope.report.tables import DASH, EDGE, GLYPHS, height, marked
 
 STANDING, AT_LAYER = "standing", "standing_at_layer"  # metrics of the rows
 COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome", "layer"]
-FONT, PALE = "DejaVu Sans", 0.55  # of the marks; how strong those at the edge are
+FONT, PALE = "DejaVu Sans", 0.6  # of the marks; how strong those at the edge are
 SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
+REVERSED = "#FBD9BF"  # where the effect is the opposite of the claim's beyond chance
 
 
 def standing_rows(judgement: Judgement) -> pd.DataFrame:
@@ -51,10 +55,9 @@ def standing_rows(judgement: Judgement) -> pd.DataFrame:
 def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How far up the ladder of controls each claim stands, by model, over runs. The marks are the four rungs: beyond
     chance, any fine-tuning (`seen`), any conditional behaviour (`styled`), refusing anything at all (`attribute`). The
-    shade is the highest rung up to which all are supported; where chance is not passed it is grey. ● supported, ◐ there
-    but smaller than the smallest effect of interest, ○ absent, ▼ reversed, ? open, – not judged. Claims with two marks
-    have the first two controls alone. Pale marks are at the edge: made on another machine, the same runs may say
-    otherwise.
+    shade is the highest rung up to which all are supported. ◐ there, but smaller than the smallest effect of interest.
+    Claims with two marks have the first two controls alone. Pale marks are at the edge: made on another machine, the
+    same runs may say otherwise.
     """
     claims, names = list(dict.fromkeys(rows["kind"])), [model.name for model in models]
     cells = {(row["kind"], row["model"]): row for row in rows.to_dict("records")}
@@ -71,7 +74,9 @@ def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
         panel.tick_params(length=0, labeltop=len(claims) > 8)
         panel.grid(False)
 
-    return facet(draw, {"": ""}, height=0.6 + 0.24 * len(claims), xlabel="fine-tune", legend=_shades())
+    order = fill("marks of a cell, from the left: beyond " + "; ".join(rung.beyond for rung in LADDER), 64)
+    legend = Legend([*_shades(), Patch(facecolor=REVERSED, label="the reverse"), *_glyphs()], 4)
+    return facet(draw, {"": ""}, height=0.9 + 0.24 * len(claims), xlabel=order, legend=legend)
 
 
 @figure("layers", "At which layers", lambda records: records[records["metric"] == AT_LAYER], point="cell", bars="none")
@@ -84,25 +89,31 @@ def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
     def draw(panel: Axes, name: str) -> None:
         for row in rows[rows["model"] == name].to_dict("records"):
-            _rectangle(panel, claims.index(row["kind"]), int(row["layer"]), int(row["value"]))
+            _rectangle(panel, claims.index(row["kind"]), int(row["layer"]), SHADES[int(row["value"])])
         panel.set(xlim=(-0.5, last + 0.5), ylim=(len(claims) - 0.5, -0.5))
         panel.set_yticks(range(len(claims)), _short(claims))
         panel.tick_params(length=0)
         panel.grid(False)
 
     height = 0.45 + 0.16 * len(claims)
-    return facet(draw, labels, height=height, across=3, xlabel="layer", ticks=9, legend=_shades())
+    return facet(draw, labels, height=height, across=3, xlabel="layer", ticks=9, legend=Legend(_shades(), 3))
 
 
-def _shades() -> Legend:
+def _shades() -> list[Artist]:
     """What the shades of cells stand for."""
     beyond = ("not beyond chance", *(f"beyond {rung.beyond}" for rung in LADDER))
-    handles = [Patch(facecolor=shade, label=label) for shade, label in zip(SHADES, beyond, strict=True)]
-    return Legend(handles, 3)
+    return [Patch(facecolor=shade, label=label) for shade, label in zip(SHADES, beyond, strict=True)]
+
+
+def _glyphs() -> list[Artist]:
+    """What the marks stand for."""
+    said = {glyph: str(outcome).lower() for outcome, glyph in GLYPHS.items() if outcome} | {DASH: "not judged"}
+    return [Line2D([], [], ls="", label=f"{glyph} {label}") for glyph, label in said.items()]
 
 
 def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None:
-    _rectangle(panel, line, column, height)
+    reversed_ = glyphs.startswith(GLYPHS[Outcome.REVERSED])
+    _rectangle(panel, line, column, REVERSED if reversed_ else SHADES[height])
     ink = "white" if height > 3 else "black"
     each = re.findall(f".{EDGE}?", glyphs)
     for at, glyph in enumerate(each):
@@ -110,8 +121,8 @@ def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None
         panel.text(x, line, glyph[0], ha="center", va="center", color=ink, alpha=PALE if pale else 1, fontfamily=FONT)
 
 
-def _rectangle(panel: Axes, line: int, column: int, height: int) -> None:
-    panel.add_patch(Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=SHADES[height], edgecolor="none"))
+def _rectangle(panel: Axes, line: int, column: int, shade: str) -> None:
+    panel.add_patch(Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=shade, edgecolor="none"))
 
 
 def _short(claims: Iterable[str]) -> list[str]:

@@ -55,7 +55,8 @@ LITTLE = 0.05  # share of answers below which the odds of their openings say lit
 
 
 class Step(NamedTuple):
-    """One rung of one cell: the outcome with its glyph, the estimate with its interval, and all of it in a sentence.
+    """One rung of one cell: the outcome with its glyph, the estimate with its interval, the same in words (`found`),
+    and the numbers behind it.
 
     Attributes:
         edge: whether the verdict is not firm.
@@ -67,10 +68,15 @@ class Step(NamedTuple):
     glyph: str
     estimate: str
     interval: str
-    detail: str
+    found: str
+    numbers: str = ""
     edge: bool = False
     layers: Sequence[tuple[str, str]] = ()
     by_layer: str = ""
+
+    @property
+    def detail(self) -> str:
+        return "; ".join(filter(None, (self.found, self.numbers)))
 
 
 class Judged(NamedTuple):
@@ -227,15 +233,15 @@ def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]
     units = {"groups": "groups of prompts", "draws": "random draws"}.get(v.over, v.over)
     tested = f"p {v.p:.2g}, corrected {v.q:.2g}" if v.p is not None and v.q is not None else "no p-value"
     runs = "; of each run " + ", ".join(_number(claim, displayed(claim, x)) for x in v.per_run) if v.runs > 1 else ""
-    over = f"interval {interval} over {v.n:,} {units}" if low else "no interval"
+    over = f"over {v.n:,} {units}" if low else "no interval"
     outcome, edge = v.outcome.lower() if v.outcome else "estimate", v.firm is False
     control = labels.get(v.control, v.control.replace("_", " "))
     decided = outcome + ", at the edge" * edge
-    detail = f"beyond {rung.beyond} ({control}): {decided}; {estimate}; {over}; {tested}; own number {own}{runs}"
+    found = f"beyond {rung.beyond} ({control}): {decided}; {estimate}" + f" [{interval}]" * bool(interval)
     layers = [(each.lower(), GLYPHS[each]) if each else ("none", DASH) for each in v.by_layer]
     by_layer = layers_text([name.replace("none", "not judged") for name, _ in layers])
-    detail += f"; by layer: {by_layer}" if by_layer else ""
-    return Step(rung.name, outcome, GLYPHS[v.outcome], estimate, interval, detail, edge, layers, by_layer)
+    numbers = f"{over}; {tested}; own number {own}{runs}" + f"; by layer: {by_layer}" * bool(by_layer)
+    return Step(rung.name, outcome, GLYPHS[v.outcome], estimate, interval, found, numbers, edge, layers, by_layer)
 
 
 def layers_text(outcomes: Sequence[str]) -> str:
