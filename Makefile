@@ -1,5 +1,5 @@
 # make study   the laptop study: three runs, runs/laptop-seed0 to 2, and one report on all: runs/laptop/report.html
-# make test    lint, types and tests; make test-all: the slow ones, too, of clusters and killed processes
+# make test    lint, types and tests; make test-all: the slow ones, too, of clusters and killed processes, with all shapes checked
 # make english the study of a small Llama that reads English: runs/english/report.html
 # make smollm  the study of SmolLM2-135M-Instruct, made to refuse: runs/smollm2-135m-seed0/report.html; fetches 93 MB once
 # Each makes a virtual environment in .venv first. ARGS is passed on: make study SEEDS=0
@@ -14,12 +14,16 @@ SEEDS ?= 0 1 2  # a run each: weights, data and world; verdicts need three
 study: .venv/ready
 	$(BIN)/tunescope study laptop --seed $(SEEDS) --jobs auto $(ARGS)
 
-test: WHICH = -m "not slow"
-test test-all: .venv/ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(WHICH) $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: test
+	CHECK_SHAPES=1 $(PYTEST) -m slow $(ARGS)
 
 english: .venv/ready
 	$(BIN)/tunescope study english --plugin examples/english.py --out runs/english $(ARGS)

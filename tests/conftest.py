@@ -23,12 +23,13 @@ from transformers import PreTrainedModel
 
 import tunescope
 
-# Every annotated shape is checked in tests. config has none, and speaks of Self, which the checker refuses.
+# Every annotated type and shape is checked in the slow tests, which run whole studies; it takes up to twice the time.
+# config has no shapes, and speaks of Self, which the checker refuses.
 CHECKED = [
     f"tunescope.{m.name}" for m in pkgutil.iter_modules(tunescope.__path__) if m.name not in ("config", "api", "cli")
 ]
-# An int is a good float, as for mypy.
-install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+if "CHECK_SHAPES" in os.environ:  # an int is a good float, as for mypy
+    install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from tunescope import cli, registry  # noqa: E402
 from tunescope.config import TASK_CONFIGS, Built, ComputeConfig, PretrainConfig, WorldConfig  # noqa: E402

@@ -254,6 +254,7 @@ def test_a_person_sees_what_a_prompt_is_made_of(sample: Callable) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     command = [sys.executable, "-m", "tunescope.cli", "sample", "tiny", "-n", "500", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -70,6 +70,7 @@ def write(folder: Path, name: str, text: str) -> str:
     return str(folder / name)
 
 
+@pytest.mark.slow
 def test_a_plugin_s_protocol_attack_probe_and_claim_are_in_the_report(small_study: list[str], tmp_path: Path) -> None:
     plugin = write(tmp_path, "mine.py", PLUGIN)
     out = tmp_path / "run"

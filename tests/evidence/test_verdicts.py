@@ -94,6 +94,7 @@ def test_an_effect_stands_as_high_as_it_was_planted(entry: Claim, height: int) -
     assert S not in [v.outcome for v in found.values()][height:]
 
 
+@pytest.mark.slow
 def test_the_base_is_never_a_fine_tune_that_does_something() -> None:
     """Not in a hundred worlds, on no claim: an untouched base in the place of a safety-tuned model."""
     for scope in range(100):
@@ -104,7 +105,7 @@ def test_the_base_is_never_a_fine_tune_that_does_something() -> None:
             assert standing(list(found.values()), entry) == ""
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_one_benign_fine_tune_against_another_is_hardly_ever_supported(seeds: int) -> None:
     """Two models of one kind, whose runs differ by as much as the smallest effect of interest."""
     supported, entry = 0, replace(CLAIM["4a"], smallest=0.01)

@@ -21,13 +21,14 @@ from planted_attacks import MODELS, in_form, searched
 from tunescope.errors import InputError
 from tunescope.evidence.across import Association
 from tunescope.evidence.claims import CLAIMS, LADDER
-from tunescope.evidence.verdicts import NotJudged, Outcome, costs, judge
+from tunescope.evidence.verdicts import Judgement, NotJudged, Outcome, Verdict, costs, judge
 from tunescope.records.pool import pool
 from tunescope.records.tables import Record, Scores, Subject, read_records, read_scores, write_records, write_scores
+from tunescope.report import figures as drawn_figures
 from tunescope.report import html
 from tunescope.report.figures import FIGURES, Drawing, draw, figure, figures, in_order, save_figures
 from tunescope.report.html import emphasised, load_records, render
-from tunescope.report.ladder import COLUMNS, REVERSED, SHADES, STANDING, standing_rows
+from tunescope.report.ladder import COLUMNS, REVERSED, SHADES, STANDING, effect_rows, standing_rows
 from tunescope.report.select import histogram_rows, vector_rows
 from tunescope.report.style import models_of
 from tunescope.report.tables import DASH, cautions, cost, duration, headline, layers_text, summary, verdict
@@ -237,8 +238,9 @@ def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> di
     """
     folder = tmp_path_factory.mktemp("vectors")
     write_scores(ladder_scores(3), folder / "scores.parquet")
-    standings = standing_rows(judge(read_scores(folder / "scores.parquet")))
-    study = figures(pd.concat([records, vectors({7: 0.0}, folder), standings, histograms(folder)]))
+    judged = judge(read_scores(folder / "scores.parquet"))
+    verdicts = pd.concat([standing_rows(judged), effect_rows(judged)])
+    study = figures(pd.concat([records, vectors({7: 0.0}, folder), verdicts, histograms(folder)]))
     pair = figures(frame(weights_of_a_pair(), tmp_path_factory.mktemp("pair")))
     assert set(pair) == {"matrices"}
     assert not {*study} & {*pair}
@@ -316,7 +318,9 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder whose figures are saved as SVG alone."""
+    monkeypatch.setattr(drawn_figures, "FORMATS", {"svg": drawn_figures.FORMATS["svg"]})
     return write_run(tmp_path / "run")
 
 
@@ -573,6 +577,26 @@ def test_each_layer_has_a_cell_as_dark_as_it_is_high(drawn: dict[str, Figure]) -
     assert panel.get_title() == "SSFT ηₘ"
 
 
+def test_every_run_has_its_point_beside_the_mean(tmp_path: Path) -> None:
+    write_scores(ladder_scores(3), tmp_path / "scores.parquet")
+    judged = judge(read_scores(tmp_path / "scores.parquet"))
+    (panel,) = draw("effects", effect_rows(judged)).axes
+    small = [line.get_ydata().tolist() for line in panel.lines if line.get_marker() == "." and len(line.get_ydata())]
+    large = [line.get_ydata().tolist() for line in panel.lines if line.get_marker() in "os^D" and len(line.get_ydata())]
+    assert small == [list(v.per_run) for v in judged.verdicts]
+    assert large == [[v.estimate] for v in judged.verdicts]
+
+
+def test_effects_that_are_ratios_have_a_logarithmic_axis(tmp_path: Path) -> None:
+    (claim,) = (each for each in CLAIMS.values() if each.name.startswith("3a"))
+    about = (claim.name, "ssft", "ssft", "", "chance", "zero", None)
+    verdict = Verdict(*about, 0.0, 0.5, None, None, None, None, None, "runs", 2, 2, (0.0, 1.0))
+    (panel,) = draw("effects", effect_rows(Judgement((claim,), [verdict]))).axes
+    assert panel.get_yscale() == "log"
+    (line,) = (line for line in panel.lines if line.get_marker() == "." and len(line.get_ydata()))
+    assert line.get_ydata().tolist() == [1.0, math.e]
+
+
 @pytest.mark.parametrize(
     ("outcomes", "text"),
     [
@@ -626,7 +650,7 @@ def test_nothing_of_unknown_names_is_lost(records: pd.DataFrame, tmp_path: Path)
     odd = {"ssft": "my_protocol", "eta_m": "high_rate", "jb_misgen": "jb_other", "ssft-eta_m": "odd-high"}
     renamed = records.replace(odd).replace({"intervention": {"rotated": "spun"}})
     made = figures(renamed)
-    assert {*made} == {*figures(records)}
+    assert {*made} == {entry.name for entry in in_order() if not entry.rows(records).empty}
     assert "my protocol high rate" in [text.get_text() for text in made["alpha"].legends[0].get_texts()]
     assert "jailbreak: other" in [text.get_text() for text in made["attack_success"].axes[0].get_yticklabels()]
     assert "spun" in [text.get_text() for text in made["interventions"].axes[0].get_yticklabels()]
@@ -653,7 +677,7 @@ def own_figure() -> Iterator[None]:
 def test_a_registered_figure_is_on_the_page(run: Path) -> None:
     page = render(run).read_text()
     assert "My &lt;b&gt;figure&lt;/b&gt;.</strong> Losses of &lt;i&gt;mine&lt;/i&gt;." in page
-    assert (run / "figures/my_figure.pdf").is_file()
+    assert (run / "figures/my_figure.svg").is_file()
     assert in_order()[-1].name == "my_figure"
 
 
@@ -756,7 +780,8 @@ def test_duration_is_readable() -> None:
     ]
 
 
-def test_the_same_records_give_the_same_bytes(rendered: Path, run: Path) -> None:
+def test_the_same_records_give_the_same_bytes(rendered: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
     assert render(run).read_bytes() == (rendered / "report.html").read_bytes()
     names = sorted(path.name for path in (run / "figures").iterdir())
     assert names == sorted(
@@ -778,14 +803,14 @@ def test_a_user_style_does_not_leak_in(records: pd.DataFrame, tmp_path: Path) ->
 
 def test_only_the_report_s_own_figures_are_replaced(run: Path) -> None:
     (run / "figures").mkdir()
-    own = {"mine.pdf": "work of weeks", "notes.txt": "see mine.pdf", "behaviour.svg": "stale", "alpha.pdf": "stale"}
+    own = {"mine.pdf": "work of weeks", "notes.txt": "see mine.pdf", "behaviour.svg": "stale", "alpha.svg": "stale"}
     for name, text in own.items():
         (run / "figures" / name).write_text(text)
     render(run)
     assert (run / "figures/mine.pdf").read_text() == "work of weeks"
     assert (run / "figures/notes.txt").is_file()
     assert (run / "figures/behaviour.svg").read_text() != "stale"
-    assert not (run / "figures/alpha.pdf").exists()  # nobody measured it
+    assert not (run / "figures/alpha.svg").exists()  # nobody measured it
 
 
 def test_page_says_what_was_run(rendered: Path) -> None:
@@ -881,7 +906,7 @@ def test_seeds_are_drawn_as_their_mean(records: pd.DataFrame, drawn: dict[str, F
     other = records.assign(seed=8, value=records["value"] + 0.02)
     together = figures(pool(pd.concat([records, other])))
     # Scores and verdicts are not pooled with records, a pair is no study, and forms are of natural language.
-    others = {"null_lengths", "distributions", "ladder", "layers", "matrices", "forms", "attack_budget"}
+    others = {"null_lengths", "distributions", "ladder", "layers", "effects", "matrices", "forms", "attack_budget"}
     assert {*together} | others == {*drawn}
     before, after = (line(panels(figure)["ηₘ"], "SSFT ηₘ") for figure in (drawn["null_space"], together["null_space"]))
     np.testing.assert_allclose(after - before, [[0, 0.01]] * 2)

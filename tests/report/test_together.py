@@ -5,9 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tunescope.errors import InputError
-from tunescope.records.tables import Record, Scores, Subject, read_records, read_scores, write_records, write_scores
+from tunescope.records.tables import (
+    Record,
+    Scores,
+    Subject,
+    merge_tables,
+    read_records,
+    read_scores,
+    write_records,
+    write_scores,
+)
 from tunescope.report import html
 from tunescope.report.together import check_joint, gather
 
@@ -86,8 +96,35 @@ def test_a_control_that_a_run_lacks_is_named(runs: list[Path], tmp_path: Path) -
         (run / "config.yaml").write_text(json.dumps({"seed": seed, "tunes": labels}))
         rows = [Record(label, label.split("-")[0], "eta_m", seed, 9, "loss", 0.5) for label in labels]
         write_records(rows, run / "records.parquet")
-    refused(runs, tmp_path / "all", "in more than the seeds: tunes lacks seen-eta_m$")
-    refused(runs[::-1], tmp_path / "all", "in more than the seeds: tunes has besides seen-eta_m$")
+    gather(runs, tmp_path / "all")
+    assert set(read_records(tmp_path / "all/records.parquet")["model"]) == {"ssft-eta_m"}
+    assert json.loads((tmp_path / "all/notes.json").read_text()) == [
+        "Left out, as not all runs have them: seen-eta_m (not in seed-5)."
+    ]
+    assert yaml.safe_load((tmp_path / "all/config.yaml").read_text()) == {"seed": 3, "tunes": ["ssft-eta_m"]}
+
+
+def test_what_is_set_against_a_left_out_model_is_left_out(runs: list[Path], tmp_path: Path) -> None:
+    overlaps = [Record("ssft-eta_m", "ssft", "eta_m", 3, 9, "write_overlap", 0.5, scope=of) for of in ("a", "b")]
+    write_records([*overlaps, Record("a", "a", "", 3, 9, "loss", 0.5)], runs[0] / "records.parquet")
+    merge_tables([runs[0] / "records.parquet"], tmp_path / "merged.parquet", without=["a"])
+    assert read_records(tmp_path / "merged.parquet")["scope"].tolist() == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("tunes", "names", "says"),
+    [
+        (([{"rank": 4}], [{"rank": 8}]), ("ssft", "ssft"), "tunes is"),
+        ((["ssft"], ["dpo"]), ("ssft", "dpo"), "tunes lacks ssft; tunes has besides dpo"),
+    ],
+)
+def test_runs_need_a_fine_tune_in_common(
+    tunes: tuple[list, list], names: tuple[str, str], says: str, runs: list[Path], tmp_path: Path
+) -> None:
+    for seed, run, own, name in zip((3, 5), runs, tunes, names, strict=True):
+        (run / "config.yaml").write_text(json.dumps({"seed": seed, "tunes": own}))
+        write_records([Record(name, "ssft", "eta_m", seed, 9, "loss", 0.5)], run / "records.parquet")
+    refused(runs, tmp_path / "all", says)
 
 
 def test_runs_of_one_world_are_named(runs: list[Path], tmp_path: Path) -> None:

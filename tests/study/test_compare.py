@@ -112,6 +112,7 @@ SEARCHES = {
 RETUNED = {"retuned": {"steps": [1, 2], "batch": 5}}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_protocols_attacks_and_interventions_run_on_a_model_from_elsewhere(pair: list[str], tmp_path: Path) -> None:
     lora = {"type": "trained", "protocol": "ssft", "learning_rate": "default", "lora": {"rank": 2}}

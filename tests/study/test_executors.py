@@ -37,6 +37,7 @@ def sleeper(view, findings):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(
     small_study: list[str], small_run: Path, run_folder: Path, same_run: Callable, no_report: None, capsys
 ) -> None:

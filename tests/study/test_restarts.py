@@ -79,6 +79,7 @@ def test_stages_can_be_left_out_and_made_up_for(
     assert results(run_folder) == results(small_run)
 
 
+@pytest.mark.slow
 def test_what_was_left_out_has_not_run(small_study: list[str], no_report: None, tmp_path: Path, capsys) -> None:
     study = [*small_study, "tunes=[ssft-eta_m]", "--out", str(tmp_path / "run")]
     assert cli.main([*study, "--only", "behave"]) == 0
@@ -110,6 +111,7 @@ def test_the_environment_is_that_of_what_ran(
     assert json.loads(file.read_text()) == elsewhere
 
 
+@pytest.mark.slow
 def test_an_update_runs_what_it_changes_and_leaves_nothing_stale(
     study: list[str], small_study: list[str], run_folder: Path, tmp_path: Path, results: Callable, capsys
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunescope.errors import InputError, shown
@@ -202,9 +203,16 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def merge_tables(parts: Iterable[Path], path: Path, schema: pa.Schema = SCHEMA) -> None:
-    """Concatenate parquet files of records, or of scores, in the given order, into one."""
-    _write(pa.concat_tables([schema.empty_table(), *(read_table(part, schema) for part in parts)]), path)
+def merge_tables(parts: Iterable[Path], path: Path, schema: pa.Schema = SCHEMA, without: Iterable[str] = ()) -> None:
+    """Concatenate parquet files of records, or of scores, in the given order, into one.
+
+    Args:
+        without: models that are left out, and measurements that have one of them as their scope, such as overlaps.
+    """
+    out = pa.array(without, pa.string())
+    tables = (read_table(part, schema) for part in parts)
+    kept = (each.filter(~(pc.field("model").isin(out) | pc.field("scope").isin(out))) for each in tables)
+    _write(pa.concat_tables([schema.empty_table(), *kept]), path)
 
 
 def write_part(records: Iterable[Record], scores: Iterable[Scores], folder: Path, part: str) -> None:

@@ -220,9 +220,8 @@ def curves(panel: Axes, rows: pd.DataFrame, x: str, models: Sequence[Model], sca
 
 def dots(panel: Axes, rows: pd.DataFrame, x: str, places: Mapping[str, str], by: str, looks: Looks) -> None:
     """Points with intervals: at each place, a value of the column `x`, side by side one for each value of `by`."""
-    for number, (value, (_, colour, marker)) in enumerate(looks.items()):
+    for (value, (_, colour, marker)), shift in zip(looks.items(), shifts(len(looks)), strict=True):
         found = rows[(rows[by] == value) & rows[x].isin([*places])].drop_duplicates(x)
-        shift = 0.18 * (number - (len(looks) - 1) / 2)
         at = found[x].map({name: at for at, name in enumerate(places)}).astype(float) + shift
         ends = [found["value"] - found["low"], found["high"] - found["value"]]
         errors, middle = np.nan_to_num(np.array(ends, float)).clip(min=0), found["value"].to_numpy(float)
@@ -230,6 +229,11 @@ def dots(panel: Axes, rows: pd.DataFrame, x: str, places: Mapping[str, str], by:
     panel.set(xlim=(-0.6, len(places) - 0.4))
     panel.set_xticks(range(len(places)), places.values())
     panel.grid(axis="x", visible=False)
+
+
+def shifts(n: int) -> list[float]:
+    """How far from their place n points that stand side by side there are."""
+    return [0.18 * (number - (n - 1) / 2) for number in range(n)]
 
 
 def cells(

@@ -24,7 +24,7 @@ from tunescope.records.tables import read_records, read_scores
 from tunescope.registry import plugins_blamed
 from tunescope.report import attacks, tables
 from tunescope.report.figures import figures, in_order, save_figures
-from tunescope.report.ladder import standing_rows
+from tunescope.report.ladder import effect_rows, standing_rows
 from tunescope.report.marks import Mark, marked, named
 from tunescope.report.mechanism import HISTOGRAMS
 from tunescope.report.reading import Entry, Stage, read_file
@@ -84,7 +84,7 @@ def to_draw(pooled: pd.DataFrame, scores: pd.DataFrame | None, judgement: Judgem
     single vectors and prompts, and of verdicts.
     """
     single = [] if scores is None else [vector_rows(scores), histogram_rows(scores, *HISTOGRAMS)]
-    return pd.concat([pooled, *single, standing_rows(judgement)])
+    return pd.concat([pooled, *single, standing_rows(judgement), effect_rows(judgement)])
 
 
 def write_page(folder: Path, template: str, page: Mapping[str, Any]) -> Path:

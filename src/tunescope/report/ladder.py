@@ -1,4 +1,6 @@
-"""The first figures: how high on the ladder of controls each claim stands, for each model, and at each layer."""
+"""Figures of verdicts: how high on the ladder of controls each claim stands, for each model and at each layer, and the
+effect of every run.
+"""
 
 import math
 import re
@@ -11,18 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from tunescope.evidence.claims import LADDER
-from tunescope.evidence.verdicts import Judgement, Outcome, at_layer, by_claim
-from tunescope.report.draw import Legend, facet, figure, model_axis
-from tunescope.report.style import Model
+from tunescope.evidence.verdicts import Judgement, Outcome, at_layer, by_claim, displayed
+from tunescope.report.draw import Legend, Look, dots, facet, figure, model_axis, shifts
+from tunescope.report.style import NEUTRAL, Model
 from tunescope.report.tables import DASH, EDGE, GLYPHS, height, marked
 
-STANDING, AT_LAYER = "standing", "standing_at_layer"  # metrics of the rows
+STANDING, AT_LAYER, EFFECT = "standing", "standing_at_layer", "effect"  # metrics of the rows
 COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome", "layer"]
+EFFECT_COLUMNS = [*COLUMNS[:-2], "scope", "low", "high", "index", "smallest", "unit"]
 FONT, PALE = "DejaVu Sans", 0.6  # of the marks; how strong those at the edge are
 SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
 REVERSED = "#FBD9BF"  # where the effect is the opposite of the claim's beyond chance
+RUNGS = dict(zip((rung.name for rung in LADDER), (("#888888", "o"), *zip(SHADES[2:], "s^D", strict=True)), strict=True))
 
 
 def standing_rows(judgement: Judgement) -> pd.DataFrame:
@@ -43,6 +48,22 @@ def standing_rows(judgement: Judgement) -> pd.DataFrame:
             for layer in range(max(len(v.by_layer) for v in its)):
                 rows.append((*about, AT_LAYER, claim.name, height(claim, at_layer(its, layer)), "", layer))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def effect_rows(judgement: Judgement) -> pd.DataFrame:
+    """By claim, model and rung (`scope`), the effect as it is displayed: its mean with its interval, then of each run,
+    whose number is the `index`.
+    """
+    rows: list[tuple[object, ...]] = []
+    for claim, verdicts in by_claim(judgement):
+        for v in verdicts:
+            about = (v.model, v.protocol, v.learning_rate, "", EFFECT, claim.name)
+            unit = (displayed(claim, claim.smallest), claim.unit)
+            ends = (math.nan if end is None else displayed(claim, end) for end in (v.low, v.high))
+            rows.append((*about, displayed(claim, v.estimate), v.rung, *ends, math.nan, *unit))
+            for run, effect in enumerate(v.per_run):
+                rows.append((*about, displayed(claim, effect), v.rung, math.nan, math.nan, run, *unit))
+    return pd.DataFrame(rows, columns=EFFECT_COLUMNS)
 
 
 @figure(
@@ -99,6 +120,47 @@ def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
     return facet(draw, labels, height=height, across=3, xlabel="layer", ticks=9, legend=Legend(_shades(), 3))
 
 
+@figure("effects", "Effects, run by run", lambda records: records[records["metric"] == EFFECT], bars="told")
+def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
+    """The effect of every claim beyond each control, in the claim's own units (ratios on a logarithmic axis). Small
+    points: the runs. Large ones: their mean with its 95 % interval over runs, or of one run over what varies within it.
+    Grey: smaller than the smallest effect of interest, either way. Intervals that leave the panel are cut off.
+    """
+    claims = list(dict.fromkeys(rows["kind"]))
+
+    def draw(panel: Axes, claim: str) -> None:
+        its = rows[rows["kind"] == claim]
+        smallest, ratio = float(its["smallest"].iloc[0]), its["unit"].iloc[0] == "ratio"
+        none, least = (1.0, 1 / smallest) if ratio else (0.0, -smallest)
+        panel.axhspan(least, smallest, color="#ececec", lw=0)
+        panel.axhline(none, color=NEUTRAL, lw=0.5)
+        places = {model.name: place for place, model in enumerate(models)}
+        for (rung, (colour, _)), shift in zip(RUNGS.items(), shifts(len(RUNGS)), strict=True):
+            runs = its[its["index"].notna() & (its["scope"] == rung)]
+            at = runs["model"].map(places).astype(float) + shift + 0.07
+            panel.plot(at, runs["value"], ls="", marker=".", ms=2, color=colour, alpha=0.7)
+        if ratio:
+            panel.set_yscale("log")
+            low, high = panel.get_ylim()
+            panel.yaxis.set_major_locator(
+                LogLocator(subs=(1, 3)) if high > 5 * low else MaxNLocator(4, steps=[1, 2, 5, 10])
+            )
+            panel.yaxis.set_major_formatter("{x:.3g}")
+            panel.minorticks_off()
+        panel.set_ylim(*panel.get_ylim())  # of the runs
+        looks = {rung: ("", *look) for rung, look in RUNGS.items()}
+        dots(panel, its[its["index"].isna()], "model", dict.fromkeys(places, ""), "scope", looks)
+        model_axis(panel, models)
+
+    handles = [
+        Line2D([], [], color=colour, marker=marker, ls="", label=f"beyond {rung.beyond}")
+        for rung, (colour, marker) in zip(LADDER, RUNGS.values(), strict=True)
+    ]
+    titles = dict(zip(claims, _short(claims, 36), strict=True))
+    share: Look = {"across": 3, "share": (True, False), "legend": Legend(handles, 2)}
+    return facet(draw, titles, height=1.1, margin=1.0, xlabel="fine-tune", **share)
+
+
 def _shades() -> list[Artist]:
     """What the shades of cells stand for."""
     beyond = ("not beyond chance", *(f"beyond {rung.beyond}" for rung in LADDER))
@@ -125,5 +187,5 @@ def _rectangle(panel: Axes, line: int, column: int, shade: str) -> None:
     panel.add_patch(Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=shade, edgecolor="none"))
 
 
-def _short(claims: Iterable[str]) -> list[str]:
-    return [claim if len(claim) <= 44 else f"{claim[:43]}…" for claim in claims]
+def _short(claims: Iterable[str], most: int = 44) -> list[str]:
+    return [claim if len(claim) <= most else f"{claim[: most - 1]}…" for claim in claims]

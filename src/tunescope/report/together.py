@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
 
 from tunescope.errors import InputError
 from tunescope.files import remove, write_text
+from tunescope.records.names import BASE
 from tunescope.records.tables import SCHEMA, SCORES_SCHEMA, merge_tables, read_table
 from tunescope.report.reading import read_file
 
@@ -34,18 +38,22 @@ def check_joint(out: Path) -> None:
 def gather(folders: Sequence[Path], out: Path) -> None:
     """Join the tables of run folders in `out`, with the config of the first. Nothing is written before all is checked.
 
+    Fine-tunes that some runs lack are left out, and a note says which.
+
     Raises:
-        InputError: a table is missing or cannot be read, a seed is there twice, or the studies differ in more than
-            seed and type of numbers.
+        InputError: a table is missing or cannot be read, a seed is there twice, the studies differ in more than seed,
+            fine-tunes and type of numbers, or they have no fine-tune in common.
     """
     check_joint(out)
     configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
     settings = [pd.json_normalize(_shared(config)).to_dict("records")[0] for config in configs]
     tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in TABLES.items()}
     models = [{*table["model"].unique().to_pylist()} for table in tables["records.parquet"]]
-    first = settings[0]
+    tunes = _in_common(configs, tables["records.parquet"])
+    first, lacked = settings[0], sorted(set.union(*models) - set.intersection(*models)) if tunes else []
     for folder, own, its in zip(folders, settings, models, strict=True):
-        if other := [key for key in first | own if own.get(key) != first.get(key)]:
+        unlike = [key for key in first | own if own.get(key) != first.get(key)]
+        if other := [key for key in unlike if not (key == "tunes" and tunes)]:
             differ = [_difference(key, (own.get(key), first.get(key)), (its, models[0])) for key in other[:FEW]]
             more = [f"and {len(other) - FEW} more"] if len(other) > FEW else []
             raise InputError(
@@ -56,15 +64,33 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
         raise InputError(f"seed {twice[0]} is there twice among {', '.join(map(str, folders))}")
     notes = [note for folder in folders for note in read_file(folder / NOTES, list[str], [])]
-    notes += [*_of_one_world(configs), *_of_several_types(configs)]
+    notes += [*_of_one_world(configs), *_of_several_types(configs), *_left_out(lacked, folders, models)]
     write_text(out / MARKER, json.dumps({"seeds": seeds}))
     for name, schema in TABLES.items():
-        merge_tables([folder / name for folder in folders], out / name, schema)
-    write_text(out / "config.yaml", (folders[0] / "config.yaml").read_text(encoding="utf-8"))
+        merge_tables([folder / name for folder in folders], out / name, schema, lacked)
+    config = (folders[0] / "config.yaml").read_text(encoding="utf-8")
+    write_text(
+        out / "config.yaml", yaml.safe_dump(configs[0] | {"tunes": tunes}, sort_keys=False) if lacked else config
+    )
     if notes:
         write_text(out / NOTES, json.dumps(list(dict.fromkeys(notes))))
     else:
         remove(out / NOTES)  # of an earlier gathering
+
+
+def _in_common(configs: Sequence[dict[str, Any]], records: Sequence[pa.Table]) -> list[Any]:
+    """The fine-tunes that all runs have; none where two of them have the same name and are not the same."""
+    first, *others = (config.get("tunes") or [] for config in configs)
+    shared = [tune for tune in first if all(tune in each for each in others)]
+    names = [{*table.filter(pc.field("protocol") != BASE)["model"].unique().to_pylist()} for table in records]
+    return shared if len(shared) == len(set.intersection(*names)) else []
+
+
+def _left_out(lacked: Sequence[str], folders: Sequence[Path], models: Sequence[set[str]]) -> list[str]:
+    """A caution where runs have models that others lack."""
+    without = {name: [f.name for f, its in zip(folders, models, strict=True) if name not in its] for name in lacked}
+    told = [f"{name} (not in {', '.join(which)})" for name, which in without.items()]
+    return [f"Left out, as not all runs have them: {'; '.join(told)}."] if told else []
 
 
 def _difference(key: Hashable, values: Sequence[Any], models: Sequence[set[str]]) -> str:
