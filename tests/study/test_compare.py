@@ -224,6 +224,7 @@ def test_further_training_has_the_base_answer_first_and_takes_full_precision(
     assert read_records(tmp_path / "half/records.parquet").empty
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_report_with_verdicts(pair: list[str], tmp_path: Path) -> None:
     task = language(tmp_path)
     given = ["--prompts", *task["prompts"], "--openings", task["openings"], "--new-tokens", "3"]
