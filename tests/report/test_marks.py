@@ -1,13 +1,14 @@
 """What a page can be asked of its curves: whose they are, and the numbers behind their marks."""
 
 import re
+from math import nan
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tunescope.report.draw import curves
+from tunescope.report.draw import curves, dots
 from tunescope.report.figures import save_figures
 from tunescope.report.html import drawing
 from tunescope.report.marks import named
@@ -50,6 +51,18 @@ def test_every_mark_says_its_series_and_its_numbers(tmp_path: Path) -> None:
     ]
     assert of["long"] == []
     assert "<script" not in svg
+
+
+def test_points_with_bars_say_where_they_stand(tmp_path: Path) -> None:
+    rows = [("m", "a", 1.0, 0.5, 2.0), ("n", "a", 2.0, nan, nan), ("m", "b", 3.0, 2.5, 3.0)]
+    figure = Figure()
+    table = pd.DataFrame(rows, columns=["model", "kind", "value", "low", "high"])
+    looks = {"a": ("an a", "red", "o"), "b": ("a b", "blue", "s")}
+    dots(figure.subplots(), table, "model", {"m": "the\nfirst", "n": "other"}, "kind", looks)
+    assert {mark.series: mark.texts for mark in named(figure).values()} == {
+        "an a": ("an a, the first: 1 [0.5, 2]", "an a, other: 2"),
+        "a b": ("a b, the first: 3 [2.5, 3]",),
+    }
 
 
 def test_a_figure_that_nothing_is_asked_of_is_as_it_was(tmp_path: Path) -> None:

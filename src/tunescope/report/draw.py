@@ -220,12 +220,14 @@ def curves(panel: Axes, rows: pd.DataFrame, x: str, models: Sequence[Model], sca
 
 def dots(panel: Axes, rows: pd.DataFrame, x: str, places: Mapping[str, str], by: str, looks: Looks) -> None:
     """Points with intervals: at each place, a value of the column `x`, side by side one for each value of `by`."""
-    for (value, (_, colour, marker)), shift in zip(looks.items(), shifts(len(looks)), strict=True):
+    for (value, (label, colour, marker)), shift in zip(looks.items(), shifts(len(looks)), strict=True):
         found = rows[(rows[by] == value) & rows[x].isin([*places])].drop_duplicates(x)
         at = found[x].map({name: at for at, name in enumerate(places)}).astype(float) + shift
         ends = [found["value"] - found["low"], found["high"] - found["value"]]
         errors, middle = np.nan_to_num(np.array(ends, float)).clip(min=0), found["value"].to_numpy(float)
-        panel.errorbar(at.to_numpy(float), middle, errors, ls="", lw=1, ms=4, color=colour, marker=marker)
+        drawn = panel.errorbar(at.to_numpy(float), middle, errors, ls="", lw=1, ms=4, color=colour, marker=marker)
+        for part in (drawn.lines[0], *drawn.lines[2]):  # by which a page tells the numbers of points, and hides them
+            part.set_label(label)
     panel.set(xlim=(-0.6, len(places) - 0.4))
     panel.set_xticks(range(len(places)), places.values())
     panel.grid(axis="x", visible=False)

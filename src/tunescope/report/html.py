@@ -68,8 +68,9 @@ def render(folder: Path) -> Path:
         if entry.name in made
     ]
     page["first"] = next((each for each in drawings if each["name"] == "ladder"), None)
-    series = {mark.series for of in marks.values() for mark in of.values()}
-    page["series"] = [model.label for model in models_of(records) if model.label in series]
+    series = dict.fromkeys(mark.series for of in marks.values() for mark in of.values())
+    of_models = [model.label for model in models_of(records) if model.label in series]
+    page["series"] = {"models": of_models, "points": [each for each in series if each not in of_models]}
     page["figures"] = [each for each in drawings if each is not page["first"]]
     path = write_page(folder, "report.html.j2", page)
     if judgement.verdicts and judgement.runs < FEWEST_RUNS:

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from tunescope.evidence.claims import LADDER
 from tunescope.evidence.verdicts import Judgement, Outcome, at_layer, by_claim, displayed
-from tunescope.report.draw import Legend, Look, dots, facet, figure, model_axis, shifts
+from tunescope.report.draw import Legend, Look, dots, facet, figure, look_legend, model_axis, shifts
 from tunescope.report.style import NEUTRAL, Model
 from tunescope.report.tables import DASH, EDGE, GLYPHS, height, marked
 
@@ -127,6 +127,7 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
     Grey: smaller than the smallest effect of interest, either way. Intervals that leave the panel are cut off.
     """
     claims = list(dict.fromkeys(rows["kind"]))
+    looks = {rung.name: (f"beyond {rung.beyond}", *RUNGS[rung.name]) for rung in LADDER}
 
     def draw(panel: Axes, claim: str) -> None:
         its = rows[rows["kind"] == claim]
@@ -135,10 +136,11 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
         panel.axhspan(least, smallest, color="#ececec", lw=0)
         panel.axhline(none, color=NEUTRAL, lw=0.5)
         places = {model.name: place for place, model in enumerate(models)}
-        for (rung, (colour, _)), shift in zip(RUNGS.items(), shifts(len(RUNGS)), strict=True):
+        for (rung, (label, colour, _)), shift in zip(looks.items(), shifts(len(looks)), strict=True):
             runs = its[its["index"].notna() & (its["scope"] == rung)]
             at = runs["model"].map(places).astype(float) + shift + 0.07
-            panel.plot(at, runs["value"], ls="", marker=".", ms=2, color=colour, alpha=0.7)
+            panel.plot(at, runs["value"], ls="", marker=".", ms=2, color=colour, alpha=0.7, label=f"{label}, one run")
+        panel.margins(y=0.15)
         if ratio:
             panel.set_yscale("log")
             low, high = panel.get_ylim()
@@ -148,16 +150,11 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
             panel.yaxis.set_major_formatter("{x:.3g}")
             panel.minorticks_off()
         panel.set_ylim(*panel.get_ylim())  # of the runs
-        looks = {rung: ("", *look) for rung, look in RUNGS.items()}
         dots(panel, its[its["index"].isna()], "model", dict.fromkeys(places, ""), "scope", looks)
         model_axis(panel, models)
 
-    handles = [
-        Line2D([], [], color=colour, marker=marker, ls="", label=f"beyond {rung.beyond}")
-        for rung, (colour, marker) in zip(LADDER, RUNGS.values(), strict=True)
-    ]
     titles = dict(zip(claims, _short(claims, 36), strict=True))
-    share: Look = {"across": 3, "share": (True, False), "legend": Legend(handles, 2)}
+    share: Look = {"across": 3, "share": (True, False), "legend": look_legend(looks)._replace(columns=2, above=False)}
     return facet(draw, titles, height=1.1, margin=1.0, xlabel="fine-tune", **share)
 
 

@@ -10,8 +10,10 @@ from markupsafe import escape
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.category import StrCategoryFormatter
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import Formatter, FuncFormatter
 
 
 class Mark(NamedTuple):
@@ -65,9 +67,16 @@ def _texts(panel: Axes, artist: Artist) -> Iterator[str]:
     ends = _ends(panel, artist, len(x))
     axis = next((f"{name} " for each in _columns(panel) if (name := each.get_xlabel())), "")
     for at in np.flatnonzero(np.isfinite(y)):
-        interval = f" [{ends[0][at]:.3g}, {ends[1][at]:.3g}]" if ends else ""
-        place = places.format_data(x[at]) if isinstance(places, StrCategoryFormatter) else f"{x[at]:g}"
-        yield f"{artist.get_label()}, {axis}{place}: {y[at]:.3g}{interval}"
+        interval = f" [{ends[0][at]:.3g}, {ends[1][at]:.3g}]" if ends and ends[0][at] < ends[1][at] else ""
+        yield f"{artist.get_label()}, {_place(places, x[at], axis)}: {y[at]:.3g}{interval}"
+
+
+def _place(places: Formatter, x: float, axis: str) -> str:
+    """Where a point is on the horizontal axis: the name that it stands at or beside, or what the axis is of."""
+    if isinstance(places, StrCategoryFormatter):
+        return axis + places.format_data(x)
+    name = " ".join(places(round(x)).split()) if isinstance(places, FuncFormatter) else ""
+    return name if any(letter.isalpha() for letter in name) else f"{axis}{x:g}"
 
 
 def _pointed(curve: Line2D) -> bool:
@@ -80,7 +89,12 @@ def _columns(panel: Axes) -> list[Axes]:
 
 
 def _ends(panel: Axes, curve: Line2D, n: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Lower and upper ends of a curve's band, which was drawn in the same turn; None if there is none, or with gaps."""
+    """Lower and upper ends of a curve's band, which was drawn in the same turn, or of the bars of points; None if there
+    is none, or with gaps.
+    """
+    if bars := [each for each in panel.containers if isinstance(each, ErrorbarContainer) and each.lines[0] is curve]:
+        corners = np.reshape(bars[0].lines[2][0].get_segments(), (-1, 2, 2))
+        return corners[:, 0, 1], corners[:, 1, 1]
     label = curve.get_label()
     curves = [each for each in panel.lines if each.get_label() == label and _pointed(each)]
     bands = [each for each in panel.collections if each.get_label() == label]

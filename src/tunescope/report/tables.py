@@ -346,7 +346,10 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
         if len(sizes) and not sizes.any():
             yield "W_in has not changed in any layer: nothing is said of claims 2, 3 and 5b."
         if "tau" in metrics and "sensitivity" not in metrics:
-            yield "A part of a model was not on its device: sensitivity and ablation (claims 4, 5c, 6) were left out."
+            yield (
+                "A part of a model was not on its device: sensitivity, interventions and most attacks "
+                "(claims 4, 5c, 6, 7 and 9) were left out."
+            )
     shares = records[records["metric"] == "opening_share"].groupby("model")["value"].mean()
     for model, share in shares[shares < LITTLE].items():
         yield (
