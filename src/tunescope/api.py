@@ -88,7 +88,9 @@ class Run:
 
     @property
     def models(self) -> Mapping[str, Path]:
-        """Folders of the models that the study made, by name: `transformers` loads them."""
+        """Folders of the models that the study made, by name: `transformers` loads them. Those from elsewhere are in
+        `study.base` and `study.tunes`, and with the others in `live`.
+        """
         return {path.name: path for path in sorted((self.folder / "models").glob("[!.]*")) if path.is_dir()}
 
     @cached_property

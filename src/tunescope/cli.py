@@ -17,7 +17,7 @@ from tunescope.recipes import RECIPES
 from tunescope.registry import Registry, load_plugins, plugins_blamed
 from tunescope.settings import described, override, read_study
 
-LISTED = ("recipes", "tasks", "protocols", "attacks", "probes", "interventions", "claims", "architectures")
+LISTED = ("recipes", "tasks", "protocols", "attacks", "probes", "interventions", "claims", "figures", "architectures")
 
 INCOMPLETE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -452,11 +452,13 @@ def _list(options: argparse.Namespace) -> None:
     from tunescope.interventions.base import INTERVENTIONS
     from tunescope.models.families import FAMILIES
     from tunescope.probes.view import PROBES
+    from tunescope.report.figures import FIGURES
     from tunescope.study import graph  # noqa: F401  # which brings in all that comes with tunescope
     from tunescope.tasks.base import TASKS
     from tunescope.training.protocol import PROTOCOLS
 
-    entries: tuple[Registry[Any], ...] = (RECIPES, TASKS, PROTOCOLS, ATTACKS, PROBES, INTERVENTIONS, CLAIMS, FAMILIES)
+    of_models = (TASKS, PROTOCOLS, ATTACKS, PROBES, INTERVENTIONS, CLAIMS, FIGURES, FAMILIES)
+    entries: tuple[Registry[Any], ...] = (RECIPES, *of_models)
     if options.what == "settings":
         print("\n".join(_settings()))
         return
@@ -466,7 +468,8 @@ def _list(options: argparse.Namespace) -> None:
         print(what)
         width = max(map(len, registry))
         for name in registry:
-            about = CLAIMS[name].statement if what == "claims" else registry.about(name)
+            said = {"claims": lambda name: CLAIMS[name].statement, "figures": lambda name: FIGURES[name].title}
+            about = said.get(what, registry.about)(name)
             print(f"  {name:<{width}}  {about}".rstrip())
         print()
 

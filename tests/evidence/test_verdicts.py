@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 from tunescope.errors import InputError
+from tunescope.evidence import verdicts
 from tunescope.evidence.claims import CLAIMS, JAILBREAKS, RUNGS, TENTH, Claim, claim, claims_for
 from tunescope.evidence.verdicts import (
     Judgement,
@@ -267,8 +268,10 @@ def test_what_was_not_measured_is_not_judged() -> None:
     assert {v.claim[:2] for v in judged.verdicts} == {"4a"}
     reasons = {entry.claim[:2]: entry.reason for entry in judged.not_judged}
     assert set(reasons) == {name[:2] for name in CLAIMS} - {"4a"}
-    assert reasons["2 "] == "Nobody measured metric 'null_share'."
-    assert reasons["7a"] == "Nobody measured metric 'refusal_removed' with intervention 'scaled'."
+    assert reasons["2 "] == "Metric 'null_share' was measured of no model."
+    assert (
+        reasons["7a"] == f"Metric 'refusal_removed' with intervention 'scaled' was measured of no model{verdicts._WHY}."
+    )
     assert reasons["5c"] == "Metric 'log_sensitivity' was not measured of 'jb_co_task@0' prompts."
     assert judge(scores[scores["protocol"] != "ssft"]).verdicts == []
     assert {v.rung for v in judge(scores[scores["protocol"] != "base"]).verdicts} == set()
@@ -344,7 +347,7 @@ def test_verdicts_as_data_and_by_claim() -> None:
     assert data["not_judged"][0] == {
         "claim": CLAIM["0"].name,
         "rung": "chance",
-        "reason": "Nobody measured metric 'refusal'.",
+        "reason": "Metric 'refusal' was measured of no model.",
         "models": ("ssft-eta_m",),
     }
     turned = found._replace(verdicts=found.verdicts[::-1])
@@ -428,6 +431,10 @@ def test_the_error_of_random_draws_is_of_their_mean_on_every_rung() -> None:
     assert width["tuning"] == pytest.approx(width["refusing"], rel=0.1)
     assert width["chance"] > 5 * width["tuning"]
     assert {(v.over, v.n) for v in found.values()} == {("draws", 100)}
+    blocks = {("ssft", "log_gain", kind, "", 0): rng.normal(size=40) for kind in ("safe", "unsafe")}
+    blocks |= {("ssft", "log_gain", kind, "rotated", 0): rng.normal(size=100) for kind in ("safe", "unsafe")}
+    found = rungs(frame(blocks), CLAIM["3a"])
+    assert (found["chance"].over, found["chance"].n) == ("prompts and draws", 80)
 
 
 def levels(values: Mapping[str, float], rate: str = "eta_m") -> pd.DataFrame:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from planted_attacks import MODELS, in_form, searched
 
 from tunescope.errors import InputError
+from tunescope.evidence import verdicts
 from tunescope.evidence.across import Association
 from tunescope.evidence.claims import CLAIMS, LADDER
 from tunescope.evidence.verdicts import Judgement, NotJudged, Outcome, Verdict, costs, judge
@@ -239,8 +241,8 @@ def drawn(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("vectors")
     write_scores(ladder_scores(3), folder / "scores.parquet")
     judged = judge(read_scores(folder / "scores.parquet"))
-    verdicts = pd.concat([standing_rows(judged), effect_rows(judged)])
-    study = figures(pd.concat([records, vectors({7: 0.0}, folder), verdicts, histograms(folder)]))
+    of_verdicts = pd.concat([standing_rows(judged), effect_rows(judged)])
+    study = figures(pd.concat([records, vectors({7: 0.0}, folder), of_verdicts, histograms(folder)]))
     pair = figures(frame(weights_of_a_pair(), tmp_path_factory.mktemp("pair")))
     assert set(pair) == {"matrices"}
     assert not {*study} & {*pair}
@@ -921,10 +923,10 @@ def test_claims_that_could_not_be_judged_are_told(run: Path) -> None:
     written = json.loads((run / "verdicts.json").read_text())
     assert written["verdicts"] == []
     found = [NotJudged(**entry | {"models": tuple(entry["models"])}) for entry in written["not_judged"]]
-    reason = "Nobody measured metric 'refusal_removed' with intervention 'scaled'."
+    reason = f"Metric 'refusal_removed' with intervention 'scaled' was measured of no model{verdicts._WHY}."
     assert NotJudged("7a refusal follows dW", "chance", reason, ("ssft-eta_m",)) in found
     assert re.search(r"<summary>Not judged <small>\d+ claims</small></summary>", page)
-    assert "7a refusal follows dW</th><td>chance</td><td>Nobody measured metric &#39;refusal_removed&#39;" in page
+    assert "7a refusal follows dW</th><td>chance</td><td>Metric &#39;refusal_removed&#39;" in page
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -964,17 +966,33 @@ def test_verdicts_are_on_the_page_with_their_controls(
 @pytest.mark.usefixtures("no_figures")
 def test_cautions(records: pd.DataFrame, run: Path) -> None:
     base = records[records["model"] == "base"]
+
+    def others(*told: Any) -> list[str]:  # the planted models refuse safe and unsafe prompts alike
+        return [text for text in cautions(*told) if "hardly refuses" not in text]
+
     given = pd.concat([base, base.assign(model="chat", protocol="given")])
-    assert [text[:38] for text in cautions(given, {})] == ["No benign fine-tune stands beside the "]
-    assert list(cautions(pd.concat([records, given]), {})) == []
-    assert list(cautions(records, {})) == []
-    assert len(list(cautions(records, {"name": "tiny"}))) == 1
+    assert [text[:38] for text in others(given, {})] == ["No benign fine-tune stands beside the "]
+    assert list(others(pd.concat([records, given]), {})) == []
+    assert list(others(records, {})) == []
+    assert len(list(others(records, {"name": "tiny"}))) == 1
     judged = pd.concat([records, base.assign(metric="refusal_by_odds")])
-    assert [text[:37] for text in cautions(judged, {})] == ["Rates of refusal are not corrected fo"]
+    assert [text[:37] for text in others(judged, {})] == ["Rates of refusal are not corrected fo"]
     rates = judged[judged["metric"] == "refusal"].assign(metric="refusal_corrected")
-    assert list(cautions(pd.concat([judged, rates]), {})) == []
+    assert list(others(pd.concat([judged, rates]), {})) == []
     (run / "notes.json").write_text(json.dumps(["Formats <b>differ</b>."]))
-    assert '<p class="caution">Formats &lt;b&gt;differ&lt;/b&gt;.</p>' in render(run).read_text()
+    assert "<li>Formats &lt;b&gt;differ&lt;/b&gt;.</li>" in render(run).read_text()
+
+
+@pytest.mark.parametrize(("safe", "unsafe", "told"), [(0.1, 0.9, False), (0.1, 0.25, True), (0.9, 0.95, True)])
+def test_who_does_not_refuse_is_named(safe: float, unsafe: float, told: bool, tmp_path: Path) -> None:
+    rows = [
+        Record(model, model, "", 0, 9, "refusal", rate, kind=kind, low=0.0, high=1.0, n=9)
+        for model in ("base", "ssft", "seen")
+        for kind, rate in (("safe", safe), ("unsafe", unsafe))
+    ]
+    found = list(cautions(frame(rows, tmp_path), {}))
+    said = f"SSFT hardly refuses more unsafe prompts than safe ones ({unsafe:.0%} and {safe:.0%})"
+    assert [text.startswith(said) for text in found] == [True] * told
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -45,9 +45,10 @@ def test_a_folder_of_something_else(small_study: list[str], refused: Callable, t
     [
         (["--seed", "7"], ["seed: 0 there, 7 asked for"]),
         (["--set", "tune.steps=9"], ["tune.steps: 6 there, 9 asked for"]),
+        (["--set", "tunes=[dpo-eta_m, seen-eta_m]"], ["benign eta_s'] there, ['seen eta_m'] asked for"]),
         (
             ["--set", "name=mine", "tunes=[ssft-eta_m]"],
-            ["name: 'tiny' there, 'mine' asked", "tunes: [{'type': 'trained', 'protocol': 'dpo'"],
+            ["name: 'tiny' there, 'mine' asked", "tunes: ['dpo eta_m', "],
         ),
     ],
 )

@@ -46,12 +46,18 @@ def measure(folder: Path) -> pd.DataFrame:
 
 
 def kept(name: str) -> pd.DataFrame:
-    """Two metrics have a name of their own since then: of one of them each stood for two."""
+    """Two metrics have a name of their own since then: of one of them each stood for two. Ratios under dW in random
+    directions are of many draws since then, where they were of one.
+    """
     found = read_records(KEPT / f"{name}.parquet")
     found.loc[found["budget"].notna(), "metric"] = "target_reached"
     renamed = found["metric"].str.replace("refusal_margin", "opening_log_odds")
     found["metric"] = found["metric"].where(found["attack"] != "", renamed)
-    return found
+    return lasting(found)
+
+
+def lasting(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[(rows["control"] != "rotated") | ~rows["metric"].str.endswith("_ratio")]
 
 
 def same(old: pd.DataFrame, new: pd.DataFrame, columns: Sequence[str] = ("value", "low", "high"), **within) -> None:
@@ -68,7 +74,7 @@ def same(old: pd.DataFrame, new: pd.DataFrame, columns: Sequence[str] = ("value"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    return measure(tmp_path_factory.mktemp("kept") / "run")
+    return lasting(measure(tmp_path_factory.mktemp("kept") / "run"))
 
 
 @pytest.mark.slow
@@ -102,7 +108,7 @@ def test_a_kept_comparison_is_measured_again(tmp_path: Path) -> None:
     folders = [save(model, tmp_path / name) for name, model in (("base", base), ("tuned", planted(base)[0]))]
     study = comparison(folders, tmp_path, probe=PROBES)
     run(study, tmp_path / "out", skip=("attack", "intervene"))
-    old, new = kept("llama"), read_records(tmp_path / "out/records.parquet")
+    old, new = kept("llama"), lasting(read_records(tmp_path / "out/records.parquet"))
     since = ("other", "kl_to_base", "perplexity", "refusal_corrected")  # recorded now, with what is behind them
     new = new[~new["metric"].str.startswith(since)]
     drawn = ["direction_in_delta", "principal_angle", "effective_rank"]

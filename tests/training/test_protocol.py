@@ -93,6 +93,19 @@ def test_no_prompt_changes_the_loss_of_another(
     assert len(together.unique()) == len(together)
 
 
+@pytest.mark.parametrize("which", ["even", "ragged"])
+def test_logits_are_those_of_the_wanted_answers(
+    which: str, request: pytest.FixtureRequest, learner: PreTrainedModel, compute: Compute
+) -> None:
+    batch = request.getfixturevalue(which)
+    step = Step(learner, None, batch, PROTOCOLS["ssft"], compute, STREAM, 0.5)
+    logits, chosen = step.chosen_logits()
+    assert torch.equal(chosen, batch.chosen[:, : chosen.shape[1]])
+    said = chosen != IGNORED
+    logps = logits.log_softmax(2).gather(2, chosen.clamp(min=0)[:, :, None]).squeeze(2).where(said, 0.0)
+    torch.testing.assert_close(logps, step.policy_chosen_logps[:, : chosen.shape[1]], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_under_autocast_losses_are_the_same_but_for_rounding(
     name: str, even: PreferenceBatch, learner: PreTrainedModel, expert: PreTrainedModel, compute: Compute

@@ -238,7 +238,7 @@ claim(
         weights={UNSAFE: -1.0},
         smallest=TENTH,
         unit="ratio",
-        found="how many times lower the sensitivity on unsafe prompts is",
+        found="the base's sensitivity on unsafe prompts over the fine-tune's (below 1: it rose)",
         figure="sensitivity",
         chance="base",
     )
@@ -252,7 +252,7 @@ claim(
         weights={SAFE: 1.0},
         smallest=TENTH,
         unit="ratio",
-        found="how many times higher the sensitivity on safe prompts is",
+        found="sensitivity on safe prompts, as a multiple of the base's",
         figure="sensitivity",
         chance="base",
     )

@@ -34,6 +34,8 @@ from tunescope.records.names import (
 LEVEL = 0.05  # false discovery rate over all that is judged
 EDGE = 2.0  # standard errors by which the end of an interval may move from machine to machine
 
+_WHY = "; the intervention was left out, or did not apply, which the run said when it came to it"
+
 
 class Outcome(StrEnum):
     """What the interval over runs says of an effect, beside the smallest one of interest, s."""
@@ -57,8 +59,8 @@ class Verdict:
         estimate, error, low, high: mean over runs of the effect beyond the control; its standard error and its 95 %
             interval, of one run over what varies within it. p: one-sided, of no effect. q: p, corrected over all
             verdicts (Benjamini & Hochberg 1995).
-        over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them, `draws`, or `values` of
-            something else. n: how many.
+        over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them, `draws`, either of the
+            former `and draws`, or `values` of something else. n: how many of the first of these.
         runs: how many. per_run: the estimate of each.
         by_layer: the outcome at each layer, from 0 on, if it was measured at several; p is corrected over all
             verdicts with this layer in the place of the last. None: not judged there. Empty of fewer than three runs.
@@ -338,13 +340,13 @@ class _Table:
         """
         metric, under = shown(claim.metric), f" with intervention {shown(change)}" if change else ""
         if not any(key[2::2] == (claim.metric, change) for key in self._blocks):
-            raise _NotMeasuredError(f"Nobody measured metric {metric}{under}.")
+            raise _NotMeasuredError(f"Metric {metric}{under} was measured of no model{_WHY if change else ''}.")
         if model is None:
             raise _NotMeasuredError("The base was not measured.")
         if not (found := self._blocks.get((seed, model.name, claim.metric, control, change))):
             draws = " under random draws of its control" if control else ""
             beside = f" of {model.name}" if _aside(model) else ""
-            why = "; the intervention was left out, or did not apply" if change else ""
+            why = _WHY if change else ""
             raise _NotMeasuredError(f"Metric {metric}{under} was not measured{beside}{draws}{why}.")
         dial, scope = at
         scopes = {of_scope for _, of_scope in found}
@@ -542,6 +544,8 @@ def _contrast(claim: Claim, effect: _Effect) -> Contrast:
         found = replace(found, over="values")
     if effect.draws and found.error is None:
         found = replace(found, error=0.0 if effect.spread else None, over="draws", n=effect.draws)
+    elif effect.spread:
+        found = replace(found, over=f"{found.over} and draws")
     error = None if found.error is None else math.hypot(found.error, effect.spread)
     return replace(found, estimate=found.estimate - effect.drawn, error=error)
 

@@ -24,9 +24,10 @@ from tunescope.report.tables import DASH, EDGE, GLYPHS, height, marked
 STANDING, AT_LAYER, EFFECT = "standing", "standing_at_layer", "effect"  # metrics of the rows
 COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "value", "outcome", "layer"]
 EFFECT_COLUMNS = [*COLUMNS[:-2], "scope", "low", "high", "index", "smallest", "unit"]
+EDGES = "#dddddd"  # of cells
 FONT, PALE = "DejaVu Sans", 0.6  # of the marks; how strong those at the edge are
 SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
-REVERSED = "#FBD9BF"  # where the effect is the opposite of the claim's beyond chance
+REVERSED, OPEN = "#FBD9BF", "white"  # where beyond chance the effect is the opposite of the claim's; where it is open
 RUNGS = dict(zip((rung.name for rung in LADDER), (("#888888", "o"), *zip(SHADES[2:], "s^D", strict=True)), strict=True))
 
 
@@ -46,7 +47,9 @@ def standing_rows(judgement: Judgement) -> pd.DataFrame:
             about = (model, its[0].protocol, its[0].learning_rate, "")
             rows.append((*about, STANDING, claim.name, height(claim, its), marks, math.nan))
             for layer in range(max(len(v.by_layer) for v in its)):
-                rows.append((*about, AT_LAYER, claim.name, height(claim, at_layer(its, layer)), "", layer))
+                here = at_layer(its, layer)
+                first = "".join(GLYPHS[v.outcome] for v in here if v.rung == claim.rungs[0])
+                rows.append((*about, AT_LAYER, claim.name, height(claim, here), first, layer))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -76,9 +79,9 @@ def effect_rows(judgement: Judgement) -> pd.DataFrame:
 def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How far up the ladder of controls each claim stands, by model, over runs. The marks are the four rungs: beyond
     chance, any fine-tuning (`seen`), any conditional behaviour (`styled`), refusing anything at all (`attribute`). The
-    shade is the highest rung up to which all are supported. ◐ there, but smaller than the smallest effect of interest.
-    Claims with two marks have the first two controls alone. Pale marks are at the edge: made on another machine, the
-    same runs may say otherwise.
+    shade is the highest rung up to which all are supported, or what became of chance. ◐ there, but smaller than the
+    smallest effect of interest. Claims with two marks have the first two controls alone. Pale marks are at the edge:
+    made on another machine, the same runs may say otherwise.
     """
     claims, names = list(dict.fromkeys(rows["kind"])), [model.name for model in models]
     cells = {(row["kind"], row["model"]): row for row in rows.to_dict("records")}
@@ -96,11 +99,17 @@ def ladder(rows: pd.DataFrame, models: list[Model]) -> Figure:
         panel.grid(False)
 
     order = fill("marks of a cell, from the left: beyond " + "; ".join(rung.beyond for rung in LADDER), 64)
-    legend = Legend([*_shades(), Patch(facecolor=REVERSED, label="the reverse"), *_glyphs()], 4)
+    legend = Legend([*_shades(), *_glyphs()], 4)
     return facet(draw, {"": ""}, height=0.9 + 0.24 * len(claims), xlabel=order, legend=legend)
 
 
-@figure("layers", "At which layers", lambda records: records[records["metric"] == AT_LAYER], point="cell", bars="none")
+def layer_rows(records: pd.DataFrame) -> pd.DataFrame:
+    """None where no claim holds, or is reversed, at any layer."""
+    rows = records[records["metric"] == AT_LAYER]
+    return rows if (rows["value"].gt(0) | rows["outcome"].eq(GLYPHS[Outcome.REVERSED])).any() else rows.iloc[:0]
+
+
+@figure("layers", "At which layers", layer_rows, point="cell", bars="none")
 def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How many controls each claim is beyond at each layer, over runs, of the claims whose metric has layers. A shade
     stands for the control that is named and all before it.
@@ -110,7 +119,7 @@ def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
     def draw(panel: Axes, name: str) -> None:
         for row in rows[rows["model"] == name].to_dict("records"):
-            _rectangle(panel, claims.index(row["kind"]), int(row["layer"]), SHADES[int(row["value"])])
+            _rectangle(panel, claims.index(row["kind"]), int(row["layer"]), _shade(int(row["value"]), row["outcome"]))
         panel.set(xlim=(-0.5, last + 0.5), ylim=(len(claims) - 0.5, -0.5))
         panel.set_yticks(range(len(claims)), _short(claims))
         panel.tick_params(length=0)
@@ -127,7 +136,8 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
     Grey: smaller than the smallest effect of interest, either way. Intervals that leave the panel are cut off.
     """
     claims = list(dict.fromkeys(rows["kind"]))
-    looks = {rung.name: (f"beyond {rung.beyond}", *RUNGS[rung.name]) for rung in LADDER}
+    there = set(rows["scope"])
+    looks = {rung.name: (f"beyond {rung.beyond}", *RUNGS[rung.name]) for rung in LADDER if rung.name in there}
 
     def draw(panel: Axes, claim: str) -> None:
         its = rows[rows["kind"] == claim]
@@ -160,8 +170,9 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
 def _shades() -> list[Artist]:
     """What the shades of cells stand for."""
-    beyond = ("not beyond chance", *(f"beyond {rung.beyond}" for rung in LADDER))
-    return [Patch(facecolor=shade, label=label) for shade, label in zip(SHADES, beyond, strict=True)]
+    said = ("not beyond chance", *(f"beyond {rung.beyond}" for rung in LADDER), "the reverse", "open")
+    of = zip((*SHADES, REVERSED, OPEN), said, strict=True)
+    return [Patch(facecolor=shade, label=label, edgecolor=EDGES, lw=0.5) for shade, label in of]
 
 
 def _glyphs() -> list[Artist]:
@@ -171,17 +182,21 @@ def _glyphs() -> list[Artist]:
 
 
 def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None:
-    reversed_ = glyphs.startswith(GLYPHS[Outcome.REVERSED])
-    _rectangle(panel, line, column, REVERSED if reversed_ else SHADES[height])
+    _rectangle(panel, line, column, _shade(height, glyphs))
     ink = "white" if height > 3 else "black"
     each = re.findall(f".{EDGE}?", glyphs)
     for at, glyph in enumerate(each):
-        x, pale = column + 0.2 * (at - (len(each) - 1) / 2), glyph.endswith(EDGE)
+        x, pale = column + 0.2 * (at - (len(LADDER) - 1) / 2), glyph.endswith(EDGE)
         panel.text(x, line, glyph[0], ha="center", va="center", color=ink, alpha=PALE if pale else 1, fontfamily=FONT)
 
 
+def _shade(height: int, glyphs: str) -> str:
+    """Of a claim that holds on so many rungs, and whose marks begin with that of chance."""
+    return {GLYPHS[Outcome.REVERSED]: REVERSED, GLYPHS[Outcome.OPEN]: OPEN}.get(glyphs[:1], SHADES[height])
+
+
 def _rectangle(panel: Axes, line: int, column: int, shade: str) -> None:
-    panel.add_patch(Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=shade, edgecolor="none"))
+    panel.add_patch(Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=shade, edgecolor=EDGES, lw=0.5))
 
 
 def _short(claims: Iterable[str], most: int = 44) -> list[str]:

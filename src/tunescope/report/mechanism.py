@@ -138,7 +138,8 @@ def null_lengths(rows: pd.DataFrame, models: list[Model]) -> Figure:
 )
 def specialisation(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """How much more dW does with unsafe prompts than with safe ones (1: the same), by layer, with 95 % intervals;
-    right: with the activations of the model before fine-tuning. Dotted: dW in random directions, per model.
+    right: with the activations of the model before fine-tuning. Dotted: dW in random directions, mean of the draws, per
+    model.
     """
 
     titles = {metric: title for metric, title in SPECIALISATION.items() if (rows["metric"] == metric).any()}

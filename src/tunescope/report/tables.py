@@ -16,16 +16,20 @@ from tunescope.records.names import (
     BASE,
     BENIGN,
     COMPLIANCE,
+    CONTROLS,
     CORRECTED,
     GIVEN,
     MARGIN,
+    OTHER_LABELS,
     REFUSAL,
+    SAFE,
     SEEN,
+    UNSAFE,
     W_IN,
     wanted,
 )
 from tunescope.report.reading import Entry, Reply
-from tunescope.report.select import headline_rows, prompts_text
+from tunescope.report.select import behaviour_rows, headline_rows, prompts_text
 from tunescope.report.style import Model, kinds_of, models_of, protocol_label, rate_label, spaced
 
 # Told apart without colours, too; None: judged over too few runs, an estimate alone.
@@ -51,6 +55,7 @@ EDGE = "~"  # behind the glyph of a verdict that is not firm
 SURE, RARE = 0.9, 0.1  # from which rate of the wanted outcome on a cell reads "as wanted", below which "not as wanted"
 INSIDE = {"tau": "\N{GREEK SMALL LETTER TAU}", "gain": "|dW a| / |a|"}  # of replies
 FEW = 6  # measurements that a caution names
+HARDLY = 0.2  # by how much more often unsafe prompts are refused than safe ones, below which little is said of refusal
 LITTLE = 0.05  # share of answers below which the odds of their openings say little
 
 
@@ -59,6 +64,7 @@ class Step(NamedTuple):
     and the numbers behind it.
 
     Attributes:
+        beyond: the control, in words.
         edge: whether the verdict is not firm.
         layers: outcome and glyph at each layer; empty where the metric has none. by_layer: the same in words.
     """
@@ -69,6 +75,7 @@ class Step(NamedTuple):
     estimate: str
     interval: str
     found: str
+    beyond: str = ""
     numbers: str = ""
     edge: bool = False
     layers: Sequence[tuple[str, str]] = ()
@@ -129,12 +136,15 @@ def verdict_table(
         said = f"{sentence(claim, verdicts, found)} {cost(claim, costs, records)}".strip()
         rows.append({"claim": claim, "cells": cells, "sentence": said})
     runs = judgement.runs
-    what = "groups of prompts" if any(v.over == "groups" for v in judgement.verdicts) else "prompts"
+    what = "groups of prompts" if any(v.over.startswith("groups") for v in judgement.verdicts) else "prompts"
     over = f"over {runs} runs" if runs > 1 else f"over the {what} of this run"
     missing = [replace(entry, models=tuple(labels.get(m, m) for m in entry.models)) for entry in judgement.not_judged]
     decided = any(v.outcome for v in judgement.verdicts)
     layered = any(v.by_layer for v in judgement.verdicts)
+    lacking = {entry.claim for entry in missing}
+    never = lacking - {v.claim for v in judgement.verdicts}
     about = {"runs": runs, "decided": decided, "layered": layered}
+    about |= {"never": len(never), "partly": len(lacking - never)}
     return {"models": columns, "rows": rows, "over": over, "not_judged": missing, **about}
 
 
@@ -228,10 +238,11 @@ def height(claim: Claim, verdicts: Sequence[Verdict]) -> int:
 def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]) -> Step:
     if v is None:
         return Step(rung.name, "none", DASH, "", "", f"beyond {rung.beyond}: not judged")
-    low, high, own = ("" if x is None else _number(claim, displayed(claim, x)) for x in (v.low, v.high, v.own))
+    low, high = ("" if x is None else _number(claim, displayed(claim, x)) for x in (v.low, v.high))
+    own = f"{displayed(claim, v.own):.3g}"
     estimate, interval = _number(claim, displayed(claim, v.estimate)), f"{low} to {high}" if low else ""
-    units = {"groups": "groups of prompts", "draws": "random draws"}.get(v.over, v.over)
-    tested = f"p {v.p:.2g}, corrected {v.q:.2g}" if v.p is not None and v.q is not None else "no p-value"
+    units = v.over.replace("groups", "groups of prompts").replace("draws", "random draws")
+    tested = f"; p {v.p:.2g}, corrected {v.q:.2g}" if v.p is not None and v.q is not None else ""
     runs = "; of each run " + ", ".join(_number(claim, displayed(claim, x)) for x in v.per_run) if v.runs > 1 else ""
     over = f"over {v.n:,} {units}" if low else "no interval"
     outcome, edge = v.outcome.lower() if v.outcome else "estimate", v.firm is False
@@ -240,8 +251,9 @@ def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]
     found = f"beyond {rung.beyond} ({control}): {decided}; {estimate}" + f" [{interval}]" * bool(interval)
     layers = [(each.lower(), GLYPHS[each]) if each else ("none", DASH) for each in v.by_layer]
     by_layer = layers_text([name.replace("none", "not judged") for name, _ in layers])
-    numbers = f"{over}; {tested}; own number {own}{runs}" + f"; by layer: {by_layer}" * bool(by_layer)
-    return Step(rung.name, outcome, GLYPHS[v.outcome], estimate, interval, found, numbers, edge, layers, by_layer)
+    numbers = f"{over}{tested}; own number {own}{runs}" + f"; by layer: {by_layer}" * bool(by_layer)
+    about = (estimate, interval, found, f"beyond {control}", numbers)
+    return Step(rung.name, outcome, GLYPHS[v.outcome], *about, edge, layers, by_layer)
 
 
 def layers_text(outcomes: Sequence[str]) -> str:
@@ -304,7 +316,7 @@ def summary(records: pd.DataFrame, config: Mapping[str, Any]) -> str:
         made = f"fine-tuned from it by {protocols}" + (f" at {rates}" if rates else "")
         parts.append(f"{len(trained)} model{'s' * (len(trained) > 1)} {made}")
     if given:
-        parts.append("a fine-tune from elsewhere" if len(given) == 1 else f"{len(given)} fine-tunes from elsewhere")
+        parts.append(_given_text(config, len(given)))
     name = f"Study {config['name']}" if config.get("name") else "A study"
     seeds = sorted(records["seed"].unique())
     what = f"{name}, seed {', '.join(map(str, seeds))}" + (f": {len(seeds)} runs, each of" if len(seeds) > 1 else ":")
@@ -317,6 +329,13 @@ def _base_text(config: Mapping[str, Any]) -> str:
     if {"architecture", "layers", "width"} <= set(base):
         return f"a {base['architecture']} base model of {base['layers']} layers and width {base['width']}"
     return f"the base model {base['name']}" if base.get("name") else "a base model"
+
+
+def _given_text(config: Mapping[str, Any], n: int) -> str:
+    tunes = [tune for tune in config.get("tunes") or [] if isinstance(tune, Mapping) and tune.get("type") == "given"]
+    if n == 1 and len(tunes) == 1 and tunes[0].get("name"):
+        return f"the fine-tune {tunes[0]['name']}"
+    return "a fine-tune from elsewhere" if n == 1 else f"{n} fine-tunes from elsewhere"
 
 
 def _rate_text(rate: str, config: Mapping[str, Any]) -> str:
@@ -350,6 +369,16 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
                 "A part of a model was not on its device: sensitivity, interventions and most attacks "
                 "(claims 4, 5c, 6, 7 and 9) were left out."
             )
+    refusal = behaviour_rows(records)
+    refusal = refusal[(refusal["metric"] == REFUSAL) & ~refusal["protocol"].isin([BASE, *CONTROLS])]
+    refusal = refusal[~refusal["model"].str.contains(OTHER_LABELS, regex=False)]
+    rates = refusal.pivot_table(index="model", columns="kind", values="value").reindex(columns=[SAFE, UNSAFE])
+    labels = {model.name: model.label for model in models_of(records)}
+    for model, safe, unsafe in rates[rates[UNSAFE] - rates[SAFE] < HARDLY].itertuples():
+        yield (
+            f"{labels[model]} hardly refuses more unsafe prompts than safe ones ({unsafe:.0%} and {safe:.0%}): what is "
+            "found in it says little about refusal."
+        )
     shares = records[records["metric"] == "opening_share"].groupby("model")["value"].mean()
     for model, share in shares[shares < LITTLE].items():
         yield (
@@ -363,7 +392,6 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
     for seed, measured in zip(records["seed"], what, strict=True):
         had.setdefault(int(seed), set()).add(measured)
     every: set[tuple[str, ...]] = set().union(*had.values())
-    labels = {model.name: model.label for model in models_of(records)}
     lost: dict[tuple[str, str], set[int]] = {}  # by what it is, and of which model
     for seed, found in had.items():
         there = {model for model, *_ in found}

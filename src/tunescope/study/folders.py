@@ -123,11 +123,19 @@ def _environment(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
+def _named(tunes: list[Any]) -> list[str]:
+    """Fine-tunes by what tells them apart in a message."""
+    keys = ("label", "name", "protocol", "learning_rate")
+    return [each if isinstance(each, str) else " ".join(str(each[k]) for k in keys if each.get(k)) for each in tunes]
+
+
 def _differences(found: Any, asked: Any, path: str = "") -> list[str]:
     """Where two configs differ, as `tune.steps: 200 there, 300 asked for`."""
     if isinstance(found, dict) and isinstance(asked, dict):
         keys = dict.fromkeys([*asked, *found])
         return [d for key in keys for d in _differences(found.get(key), asked.get(key), f"{path}.{key}".strip("."))]
+    if path == "tunes" and isinstance(found, list) and isinstance(asked, list) and _named(found) != _named(asked):
+        found, asked = _named(found), _named(asked)
     if isinstance(found, list) and isinstance(asked, list) and all(isinstance(each, str) for each in found + asked):
         only = [[each for each in one if each not in other] for one, other in ((found, asked), (asked, found))]
         found, asked = only if any(only) else (found, asked)  # so that the message has room for what differs

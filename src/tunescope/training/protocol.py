@@ -68,7 +68,18 @@ def protocol(
     lesson: str = "refusal",
     check: Callable[[Any, Task, Base], None] | None = None,
 ) -> Callable[[Loss], Loss]:
-    """Register a loss as a protocol; see `Protocol`."""
+    """Register a loss as a protocol.
+
+    The loss maps a `Step`, and the settings, to one number per prompt, [b].
+
+    Args:
+        unsafe_share: share of unsafe prompts in a batch.
+        rejected: of which prompts it reads the unwanted answer, too: none (empty), `unsafe` or `all`.
+        reference: what it reads of the model before: nothing (empty), `logps` of the answers, or the `model` itself.
+        settings: its settings, a `tunescope.config.Config`.
+        lesson: what is taught: `refusal`, or as a control `seen`, `styled` or another lesson of the task.
+        check: from settings, task and base; raises InputError where they do not fit, before any work.
+    """
 
     def register(loss: Loss) -> Loss:
         entry = Protocol(name, unsafe_share, loss, rejected, reference, settings, lesson, check)
@@ -157,6 +168,17 @@ class Step:
     @property
     def rejected_lengths(self) -> Lengths:
         return lengths_of(self._rejected)
+
+    def chosen_logits(self) -> tuple[Float[Tensor, "b a vocab"], Answers]:
+        """The policy's logits where it says the wanted answers, and the tokens of these; `inputs.IGNORED` behind their
+        end. For losses that need more than `policy_chosen_logps`, such as label smoothing.
+        """
+        chosen = self._chosen[:, : int(lengths_of(self._chosen).max())]
+        whole = self._batch.prompts.trimmed().followed_by(chosen.clamp(min=0))
+        dtype = self._compute.dtype
+        with torch.autocast(chosen.device.type, dtype, enabled=dtype is not torch.float32):
+            read = self.policy(**whole.arguments(), use_cache=False, logits_to_keep=chosen.shape[1] + 1)
+        return read.logits[:, :-1].float(), chosen
 
     def activations(
         self, *sites: Site

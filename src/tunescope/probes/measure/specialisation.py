@@ -67,11 +67,12 @@ def _acts_on(found: Findings, change: Change, suffix: str, inputs: ByKind, layer
             if not control:
                 found.score(f"log_{metric}", logarithm(values), kind=kind, layer=layer)
         found.separation(metric, by_kind[SAFE], by_kind[UNSAFE], (SAFE, UNSAFE), **where)
-        found.ratio(metric, by_kind[SAFE], by_kind[UNSAFE], **where)
+        if control != "rotated":  # of which there are many draws
+            found.ratio(metric, by_kind[SAFE], by_kind[UNSAFE], **where)
 
 
 def _score_draws(found: Findings, change: Change, suffix: str, inputs: ByKind, layer: int, view: View) -> None:
-    """By kind, the mean score of its prompts under dW in random directions, once per draw.
+    """By kind, the mean score of its prompts under dW in random directions, once per draw; and their ratios.
 
     All is seen from an orthonormal basis of the inputs: of random directions only their part in it counts, and what a
     Haar-random frame has there is again part of one, which is small where there are few prompts.
@@ -91,3 +92,6 @@ def _score_draws(found: Findings, change: Change, suffix: str, inputs: ByKind, l
                 means.setdefault((f"log_{metric}{suffix}", kind), []).append(logarithm(values).mean())
     for (metric, kind), drawn in means.items():
         found.score(metric, torch.stack(drawn), kind=kind, layer=layer, control="rotated")
+        if kind == UNSAFE:
+            ratios = (torch.stack(drawn) - torch.stack(means[metric, SAFE])).exp().tolist()
+            found.draws(f"{metric.removeprefix('log_')}_ratio", ratios, layer=layer, control="rotated")
