@@ -251,7 +251,7 @@ class PretrainConfig(Config):
     muon_lr: Rate = Field(2e-2, description="Muon: the matrices of the blocks")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW and Muon")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
-    cooldown: Positive = Field(100, description="steps of linear decay to zero, begun once the target is reached")
+    cooldown: Positive = Field(100, description="steps of linear decay to zero, begun once `settled` is reached")
     check_every: Positive = Field(25, description="steps between measurements of held-out compliance")
     settled: Share = Field(0.9, description="held-out compliance at which the cooldown begins")
     target: Share = Field(0.999, description="held-out compliance below which the study warns that pretraining failed")

@@ -54,7 +54,9 @@ def tiny() -> Study:
             layers=2,
             heads=2,
             width=64,
-            pretrain=PretrainConfig(steps=400, batch=128, lr=4e-3, muon_lr=3e-2, cooldown=40, check_every=20),
+            pretrain=PretrainConfig(
+                steps=400, batch=128, lr=4e-3, muon_lr=3e-2, cooldown=40, check_every=20, target=0.99
+            ),
         ),
         tunes=ALL,
         tune=TuneConfig(steps=200, batch=96, warmup=10, checkpoints=2),

@@ -50,10 +50,11 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in TABLES.items()}
     models = [{*table["model"].unique().to_pylist()} for table in tables["records.parquet"]]
     tunes = _in_common(configs, tables["records.parquet"])
-    first, lacked = settings[0], sorted(set.union(*models) - set.intersection(*models)) if tunes else []
+    unlike = tunes and any(own.get("tunes") != tunes for own in configs)
+    first, lacked = settings[0], sorted(set.union(*models) - set.intersection(*models)) if unlike else []
     for folder, own, its in zip(folders, settings, models, strict=True):
-        unlike = [key for key in first | own if own.get(key) != first.get(key)]
-        if other := [key for key in unlike if not (key == "tunes" and tunes)]:
+        differing = [key for key in first | own if own.get(key) != first.get(key)]
+        if other := [key for key in differing if not (key == "tunes" and tunes)]:
             differ = [_difference(key, (own.get(key), first.get(key)), (its, models[0])) for key in other[:FEW]]
             more = [f"and {len(other) - FEW} more"] if len(other) > FEW else []
             raise InputError(
