@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "folders", type=Path, nargs="+", metavar="DIR", help="a run folder; several: seeds of one study"
     )
-    report.add_argument("--out", type=Path, metavar="DIR", help="where the report on several goes")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: into the one folder)")
     _add_plugin(report)
     report.set_defaults(command=_report)
 
@@ -418,16 +418,15 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    several = len(options.folders) > 1
-    if several != (options.out is not None):
-        raise InputError("--out: says where the report on several run folders goes; give both, or one folder alone")
+    if len(options.folders) > 1 and not options.out:
+        raise InputError("--out: say where the report on several run folders goes")
 
     from tunescope.report.html import render
     from tunescope.report.together import gather
 
-    if several:
+    if options.out:
         gather(options.folders, options.out)
-    print(render(options.out if several else options.folders[0]))
+    print(render(options.out or options.folders[0]))
 
 
 def _explore(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -620,3 +621,18 @@ def test_a_verdict_is_firm_if_the_ends_of_its_interval_may_move(
     )
     assert found.error == pytest.approx(0.1 / math.sqrt(3))
     assert (found.outcome, found.firm) == (outcome, firm)
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"chance": "shuffled"}, "chance: 'shuffled' is none of '', 'base', 'rotated'"),
+        ({"smallest": -0.1}, "smallest: -0.1 is not above zero"),
+        ({"unit": "ratio", "smallest": 1.1}, r"smallest: of a ratio it is a logarithm: math\.log\(1\.1\)"),
+    ],
+)
+def test_a_claim_that_cannot_be_meant_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=f"Claim 'mine': {says}"):
+        claim(replace(CLAIM["1"], name="mine", **changes))
+    assert "mine" not in CLAIMS

@@ -926,7 +926,8 @@ def test_claims_that_could_not_be_judged_are_told(run: Path) -> None:
     reason = f"Metric 'refusal_removed' with intervention 'scaled' was measured of no model{verdicts._WHY}."
     assert NotJudged("7a refusal follows dW", "chance", reason, ("ssft-eta_m",)) in found
     assert re.search(r"<summary>Not judged <small>\d+ claims</small></summary>", page)
-    assert "7a refusal follows dW</th><td>chance</td><td>Metric &#39;refusal_removed&#39;" in page
+    row = "7a refusal follows dW</th><td>chance, tuning, behaviour, refusing</td>"
+    assert f'{row}<td class="wrapped">Metric &#39;refusal_removed&#39;' in page
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -937,7 +938,9 @@ def test_verdicts_are_on_the_page_with_their_controls(
     write_scores(ladder_scores(seeds), run / "scores.parquet")
     page = render(run).read_text()
     assert ("estimates of 1 run; verdicts need 3" in capsys.readouterr().err) == (seeds == 1)
-    assert "1 clusters</a><small>" in page
+    assert "1 clusters<small>" in page  # its figure is not there
+    assert "smallest effect of interest: +0.50" in page
+    assert 'id="claim-1-clusters"' in page
     assert re.search(r"\+3\.\d\d: the gap between the clusters, beyond the base\.", page)
     marks = re.findall(r'<span class="step (\w+)" role="button" tabindex="0" title="beyond ([^(:]*)', page)
     outcomes = [outcome for outcome, _ in marks[:4]]
@@ -950,7 +953,7 @@ def test_verdicts_are_on_the_page_with_their_controls(
         assert [beyond.strip() for _, beyond in marks[:4]] == [rung.beyond for rung in LADDER]
         assert outcomes == ["supported", "absent", "none", "none"]
         assert "Beyond chance. Estimates +3" in page
-        assert "clusters</a>: 1 beyond chance." in page
+        assert "clusters: beyond chance." in page
         assert "of each run +3" in page
         assert "Which claims held" in page
         strips = re.findall(r'<span class="strip" role="img" title="([^"]*)" aria-label="([^"]*)">(.*?)</span>', page)

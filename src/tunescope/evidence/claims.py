@@ -7,8 +7,10 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from tunescope.errors import InputError, shown
 from tunescope.records.names import (
     ATTRIBUTE,
+    BASE,
     BENIGN,
     EVERYWHERE,
     EXTRAPOLATED,
@@ -31,6 +33,7 @@ ARDITI = "Arditi et al. 2024"
 PONKSHE = "Ponkshe et al. 2026, who ask whether safety has a subspace of its own"
 QI = "Qi et al. 2024, fine-tuning compromises safety"
 ROTATED: Literal["rotated"] = "rotated"  # the control that is dW in random directions
+CHANCES = ("", BASE, ROTATED)  # what chance can be
 SHARE = "share of prompts"  # unit of the scores that are 0 or 1
 TENTH, QUARTER = math.log(1.1), math.log(1.25)
 
@@ -109,8 +112,17 @@ def claim(entry: Claim) -> Claim:
     """Register a claim, to be judged in every run.
 
     Raises:
-        InputError: another module has registered one of this name.
+        InputError: another module has registered one of this name, or a field is not what it can be.
     """
+    if entry.chance not in CHANCES:
+        known = ", ".join(map(repr, CHANCES))
+        raise InputError(f"Claim {shown(entry.name)}: chance: {shown(entry.chance)} is none of {known}.")
+    if not 0 < entry.smallest < math.inf:
+        raise InputError(f"Claim {shown(entry.name)}: smallest: {shown(entry.smallest)} is not above zero.")
+    if entry.unit == "ratio" and entry.smallest >= 1:
+        raise InputError(
+            f"Claim {shown(entry.name)}: smallest: of a ratio it is a logarithm: math.log({entry.smallest:g})."
+        )
     CLAIMS.add(entry.name, entry, calling_module())
     return entry
 

@@ -34,7 +34,7 @@ from tunescope.records.names import (
 LEVEL = 0.05  # false discovery rate over all that is judged
 EDGE = 2.0  # standard errors by which the end of an interval may move from machine to machine
 
-_WHY = "; the intervention was left out, or did not apply, which the run said when it came to it"
+_WHY = ": it was left out (--skip, say), or does not apply to these models, which the run then said"
 
 
 class Outcome(StrEnum):

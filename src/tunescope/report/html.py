@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from tunescope.errors import InputError, shown
 from tunescope.evidence.across import SMALLEST, Association, across, of_models
-from tunescope.evidence.claims import LADDER
+from tunescope.evidence.claims import CLAIMS, LADDER
 from tunescope.evidence.contrasts import FEWEST_RUNS
 from tunescope.evidence.predictors import Predictor, predictors
 from tunescope.evidence.verdicts import Judgement, Verdict, as_data, costs, judge
@@ -47,6 +47,9 @@ def render(folder: Path) -> Path:
     measured = folder / "scores.parquet"
     scores = read_scores(measured) if measured.is_file() else None
     judgement, spent, predicted, associated = _of_scores(measured, scores)
+    for entry in judgement.not_judged:
+        if entry.claim in CLAIMS and CLAIMS.code(entry.claim) and entry.rung == CLAIMS[entry.claim].rungs[0]:
+            say(f"claim {entry.claim}: not judged for {', '.join(entry.models) or 'any model'}: {entry.reason}")
     pooled = pool(records)
     page = _told(folder, records, pooled, judgement, spent) | {"predictors": predicted}
     page["across"] = tables.across_table(associated)  # before anything is written
@@ -72,6 +75,7 @@ def render(folder: Path) -> Path:
     of_models = [model.label for model in models_of(records) if model.label in series]
     page["series"] = {"models": of_models, "points": [each for each in series if each not in of_models]}
     page["figures"] = [each for each in drawings if each is not page["first"]]
+    page["drawn"] = [each["name"] for each in drawings]
     path = write_page(folder, "report.html.j2", page)
     if judgement.verdicts and judgement.runs < FEWEST_RUNS:
         say(

@@ -26,9 +26,10 @@ COLUMNS = ["model", "protocol", "learning_rate", "control", "metric", "kind", "v
 EFFECT_COLUMNS = [*COLUMNS[:-2], "scope", "low", "high", "index", "smallest", "unit"]
 EDGES = "#dddddd"  # of cells
 FONT, PALE = "DejaVu Sans", 0.6  # of the marks; how strong those at the edge are
-SHADES = ("#F2F2F2", "#CFE1F2", "#93C4DE", "#4A97C9", "#1764AB")  # of 0 rungs and more
+SHADES = ("#F2F2F2", "#DDEAF6", "#B9D6EC", "#8ABCE0", "#5B9FD3")  # of 0 rungs and more
 REVERSED, OPEN = "#FBD9BF", "white"  # where beyond chance the effect is the opposite of the claim's; where it is open
-RUNGS = dict(zip((rung.name for rung in LADDER), (("#888888", "o"), *zip(SHADES[2:], "s^D", strict=True)), strict=True))
+POINTS = (("#888888", "o"), ("#93C4DE", "s"), ("#4A97C9", "^"), ("#1764AB", "D"))  # of effects on each rung
+RUNGS = dict(zip((rung.name for rung in LADDER), POINTS, strict=True))
 
 
 def standing_rows(judgement: Judgement) -> pd.DataFrame:
@@ -133,10 +134,10 @@ def layers(rows: pd.DataFrame, models: list[Model]) -> Figure:
 def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
     """The effect of every claim beyond each control, in the claim's own units (ratios on a logarithmic axis). Small
     points: the runs. Large ones: their mean with its 95 % interval over runs, or of one run over what varies within it.
-    Grey: smaller than the smallest effect of interest, either way. Intervals that leave the panel are cut off.
+    Grey band: smaller than the smallest effect of interest, either way. Over runs, long intervals are cut off.
     """
     claims = list(dict.fromkeys(rows["kind"]))
-    there = set(rows["scope"])
+    there, single = set(rows["scope"]), int(rows["index"].max() < 1)
     looks = {rung.name: (f"beyond {rung.beyond}", *RUNGS[rung.name]) for rung in LADDER if rung.name in there}
 
     def draw(panel: Axes, claim: str) -> None:
@@ -146,8 +147,10 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
         panel.axhspan(least, smallest, color="#ececec", lw=0)
         panel.axhline(none, color=NEUTRAL, lw=0.5)
         places = {model.name: place for place, model in enumerate(models)}
+        if single:
+            panel.update_datalim([(0, y) for y in its[["low", "high"]].to_numpy(float).ravel() if math.isfinite(y)])
         for (rung, (label, colour, _)), shift in zip(looks.items(), shifts(len(looks)), strict=True):
-            runs = its[its["index"].notna() & (its["scope"] == rung)]
+            runs = its[(its["index"] >= single) & (its["scope"] == rung)]  # a single one is the large point
             at = runs["model"].map(places).astype(float) + shift + 0.07
             panel.plot(at, runs["value"], ls="", marker=".", ms=2, color=colour, alpha=0.7, label=f"{label}, one run")
         panel.margins(y=0.15)
@@ -165,12 +168,12 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
 
     titles = dict(zip(claims, _short(claims, 36), strict=True))
     share: Look = {"across": 3, "share": (True, False), "legend": look_legend(looks)._replace(columns=2, above=False)}
-    return facet(draw, titles, height=1.1, margin=1.0, xlabel="fine-tune", **share)
+    return facet(draw, titles, height=1.1, margin=1.0, xlabel="model", **share)
 
 
 def _shades() -> list[Artist]:
     """What the shades of cells stand for."""
-    said = ("not beyond chance", *(f"beyond {rung.beyond}" for rung in LADDER), "the reverse", "open")
+    said = ("absent, or smaller than of interest", *(f"beyond {rung.beyond}" for rung in LADDER), "the reverse", "open")
     of = zip((*SHADES, REVERSED, OPEN), said, strict=True)
     return [Patch(facecolor=shade, label=label, edgecolor=EDGES, lw=0.5) for shade, label in of]
 
@@ -183,11 +186,10 @@ def _glyphs() -> list[Artist]:
 
 def _cell(panel: Axes, line: int, column: int, height: int, glyphs: str) -> None:
     _rectangle(panel, line, column, _shade(height, glyphs))
-    ink = "white" if height > 3 else "black"
     each = re.findall(f".{EDGE}?", glyphs)
     for at, glyph in enumerate(each):
         x, pale = column + 0.2 * (at - (len(LADDER) - 1) / 2), glyph.endswith(EDGE)
-        panel.text(x, line, glyph[0], ha="center", va="center", color=ink, alpha=PALE if pale else 1, fontfamily=FONT)
+        panel.text(x, line, glyph[0], ha="center", va="center", alpha=PALE if pale else 1, fontfamily=FONT)
 
 
 def _shade(height: int, glyphs: str) -> str:

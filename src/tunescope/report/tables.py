@@ -1,8 +1,8 @@
 """The tables of the page: records, verdicts and the other files of a run in, plain values for the template out."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -134,18 +134,23 @@ def verdict_table(
         cells = [_judged(claim, [v for v in verdicts if v.model == model.name], labels) for model in columns]
         found = {model.label: cell for model, cell in zip(columns, cells, strict=True) if cell}
         said = f"{sentence(claim, verdicts, found)} {cost(claim, costs, records)}".strip()
-        rows.append({"claim": claim, "cells": cells, "sentence": said})
+        about = {"id": re.sub(r"\W+", "-", claim.name), "smallest": _number(claim, displayed(claim, claim.smallest))}
+        rows.append({"claim": claim, "cells": cells, "sentence": said, **about})
     runs = judgement.runs
     what = "groups of prompts" if any(v.over.startswith("groups") for v in judgement.verdicts) else "prompts"
     over = f"over {runs} runs" if runs > 1 else f"over the {what} of this run"
-    missing = [replace(entry, models=tuple(labels.get(m, m) for m in entry.models)) for entry in judgement.not_judged]
+    rungs: dict[tuple[str, str, str], list[str]] = {}
+    for entry in judgement.not_judged:
+        of = ", ".join(labels.get(model, model) for model in entry.models)
+        rungs.setdefault((entry.claim, entry.reason, of), []).append(entry.rung)
+    missing = [(claim, ", ".join(which), reason, of) for (claim, reason, of), which in rungs.items()]
     decided = any(v.outcome for v in judgement.verdicts)
     layered = any(v.by_layer for v in judgement.verdicts)
-    lacking = {entry.claim for entry in missing}
+    lacking = {entry.claim for entry in judgement.not_judged}
     never = lacking - {v.claim for v in judgement.verdicts}
-    about = {"runs": runs, "decided": decided, "layered": layered}
-    about |= {"never": len(never), "partly": len(lacking - never)}
-    return {"models": columns, "rows": rows, "over": over, "not_judged": missing, **about}
+    said_of = {"runs": runs, "decided": decided, "layered": layered}
+    said_of |= {"never": len(never), "partly": len(lacking - never)}
+    return {"models": columns, "rows": rows, "over": over, "not_judged": missing, **said_of}
 
 
 def observations(judgement: Judgement) -> list[dict[str, Any]]:
@@ -166,13 +171,14 @@ def observations(judgement: Judgement) -> list[dict[str, Any]]:
 
 
 def _how_far(claim: Claim, verdicts: Sequence[Verdict]) -> str:
-    """How many models stand where, the highest first: `2 beyond any fine-tuning, 4 open`."""
+    """In how many models it stands where, the highest first: `beyond any fine-tuning in 2 of 6 models, open in 4`."""
     by_model = {model: [v for v in verdicts if v.model == model] for model in dict.fromkeys(v.model for v in verdicts)}
     where = sorted(((height(claim, its), _stands(claim, its)) for its in by_model.values()), reverse=True)
     counts = Counter(said or "not judged" for _, said in where)
-    if len(counts) == 1 and len(where) > 1:
-        return f"{next(iter(counts))} in all {len(where)} models"
-    return ", ".join(f"{n} {said}" for said, n in counts.items())
+    if len(counts) == 1:
+        return next(iter(counts)) + f" in all {len(where)} models" * (len(where) > 1)
+    told = [f"{said} in {n}" for said, n in counts.items()]
+    return ", ".join([f"{told[0]} of {len(where)} models", *told[1:]])
 
 
 def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judged]) -> str:
