@@ -115,7 +115,11 @@ def mediating(
             if task.exact
             else f"answers to safe prompts change by {least:.2g} nats per token or more (most_kl: {config.most_kl:g})"
         )
-        of = f"whichever of {len(changed)} directions is removed" if len(changed) > 1 else "without the one direction"
+        of = (
+            f"whichever of {len(changed)} directions is removed"
+            if len(changed) > 1
+            else "without the one direction there is"
+        )
         raise InapplicableError(f"nothing ablated: {of}, {bound}")
     return min(left, key=lambda site: (left[site], changed[site]))
 
