@@ -628,8 +628,14 @@ def test_a_verdict_is_firm_if_the_ends_of_its_interval_may_move(
     ("changes", "says"),
     [
         ({"chance": "shuffled"}, "chance: 'shuffled' is none of '', 'base', 'rotated'"),
-        ({"smallest": -0.1}, "smallest: -0.1 is not above zero"),
-        ({"unit": "ratio", "smallest": 1.1}, r"smallest: of a ratio it is a logarithm: math\.log\(1\.1\)"),
+        ({"rungs": ()}, r"rungs: \(\) are not some of chance, tuning"),
+        ({"rungs": ("Chance",)}, r"rungs: \('Chance',\) are not some of"),
+        ({"smallest": math.inf}, "smallest: inf is no finite number"),
+        ({"smallest": -0.1}, "smallest: -0.1 is no finite number above zero"),
+        (
+            {"unit": "ratio", "smallest": 1.1},
+            r"smallest: 1\.1 as a logarithm is a ratio of 3, .* write math\.log\(1\.1\)",
+        ),
     ],
 )
 def test_a_claim_that_cannot_be_meant_is_refused(changes: dict[str, Any], says: str) -> None:

@@ -127,6 +127,14 @@ def test_runs_need_a_fine_tune_in_common(
     refused(runs, tmp_path / "all", says)
 
 
+def test_one_run_may_have_its_report_elsewhere(runs: list[Path], tmp_path: Path) -> None:
+    (runs[0] / "scores.parquet").unlink()
+    (runs[0] / "stages.json").write_text("[]")
+    gather(runs[:1], tmp_path / "own")
+    assert read_records(tmp_path / "own/records.parquet")["seed"].tolist() == [3]
+    assert (tmp_path / "own/stages.json").read_text() == "[]"
+
+
 def test_runs_of_one_world_are_named(runs: list[Path], tmp_path: Path) -> None:
     def notes(*worlds: int) -> list[str]:
         for run, world in zip(runs, worlds, strict=True):

@@ -70,7 +70,7 @@ class Claim:
         weights: weight of each kind's mean; the claimed direction is positive. `kind@dial` is of prompts under the
             attack that is called like their kind, `attack:kind@dial` under another, `attack:kind` under one
             without a dial. Empty: not a matter of prompts.
-        smallest: smallest effect of interest, in the units of the metric.
+        smallest: smallest effect of interest, in the units of the metric; of a ratio its logarithm, below 1.
         unit: `ratio` where the metric is a logarithm, else the unit of the metric.
         found: meaning of a positive effect, beyond chance, in words that follow the number.
         figure: name of the figure that shows it.
@@ -117,11 +117,17 @@ def claim(entry: Claim) -> Claim:
     if entry.chance not in CHANCES:
         known = ", ".join(map(repr, CHANCES))
         raise InputError(f"Claim {shown(entry.name)}: chance: {shown(entry.chance)} is none of {known}.")
+    if not entry.rungs or not {*entry.rungs} <= {*RUNGS}:
+        raise InputError(f"Claim {shown(entry.name)}: rungs: {shown(entry.rungs)} are not some of {', '.join(RUNGS)}.")
     if not 0 < entry.smallest < math.inf:
-        raise InputError(f"Claim {shown(entry.name)}: smallest: {shown(entry.smallest)} is not above zero.")
+        raise InputError(
+            f"Claim {shown(entry.name)}: smallest: {shown(entry.smallest)} is no finite number above zero."
+        )
     if entry.unit == "ratio" and entry.smallest >= 1:
         raise InputError(
-            f"Claim {shown(entry.name)}: smallest: of a ratio it is a logarithm: math.log({entry.smallest:g})."
+            f"Claim {shown(entry.name)}: smallest: {entry.smallest:g} as a logarithm is a ratio of "
+            f"{math.exp(entry.smallest):.3g}, which is more than any claim takes (below e); for a ratio of "
+            f"{entry.smallest:g} write math.log({entry.smallest:g})."
         )
     CLAIMS.add(entry.name, entry, calling_module())
     return entry

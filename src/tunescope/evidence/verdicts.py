@@ -59,8 +59,8 @@ class Verdict:
         estimate, error, low, high: mean over runs of the effect beyond the control; its standard error and its 95 %
             interval, of one run over what varies within it. p: one-sided, of no effect. q: p, corrected over all
             verdicts (Benjamini & Hochberg 1995).
-        over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them, `draws`, either of the
-            former `and draws`, or `values` of something else. n: how many of the first of these.
+        over: what the interval speaks of: `runs`, or of one run `prompts`, `groups` of them, `values` of something else
+            (each of these three also with ` and draws`), or `draws`. n: how many of the first of these.
         runs: how many. per_run: the estimate of each.
         by_layer: the outcome at each layer, from 0 on, if it was measured at several; p is corrected over all
             verdicts with this layer in the place of the last. None: not judged there. Empty of fewer than three runs.
@@ -264,7 +264,7 @@ def as_data(judgement: Judgement) -> dict[str, list[dict[str, object]]]:
 
 def displayed(claim: Claim, value: float) -> float:
     """A number in the units that a reader sees: ratios rather than logarithms."""
-    return math.exp(value) if claim.unit == "ratio" else value
+    return math.exp(min(value, 700.0)) if claim.unit == "ratio" else value
 
 
 def by_claim(judgement: Judgement) -> Iterator[tuple[Claim, list[Verdict]]]:

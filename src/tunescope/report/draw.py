@@ -235,7 +235,7 @@ def dots(panel: Axes, rows: pd.DataFrame, x: str, places: Mapping[str, str], by:
 
 def shifts(n: int) -> list[float]:
     """How far from their place n points that stand side by side there are."""
-    return [0.18 * (number - (n - 1) / 2) for number in range(n)]
+    return [min(0.18, 0.8 / n) * (number - (n - 1) / 2) for number in range(n)]
 
 
 def cells(

@@ -89,7 +89,8 @@ def to_draw(pooled: pd.DataFrame, scores: pd.DataFrame | None, judgement: Judgem
     single vectors and prompts, and of verdicts.
     """
     single = [] if scores is None else [vector_rows(scores), histogram_rows(scores, *HISTOGRAMS)]
-    return pd.concat([pooled, *single, standing_rows(judgement), effect_rows(judgement)])
+    frames = [pooled, *single, standing_rows(judgement), effect_rows(judgement)]
+    return pd.concat([frame for frame in frames if len(frame)])  # an empty one has no types, and would take those away
 
 
 def write_page(folder: Path, template: str, page: Mapping[str, Any]) -> Path:

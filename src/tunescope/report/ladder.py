@@ -151,6 +151,8 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
             panel.update_datalim([(0, y) for y in its[["low", "high"]].to_numpy(float).ravel() if math.isfinite(y)])
         for (rung, (label, colour, _)), shift in zip(looks.items(), shifts(len(looks)), strict=True):
             runs = its[(its["index"] >= single) & (its["scope"] == rung)]  # a single one is the large point
+            if runs.empty:
+                continue
             at = runs["model"].map(places).astype(float) + shift + 0.07
             panel.plot(at, runs["value"], ls="", marker=".", ms=2, color=colour, alpha=0.7, label=f"{label}, one run")
         panel.margins(y=0.15)

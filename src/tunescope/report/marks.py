@@ -93,8 +93,9 @@ def _ends(panel: Axes, curve: Line2D, n: int) -> tuple[np.ndarray, np.ndarray] |
     is none, or with gaps.
     """
     if bars := [each for each in panel.containers if isinstance(each, ErrorbarContainer) and each.lines[0] is curve]:
-        corners = np.reshape(bars[0].lines[2][0].get_segments(), (-1, 2, 2))
-        return corners[:, 0, 1], corners[:, 1, 1]
+        whole = [each for each in bars[0].lines[2][0].get_segments() if np.shape(each) == (2, 2)]
+        corners = np.reshape(whole, (-1, 2, 2))
+        return (corners[:, 0, 1], corners[:, 1, 1]) if len(corners) == n else None
     label = curve.get_label()
     curves = [each for each in panel.lines if each.get_label() == label and _pointed(each)]
     bands = [each for each in panel.collections if each.get_label() == label]

@@ -1,6 +1,5 @@
 """The tables of the page: records, verdicts and the other files of a run in, plain values for the template out."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -134,8 +133,8 @@ def verdict_table(
         cells = [_judged(claim, [v for v in verdicts if v.model == model.name], labels) for model in columns]
         found = {model.label: cell for model, cell in zip(columns, cells, strict=True) if cell}
         said = f"{sentence(claim, verdicts, found)} {cost(claim, costs, records)}".strip()
-        about = {"id": re.sub(r"\W+", "-", claim.name), "smallest": _number(claim, displayed(claim, claim.smallest))}
-        rows.append({"claim": claim, "cells": cells, "sentence": said, **about})
+        smallest = _number(claim, displayed(claim, claim.smallest))
+        rows.append({"claim": claim, "cells": cells, "sentence": said, "smallest": smallest})
     runs = judgement.runs
     what = "groups of prompts" if any(v.over.startswith("groups") for v in judgement.verdicts) else "prompts"
     over = f"over {runs} runs" if runs > 1 else f"over the {what} of this run"

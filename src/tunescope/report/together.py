@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 
 from tunescope.errors import InputError
 from tunescope.files import remove, write_text
-from tunescope.records.names import BASE
 from tunescope.records.tables import SCHEMA, SCORES_SCHEMA, merge_tables, read_table
 from tunescope.report.reading import read_file
 
 MARKER = "seeds.json"  # by which a folder of several seeds is known
 NOTES = "notes.json"
+BESIDE = ("examples.json", "environment.json", "stages.json")  # what a page has of one run alone
 FEW = 4  # settings that a message names
-TABLES = {"records.parquet": SCHEMA, "scores.parquet": SCORES_SCHEMA}
+SCORES = "scores.parquet"
+TABLES = {"records.parquet": SCHEMA, SCORES: SCORES_SCHEMA}
 
 
 def check_joint(out: Path) -> None:
@@ -47,9 +46,14 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     check_joint(out)
     configs = [read_file(folder / "config.yaml", dict[str, Any]) for folder in folders]
     settings = [pd.json_normalize(_shared(config)).to_dict("records")[0] for config in configs]
-    tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in TABLES.items()}
-    models = [{*table["model"].unique().to_pylist()} for table in tables["records.parquet"]]
-    tunes = _in_common(configs, tables["records.parquet"])
+    alone = len(folders) == 1 and not (folders[0] / SCORES).exists()  # for a report on records, as of a run folder
+    wanted = {name: schema for name, schema in TABLES.items() if not (alone and name == SCORES)}
+    tables = {name: [read_table(folder / name, schema) for folder in folders] for name, schema in wanted.items()}
+    models = [
+        {name for table in its for name in table["model"].unique().to_pylist()}
+        for its in zip(*tables.values(), strict=True)
+    ]
+    tunes = _in_common(configs)
     unlike = tunes and any(own.get("tunes") != tunes for own in configs)
     first, lacked = settings[0], sorted(set.union(*models) - set.intersection(*models)) if unlike else []
     for folder, own, its in zip(folders, settings, models, strict=True):
@@ -67,24 +71,37 @@ def gather(folders: Sequence[Path], out: Path) -> None:
     notes = [note for folder in folders for note in read_file(folder / NOTES, list[str], [])]
     notes += [*_of_one_world(configs), *_of_several_types(configs), *_left_out(lacked, folders, models)]
     write_text(out / MARKER, json.dumps({"seeds": seeds}))
-    for name, schema in TABLES.items():
+    for name, schema in wanted.items():
         merge_tables([folder / name for folder in folders], out / name, schema, lacked)
     config = (folders[0] / "config.yaml").read_text(encoding="utf-8")
     write_text(
         out / "config.yaml", yaml.safe_dump(configs[0] | {"tunes": tunes}, sort_keys=False) if lacked else config
     )
+    for name in BESIDE if len(folders) == 1 else ():
+        if (folders[0] / name).is_file():
+            write_text(out / name, (folders[0] / name).read_text(encoding="utf-8"))
     if notes:
         write_text(out / NOTES, json.dumps(list(dict.fromkeys(notes))))
     else:
         remove(out / NOTES)  # of an earlier gathering
 
 
-def _in_common(configs: Sequence[dict[str, Any]], records: Sequence[pa.Table]) -> list[Any]:
+def _in_common(configs: Sequence[dict[str, Any]]) -> list[Any]:
     """The fine-tunes that all runs have; none where two of them have the same name and are not the same."""
     first, *others = (config.get("tunes") or [] for config in configs)
-    shared = [tune for tune in first if all(tune in each for each in others)]
-    names = [{*table.filter(pc.field("protocol") != BASE)["model"].unique().to_pylist()} for table in records]
-    return shared if len(shared) == len(set.intersection(*names)) else []
+    found: dict[str, Any] = {}
+    for tune in (tune for tunes in (first, *others) for tune in tunes):
+        if found.setdefault(_name(tune), tune) != tune:
+            return []
+    return [tune for tune in first if all(tune in each for each in others)]
+
+
+def _name(tune: Any) -> str:
+    """What tells a fine-tune of a config from the others of its study."""
+    if not isinstance(tune, dict):
+        return str(tune)
+    parts = (tune.get("protocol"), tune.get("learning_rate"), "lora" if tune.get("lora") else None)
+    return str(tune.get("label") or "-".join(str(part) for part in parts if part))
 
 
 def _left_out(lacked: Sequence[str], folders: Sequence[Path], models: Sequence[set[str]]) -> list[str]:

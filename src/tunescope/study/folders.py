@@ -126,7 +126,7 @@ def _environment(path: Path) -> dict[str, Any] | None:
 def _named(tunes: list[Any]) -> list[str]:
     """Fine-tunes by what tells them apart in a message."""
     keys = ("label", "name", "protocol", "learning_rate")
-    return [each if isinstance(each, str) else " ".join(str(each[k]) for k in keys if each.get(k)) for each in tunes]
+    return [" ".join(str(t[k]) for k in keys if t.get(k)) if isinstance(t, dict) else str(t) for t in tunes]
 
 
 def _differences(found: Any, asked: Any, path: str = "") -> list[str]:
