@@ -51,6 +51,13 @@ def test_a_grid_and_a_list_make_a_point_for_each_combination() -> None:
         (16, 32),
     ]
     assert points[0].name == "tune.batch=8,base.width=16"
+    warmups = [point.study.tune.warmup for point in points]
+    assert [point.setting("tune.warmup") for point in points] == warmups == [10, 10, 2, 2]
+    assert [points[0].setting(key) for key in ("tunes.0.protocol", "tunes.99.protocol", "no.such")] == [
+        "ssft",
+        None,
+        None,
+    ]
 
 
 def test_names_of_points_are_names_of_folders() -> None:

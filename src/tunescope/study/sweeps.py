@@ -37,6 +37,16 @@ class Point(NamedTuple):
     changes: Changes
     study: Study
 
+    def setting(self, key: str) -> Any:
+        """What a setting is at this point, whether it is changed here or at others alone; None where there is none."""
+        if key in self.changes:
+            return self.changes[key]
+        found: Any = self.study.model_dump(mode="json")
+        for part in key.split("."):
+            found = dict(enumerate(found)) if isinstance(found, list) else found
+            found = found.get(int(part) if part.isdigit() else part) if isinstance(found, dict) else None
+        return found
+
 
 class Swept(NamedTuple):
     """What a sweep left in its folder."""
@@ -160,7 +170,7 @@ def _join(
             continue
         joint = folder / POINTS / point.name
         gather(done[point.name], joint)
-        about = {"point": point.name, **{key: _cell(point.changes.get(key)) for key in swept}}
+        about = {"point": point.name, **{key: _cell(point.setting(key)) for key in swept}}
         judgement = judge(read_scores(joint / "scores.parquet"))
         claims = {claim.name: claim for claim in judgement.claims}
         for v in judgement.verdicts:
