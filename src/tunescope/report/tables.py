@@ -63,7 +63,7 @@ class Step(NamedTuple):
     and the numbers behind it.
 
     Attributes:
-        beyond: the control, in words.
+        beyond: the control, without its learning rate, which is the model's.
         edge: whether the verdict is not firm.
         layers: outcome and glyph at each layer; empty where the metric has none. by_layer: the same in words.
     """
@@ -257,7 +257,7 @@ def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]
     layers = [(each.lower(), GLYPHS[each]) if each else ("none", DASH) for each in v.by_layer]
     by_layer = layers_text([name.replace("none", "not judged") for name, _ in layers])
     numbers = f"{over}{tested}; own number {own}{runs}" + f"; by layer: {by_layer}" * bool(by_layer)
-    about = (estimate, interval, found, f"beyond {control}", numbers)
+    about = (estimate, interval, found, control.partition(" ")[0], numbers)
     return Step(rung.name, outcome, GLYPHS[v.outcome], *about, edge, layers, by_layer)
 
 
