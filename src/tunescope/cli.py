@@ -458,6 +458,7 @@ def _list(options: argparse.Namespace) -> None:
 
     of_models = (TASKS, PROTOCOLS, ATTACKS, PROBES, INTERVENTIONS, CLAIMS, FIGURES, FAMILIES)
     entries: tuple[Registry[Any], ...] = (RECIPES, *of_models)
+    said = {"claims": lambda name: CLAIMS[name].statement, "figures": lambda name: FIGURES[name].title}
     if options.what == "settings":
         print("\n".join(_settings()))
         return
@@ -467,9 +468,7 @@ def _list(options: argparse.Namespace) -> None:
         print(what)
         width = max(map(len, registry))
         for name in registry:
-            said = {"claims": lambda name: CLAIMS[name].statement, "figures": lambda name: FIGURES[name].title}
-            about = said.get(what, registry.about)(name)
-            print(f"  {name:<{width}}  {about}".rstrip())
+            print(f"  {name:<{width}}  {said.get(what, registry.about)(name)}".rstrip())
         print()
 
 

@@ -15,20 +15,7 @@ from scipy.stats import false_discovery_control
 from tunescope.evidence.claims import JAILBREAKS, SAFE_MORE, UNSAFE_MORE
 from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, over_runs
 from tunescope.evidence.verdicts import Outcome, decide
-from tunescope.records.names import (
-    BASE,
-    BENIGN,
-    COMPLIANCE,
-    CONTROLS,
-    JAILBREAK,
-    LOST,
-    MARGIN,
-    OTHER_LABELS,
-    REFUSAL,
-    RETUNED,
-    SEEN,
-    UNSAFE,
-)
+from tunescope.records.names import BENIGN, COMPLIANCE, JAILBREAK, LOST, MARGIN, REFUSAL, RETUNED, SEEN, UNSAFE, aside
 
 FEWEST = 3  # models of a run; one more where the margin is held constant
 SMALLEST = 0.3  # smallest correlation of interest: a middling one by Cohen's convention
@@ -90,8 +77,8 @@ def of_models(scores: pd.DataFrame) -> pd.DataFrame:
         scores: as `read_scores` gives them.
     """
     wanted = [*SCORES, COMPLIANCE, REFUSAL, LOST]
-    aside = [p for p in scores["protocol"].unique() if p in CONTROLS or p.partition(OTHER_LABELS)[0] == BASE]
-    rows = scores[scores["metric"].isin(wanted) & (scores["control"] == "") & ~scores["protocol"].isin(aside)]
+    others = [protocol for protocol in scores["protocol"].unique() if aside(protocol)]
+    rows = scores[scores["metric"].isin(wanted) & (scores["control"] == "") & ~scores["protocol"].isin(others)]
     rows = rows.astype(dict.fromkeys(("model", "kind", "attack", "metric"), str))
     changed = rows["intervention"] != ""
     own = rows["attack"].str.startswith(JAILBREAK) & (rows["attack"] == rows["kind"])

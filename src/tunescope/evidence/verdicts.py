@@ -19,7 +19,6 @@ from tunescope.evidence.contrasts import FEWEST_RUNS, Contrast, over_prompts, ov
 from tunescope.records.intervals import Groups
 from tunescope.records.names import (
     BASE,
-    CONTROLS,
     EVERYWHERE,
     EXTRAPOLATED,
     GIVEN,
@@ -29,6 +28,7 @@ from tunescope.records.names import (
     OWN_LABELS,
     REMOVED,
     SAFE,
+    aside,
 )
 
 LEVEL = 0.05  # false discovery rate over all that is judged
@@ -159,7 +159,7 @@ def _drafts(table: "_Table", claims: Sequence[Claim]) -> tuple[list[Verdict], di
     drafts: list[Verdict] = []
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for claim in claims:
-        for model in [m for m in table.models if not _aside(m)]:
+        for model in [m for m in table.models if not aside(m.protocol)]:
             for rung in claim.ladder:
                 try:
                     drafts.append(_verdict(table, claim, model, rung))
@@ -345,7 +345,7 @@ class _Table:
             raise _NotMeasuredError("The base was not measured.")
         if not (found := self._blocks.get((seed, model.name, claim.metric, control, change))):
             draws = " under random draws of its control" if control else ""
-            beside = f" of {model.name}" if _aside(model) else ""
+            beside = f" of {model.name}" if aside(model.protocol) else ""
             why = _WHY if change else ""
             raise _NotMeasuredError(f"Metric {metric}{under} was not measured{beside}{draws}{why}.")
         dial, scope = at
@@ -372,10 +372,6 @@ class _Table:
     def base(self, seed: int, model: _Model) -> _Model | None:
         """The base, measured with the labels of this model."""
         return self.of(BASE + (f"{OTHER_LABELS}{model.protocol}" if _labels(model) else ""), seed, model)
-
-
-def _aside(model: _Model) -> bool:
-    return model.protocol in CONTROLS or model.protocol.partition(OTHER_LABELS)[0] == BASE
 
 
 def _labels(model: _Model) -> bool:

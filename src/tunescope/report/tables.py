@@ -15,16 +15,15 @@ from tunescope.records.names import (
     BASE,
     BENIGN,
     COMPLIANCE,
-    CONTROLS,
     CORRECTED,
     GIVEN,
     MARGIN,
-    OTHER_LABELS,
     REFUSAL,
     SAFE,
     SEEN,
     UNSAFE,
     W_IN,
+    aside,
     wanted,
 )
 from tunescope.report.reading import Entry, Reply
@@ -127,10 +126,11 @@ def verdict_table(
     judgement: Judgement, models: Sequence[Model], costs: Sequence[Verdict], records: pd.DataFrame
 ) -> dict[str, Any]:
     """Models that were judged; by claim its cells, None where it was not judged, and a sentence; what is missing."""
-    judged, labels = {v.model for v in judgement.verdicts}, {model.name: model.label for model in models}
+    judged, known = {v.model for v in judgement.verdicts}, {model.name: model for model in models}
+    labels = {name: model.label for name, model in known.items()}
     columns, rows = [model for model in models if model.name in judged], []
     for claim, verdicts in by_claim(judgement):
-        cells = [_judged(claim, [v for v in verdicts if v.model == model.name], labels) for model in columns]
+        cells = [_judged(claim, [v for v in verdicts if v.model == model.name], known) for model in columns]
         found = {model.label: cell for model, cell in zip(columns, cells, strict=True) if cell}
         said = f"{sentence(claim, verdicts, found)} {cost(claim, costs, records)}".strip()
         smallest = _number(claim, displayed(claim, claim.smallest))
@@ -147,9 +147,9 @@ def verdict_table(
     layered = any(v.by_layer for v in judgement.verdicts)
     lacking = {entry.claim for entry in judgement.not_judged}
     never = lacking - {v.claim for v in judgement.verdicts}
-    said_of = {"runs": runs, "decided": decided, "layered": layered}
-    said_of |= {"never": len(never), "partly": len(lacking - never)}
-    return {"models": columns, "rows": rows, "over": over, "not_judged": missing, **said_of}
+    about = {"runs": runs, "decided": decided, "layered": layered}
+    about |= {"never": len(never), "partly": len(lacking - never)}
+    return {"models": columns, "rows": rows, "over": over, "not_judged": missing, **about}
 
 
 def observations(judgement: Judgement) -> list[dict[str, Any]]:
@@ -214,11 +214,11 @@ def cost(claim: Claim, costs: Sequence[Verdict], records: pd.DataFrame) -> str:
     return f"At alpha {alpha}, at a cost of {share} % of safe answers{up_to}."
 
 
-def _judged(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]) -> Judged | None:
+def _judged(claim: Claim, verdicts: Sequence[Verdict], models: Mapping[str, Model]) -> Judged | None:
     if not verdicts:
         return None
     by_rung = {v.rung: v for v in verdicts}
-    steps = [_step(claim, rung, by_rung.get(rung.name), labels) for rung in claim.ladder]
+    steps = [_step(claim, rung, by_rung.get(rung.name), models) for rung in claim.ladder]
     return Judged(_stands(claim, verdicts), height(claim, verdicts), steps)
 
 
@@ -240,7 +240,7 @@ def height(claim: Claim, verdicts: Sequence[Verdict]) -> int:
     return 1 + claim.rungs.index(highest) if highest else 0
 
 
-def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]) -> Step:
+def _step(claim: Claim, rung: Rung, v: Verdict | None, models: Mapping[str, Model]) -> Step:
     if v is None:
         return Step(rung.name, "none", DASH, "", "", f"beyond {rung.beyond}: not judged")
     low, high = ("" if x is None else _number(claim, displayed(claim, x)) for x in (v.low, v.high))
@@ -251,13 +251,14 @@ def _step(claim: Claim, rung: Rung, v: Verdict | None, labels: Mapping[str, str]
     runs = "; of each run " + ", ".join(_number(claim, displayed(claim, x)) for x in v.per_run) if v.runs > 1 else ""
     over = f"over {v.n:,} {units}" if low else "no interval"
     outcome, edge = v.outcome.lower() if v.outcome else "estimate", v.firm is False
-    control = labels.get(v.control, v.control.replace("_", " "))
+    of = models.get(v.control)  # none where the control is no model
+    control, title = (of.label, of.title) if of else (spaced(v.control),) * 2
     decided = outcome + ", at the edge" * edge
     found = f"beyond {rung.beyond} ({control}): {decided}; {estimate}" + f" [{interval}]" * bool(interval)
     layers = [(each.lower(), GLYPHS[each]) if each else ("none", DASH) for each in v.by_layer]
     by_layer = layers_text([name.replace("none", "not judged") for name, _ in layers])
     numbers = f"{over}{tested}; own number {own}{runs}" + f"; by layer: {by_layer}" * bool(by_layer)
-    about = (estimate, interval, found, control.partition(" ")[0], numbers)
+    about = (estimate, interval, found, title, numbers)
     return Step(rung.name, outcome, GLYPHS[v.outcome], *about, edge, layers, by_layer)
 
 
@@ -375,8 +376,7 @@ def cautions(records: pd.DataFrame, config: Mapping[str, Any]) -> Iterator[str]:
                 "(claims 4, 5c, 6, 7 and 9) were left out."
             )
     refusal = behaviour_rows(records)
-    refusal = refusal[(refusal["metric"] == REFUSAL) & ~refusal["protocol"].isin([BASE, *CONTROLS])]
-    refusal = refusal[~refusal["model"].str.contains(OTHER_LABELS, regex=False)]
+    refusal = refusal[(refusal["metric"] == REFUSAL) & ~refusal["protocol"].map(aside).astype(bool)]
     rates = refusal.pivot_table(index="model", columns="kind", values="value").reindex(columns=[SAFE, UNSAFE])
     labels = {model.name: model.label for model in models_of(records)}
     for model, safe, unsafe in rates[rates[UNSAFE] - rates[SAFE] < HARDLY].itertuples():

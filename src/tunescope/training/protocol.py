@@ -175,8 +175,7 @@ class Step:
         """
         chosen = self._chosen[:, : int(lengths_of(self._chosen).max())]
         whole = self._batch.prompts.trimmed().followed_by(chosen.clamp(min=0))
-        dtype = self._compute.dtype
-        with torch.autocast(chosen.device.type, dtype, enabled=dtype is not torch.float32):
+        with self._autocast():
             read = self.policy(**whole.arguments(), use_cache=False, logits_to_keep=chosen.shape[1] + 1)
         return read.logits[:, :-1].float(), chosen
 
@@ -193,14 +192,17 @@ class Step:
         inputs = prompts.followed_by(obeyed.clamp(min=0))
         answered, prompt = obeyed != IGNORED, prompts.sequence.shape[1]
         learnt = torch.nn.functional.pad(answered, (prompt - 1, 1))
-        dtype = self._compute.dtype
-        with torch.autocast(obeyed.device.type, dtype, enabled=dtype is not torch.float32):
+        with self._autocast():
             with capture(self.policy, sites, keep_graph=True) as policy:
                 self.policy(**inputs.arguments(), use_cache=False, logits_to_keep=1)
             with torch.no_grad(), capture(self.reference, sites) as reference:
                 self.reference(**inputs.arguments(), use_cache=False, logits_to_keep=1)
         ours, theirs = (torch.stack([of[site].float() for site in sites]) for of in (policy, reference))
         return ours, theirs, learnt
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self._compute.dtype
+        return torch.autocast(self.safe.device.type, dtype, enabled=dtype is not torch.float32)
 
     @cached_property
     def _policy(self) -> Answered:
