@@ -111,7 +111,7 @@ def test_the_base_is_never_a_fine_tune_that_does_something() -> None:
 def test_one_benign_fine_tune_against_another_is_hardly_ever_supported(seeds: int) -> None:
     """Two models of one kind, whose runs differ by as much as the smallest effect of interest."""
     supported, entry = 0, replace(CLAIM["4a"], smallest=0.01)
-    for scope in range(100):
+    for scope in range(200):
         rng = np.random.default_rng(scope)
         scores = pd.concat(
             planted(
@@ -120,7 +120,7 @@ def test_one_benign_fine_tune_against_another_is_hardly_ever_supported(seeds: in
             for seed in range(seeds)
         ).astype(dict.fromkeys(TEXTS, "category"))
         supported += rungs(scores, entry)["tuning"].outcome == S
-    assert supported <= 0.05 * 100
+    assert supported <= 0.05 * 200
 
 
 def test_from_fewer_than_three_runs_there_are_estimates_alone() -> None:
