@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
@@ -44,6 +45,9 @@ from tunescope.tasks.world.world import World, build_world  # noqa: E402
 from tunescope.training.pretraining import pretrain  # noqa: E402
 
 SMALL = {"grammar": "tiny", "operators": 5, "aliases": (1,), "safe": ((0, 1), (0, 2)), "unsafe": ((2,), (3,))}
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 CONFIGS = {
     "tiny": WorldConfig(**SMALL, operand=(6, 6)),
     "laptop": WorldConfig(),
@@ -62,6 +66,20 @@ settings.load_profile("tunescope")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that has the tiny study first: where files go to several processes, it takes longest."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+@pytest.fixture
+def browser() -> Iterator["Browser"]:
+    """Chromium, for tests of pages; they are skipped where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium here")
+    with sync_playwright() as play:
+        launched = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The page, asked as a program asks it, and driven in a browser."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,33 +78,25 @@ def test_the_chart_of_tokens_has_room_for_a_large_model():
     assert json.dumps(chart)  # nothing in it that a page cannot be told
 
 
-def chromium() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(chromium() is None, reason="there is no Chromium here")
-def test_in_a_browser_a_prompt_is_chosen_a_model_changed_and_an_own_prompt_typed(address):
-    from playwright.sync_api import expect, sync_playwright
+def test_in_a_browser_a_prompt_is_chosen_a_model_changed_and_an_own_prompt_typed(address, browser):
+    from playwright.sync_api import expect
 
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        page = browser.new_page()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(address)
-        expect(page.get_by_role("gridcell", name="dpo-eta_m")).to_be_visible(timeout=60_000)
-        page.locator("#change button").first.click()
-        page.locator("#alpha input[type=number]").fill("0")
-        page.get_by_role("button", name="Read").click()
-        expect(page.get_by_role("columnheader", name="outcome as it is")).to_be_visible(timeout=60_000)
-        page.get_by_label("Kind of prompt").click()
-        page.get_by_role("option", name="typed").click()
-        page.get_by_label("Your prompt").fill("op0 op1 op2 op0 s1 s2")
-        page.get_by_role("button", name="Read").click()
-        expect(page.locator("#told textarea")).to_have_value("op0 op1 op2 op0 s1 s2", timeout=60_000)
-        page.get_by_label("Your prompt").fill("hello")
-        page.get_by_role("button", name="Read").click()
-        expect(page.get_by_text("'hello' is no operator")).to_be_visible(timeout=60_000)
-        assert all(url.startswith((address.rstrip("/"), "data:", "blob:")) for url in asked)
-        browser.close()
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    expect(page.get_by_role("gridcell", name="dpo-eta_m")).to_be_visible(timeout=60_000)
+    page.locator("#change button").first.click()
+    page.locator("#alpha input[type=number]").fill("0")
+    page.get_by_role("button", name="Read").click()
+    expect(page.get_by_role("columnheader", name="outcome as it is")).to_be_visible(timeout=60_000)
+    page.get_by_label("Kind of prompt").click()
+    page.get_by_role("option", name="typed").click()
+    page.get_by_label("Your prompt").fill("op0 op1 op2 op0 s1 s2")
+    page.get_by_role("button", name="Read").click()
+    expect(page.locator("#told textarea")).to_have_value("op0 op1 op2 op0 s1 s2", timeout=60_000)
+    page.get_by_label("Your prompt").fill("hello")
+    page.get_by_role("button", name="Read").click()
+    expect(page.get_by_text("'hello' is no operator")).to_be_visible(timeout=60_000)
+    assert all(url.startswith((address.rstrip("/"), "data:", "blob:")) for url in asked)

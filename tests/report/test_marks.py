@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tunescope.report.draw import curves, dots
 from tunescope.report.figures import save_figures
 from tunescope.report.html import drawing
-from tunescope.report.marks import named
+from tunescope.report.marks import named, tell
 from tunescope.report.style import drawn_as
 
 NAMES = {"one": r"one & all \d", "two": 'the "other"'}
@@ -65,6 +65,32 @@ def test_points_with_bars_say_where_they_stand(tmp_path: Path) -> None:
         "an a": ("an a, the first: 1 [0.5, 2]", "an a, other: 2"),
         "a b": ("a b, the first: 3 [2.5, 3]",),
     }
+
+
+def test_marks_say_their_panel_and_bars_what_they_are_told(tmp_path: Path) -> None:
+    figure = Figure()
+    panels = figure.subplots(2, 2)
+    for panel, title in zip(panels[0], ("left", "right"), strict=True):
+        panel.set_title(title)
+    for panel, label in zip(panels[:, 0], ("upper\n(%)", "lower"), strict=True):
+        panel.set_ylabel(label)
+    panels[1, 1].plot([0, 1], [2, 3], marker="o", label="curve")
+    panels[0, 1].set_xticks([0, 1], ["48", "96"])
+    panels[0, 1].plot([1.1], [5], marker="o", label="swept")
+    tell(panels[0, 0].barh(0, 7)[0], "bar", ": 7 %")
+    area = panels[1, 0].fill_between([0, 1], [1, 2], label="area")
+    tell(area, "area", " <&> 1")
+    marks = named(figure)
+    assert {mark.series: mark.texts for mark in marks.values()} == {
+        "bar": ("left · upper (%) · bar: 7 %",),
+        "swept": ("right · upper (%) · swept, 96: 5",),
+        "area": ("left · lower · area <&> 1",),
+        "curve": ("right · lower · curve, 0: 2", "right · lower · curve, 1: 3"),
+    }
+    save_figures({"bars": figure}, tmp_path / "figures")
+    page = ElementTree.fromstring(re.sub(r"\sxlink:href", " href", drawing(tmp_path, "bars", "Bars", marks)["svg"]))
+    titles = [each.text for each in page.iter("{http://www.w3.org/2000/svg}title")]
+    assert sorted(titles) == sorted(text for mark in marks.values() for text in mark.texts)
 
 
 def test_a_figure_that_nothing_is_asked_of_is_as_it_was(tmp_path: Path) -> None:

@@ -854,6 +854,34 @@ def test_text_from_data_is_escaped(run: Path) -> None:
     assert page.count("&lt;u&gt;") >= 8
 
 
+@pytest.mark.slow
+def test_in_a_browser_marks_are_read_by_keys_and_what_is_hidden_is_in_the_address(rendered: Path, browser) -> None:
+    page = browser.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.goto(f"file://{rendered}/report.html#figures")
+    figure, told = page.locator("#figure-behaviour svg"), page.locator("#told")
+    bars = figure.locator("[data-series] :is(use, path):has(> title)")
+    texts = bars.locator("title").all_text_contents()
+    figure.focus()
+    for key, place in (("Right", 0), ("Right", 1), ("Down", 2), ("Left", 1), ("Up", 0), ("Left", -1)):
+        page.keyboard.press(f"Arrow{key}")
+        assert told.inner_text().startswith(texts[place])
+    page.keyboard.press("Escape")
+    assert not told.is_visible()
+    unsafe = next(at for at, text in enumerate(texts) if text.startswith("unsafe"))
+    bars.nth(unsafe).click(force=True)
+    told.get_by_role("link", name="Examples: unsafe").click()
+    assert page.url.endswith("#examples-unsafe")
+    page.get_by_role("checkbox", name="base", exact=True).uncheck()
+    assert "?hidden=base#" in page.url
+    page.goto(page.url.replace("#examples-unsafe", "#figures"))
+    assert page.get_by_role("checkbox", name="SSFT ηₘ", exact=True).is_checked()
+    assert not page.get_by_role("checkbox", name="base", exact=True).is_checked()
+    assert not figure.locator("[data-series='base']").first.is_visible()
+    assert failures == []
+
+
 def test_answers_are_marked_against_what_was_wanted(rendered: Path) -> None:
     page = (rendered / "report.html").read_text()
     answers = re.findall(r'<th scope="row">([^<]*)</th><td><span class="verdict ([\w-]*)">([^<]*)</span>', page)
@@ -864,7 +892,7 @@ def test_only_the_records_are_needed(tmp_path: Path) -> None:
     write_records(study(kinds=["safe"]), tmp_path / "bare" / "records.parquet")
     page = render(tmp_path / "bare").read_text()
     assert "tunescope: bare" in page
-    assert "Examples" not in page
+    assert 'id="examples"' not in page
     assert "config.yaml" not in page
 
 

@@ -13,6 +13,7 @@ from matplotlib.patheffects import withStroke
 
 from tunescope.records.names import BASE, COMPLIANCE, CONTROL, REFUSAL
 from tunescope.report.draw import Legend, Look, facet, figure, from_base, grid, model_legend
+from tunescope.report.marks import tell
 from tunescope.report.select import COURSE, behaviour_rows, course_rows, headline_rows
 from tunescope.report.style import NEUTRAL, Model, kinds_of, rate_labels, tint
 
@@ -31,7 +32,7 @@ def outcomes(rows: pd.DataFrame, models: list[Model]) -> Figure:
     def draw(panel: Axes, kind: str) -> None:
         of_kind = rows[rows["kind"] == kind]
         for model, place in zip(models, places, strict=True):
-            _outcome_bar(panel, of_kind[of_kind["model"] == model.name], place, model.colour)
+            _outcome_bar(panel, of_kind[of_kind["model"] == model.name], place, model)
         panel.set(xlim=(0, 100), xticks=(0, 50, 100), ylim=(max(places) + BAR, -BAR))
         panel.set_yticks(places, [model.label for model in models])
         panel.tick_params(axis="y", length=0)
@@ -102,21 +103,23 @@ def _row_places(models: Sequence[Model]) -> list[float]:
     return [float(index + 0.4 * sum(gaps[:index])) for index in range(len(models))]
 
 
-def _outcome_bar(panel: Axes, rows: pd.DataFrame, place: float, colour: str) -> None:
+def _outcome_bar(panel: Axes, rows: pd.DataFrame, place: float, model: Model) -> None:
     """Compliance from the left, refusal from the right, what is left of 100 % in white, each with its interval."""
     if rows.empty:
         return
-    panel.barh(place, 100, BAR, color="white", edgecolor=colour, lw=0.5)
-    for metric, face, side in ((COMPLIANCE, colour, -1), (REFUSAL, tint(colour), 1)):
+    tell(panel.barh(place, 100, BAR, color="white", edgecolor=model.colour, lw=0.5)[0], model.label)
+    for metric, face, side in ((COMPLIANCE, model.colour, -1), (REFUSAL, tint(model.colour), 1)):
         of_metric = rows.loc[rows["metric"] == metric, ["value", "low", "high"]]
         for value, low, high in 100 * of_metric.to_numpy(float):
             start, ends = (0, (low, high)) if side < 0 else (100 - value, (100 - high, 100 - low))
-            panel.barh(place, value, BAR, left=start, color=face, edgecolor=colour, lw=0.5)
-            _whisker(panel, ends, place + side * BAR / 4)
+            bar = panel.barh(place, value, BAR, left=start, color=face, edgecolor=model.colour, lw=0.5)[0]
+            interval = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+            tell(bar, model.label, f": {metric} {value:.1f} %{interval}")
+            _whisker(panel, ends, place + side * BAR / 4, model.label)
 
 
-def _whisker(panel: Axes, ends: tuple[float, float], place: float) -> None:
+def _whisker(panel: Axes, ends: tuple[float, float], place: float, label: str) -> None:
     """A horizontal interval that reads on dark and on light; nothing if its ends are null."""
     if not np.isnan(ends).any():
-        halo = [withStroke(linewidth=2, foreground="white")]
-        panel.plot(ends, [place] * 2, color="black", lw=1, path_effects=halo, clip_on=False, solid_capstyle="butt")
+        look: Look = {"path_effects": [withStroke(linewidth=2, foreground="white")], "solid_capstyle": "butt"}
+        panel.plot(ends, [place] * 2, color="black", lw=1, clip_on=False, label=label, **look)

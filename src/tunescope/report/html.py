@@ -29,7 +29,7 @@ from tunescope.report.marks import Mark, marked, named
 from tunescope.report.mechanism import HISTOGRAMS
 from tunescope.report.reading import Entry, Stage, read_file
 from tunescope.report.select import histogram_rows, vector_rows
-from tunescope.report.style import KINDS, OWN, models_of, spaced
+from tunescope.report.style import KINDS, OWN, Model, models_of, spaced
 
 
 @plugins_blamed("report")
@@ -71,9 +71,7 @@ def render(folder: Path) -> Path:
         if entry.name in made
     ]
     page["first"] = next((each for each in drawings if each["name"] == "ladder"), None)
-    series = dict.fromkeys(mark.series for of in marks.values() for mark in of.values())
-    of_models = [model.label for model in models_of(records) if model.label in series]
-    page["series"] = {"models": of_models, "points": [each for each in series if each not in of_models]}
+    page["series"] = series_of(marks, models_of(records))
     page["figures"] = [each for each in drawings if each is not page["first"]]
     page["drawn"] = [each["name"] for each in drawings]
     path = write_page(folder, "report.html.j2", page)
@@ -105,6 +103,13 @@ def write_page(folder: Path, template: str, page: Mapping[str, Any]) -> Path:
     environment.filters |= {"spaced": spaced, "duration": tables.duration}
     write_text(folder / "report.html", environment.get_template(template).render(page))
     return folder / "report.html"
+
+
+def series_of(marks: Mapping[str, Mapping[str, Mark]], models: Sequence[Model]) -> dict[str, list[str]]:
+    """What can be hidden in figures: labels of `models`, and of all other `points`."""
+    series = dict.fromkeys(mark.series for of in marks.values() for mark in of.values())
+    of_models = [model.label for model in models if model.label in series]
+    return {"models": of_models, "points": [each for each in series if each not in of_models]}
 
 
 def drawing(folder: Path, name: str, title: str, marks: Mapping[str, Mark] = {}) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""The series of each curve in a figure, and the numbers behind its points, as attributes of the SVG in a page."""
+"""The series of each curve, band and bar in a figure, and the numbers behind it, as attributes of the SVG in a page."""
 
 import re
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from markupsafe import escape
@@ -13,24 +14,52 @@ from matplotlib.category import StrCategoryFormatter
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import Formatter, FuncFormatter
+from matplotlib.ticker import FuncFormatter
+
+_TOLD: WeakKeyDictionary[Artist, str] = WeakKeyDictionary()
 
 
 class Mark(NamedTuple):
-    """A curve or its band: the label of its series, and a text for each of the points that are marked."""
+    """A curve, band or bar: the label of its series, and a text for each of its points, or of a bar for the whole."""
 
     series: str
     texts: tuple[str, ...] = ()
 
 
+def tell(artist: Artist, series: str, text: str = "") -> None:
+    """Says what a bar or an area is of, and its numbers, which cannot be read off it."""
+    artist.set_label(series)
+    if text:
+        _TOLD[artist] = text
+
+
 def named(figure: Figure) -> Mapping[str, Mark]:
-    """Gives each curve and band with a label an id, by which it is found in the SVG; returns them by id."""
+    """Gives each curve, band and bar with a label an id, by which it is found in the SVG; returns them by id."""
     found = {}
     for number, panel in enumerate(figure.axes):
+        where = _where(figure, panel)
         for place, artist in enumerate(_labelled(panel)):
+            series, told = str(artist.get_label()), _TOLD.get(artist)
+            texts = (f"{series}{told}",) if told else (series + text for text in _texts(panel, artist))
             artist.set_gid(f"mark-{number}-{place}")
-            found[f"mark-{number}-{place}"] = Mark(str(artist.get_label()), tuple(_texts(panel, artist)))
+            found[f"mark-{number}-{place}"] = Mark(series, tuple(where + text for text in texts))
     return found
+
+
+def _where(figure: Figure, panel: Axes) -> str:
+    """What a panel is of: the title of its column, and the label of its vertical axis, or of its line of panels."""
+    place = panel.get_subplotspec()
+    if place is None:
+        return ""
+    columns = (each.get_title() for each in figure.axes if _same(each, place.colspan, "colspan"))
+    lines = (each.get_ylabel() for each in figure.axes if _same(each, place.rowspan, "rowspan"))
+    said = (panel.get_title() or next(filter(None, columns), ""), panel.get_ylabel() or next(filter(None, lines), ""))
+    return "".join(f"{' '.join(each.split())} · " for each in said if each)
+
+
+def _same(panel: Axes, span: range, name: str) -> bool:
+    place = panel.get_subplotspec()
+    return place is not None and getattr(place, name) == span
 
 
 def marked(svg: str, prefix: str, marks: Mapping[str, Mark]) -> str:
@@ -42,41 +71,44 @@ def marked(svg: str, prefix: str, marks: Mapping[str, Mark]) -> str:
             continue
         mark = marks[told[1]]
         part = part.replace("<g id=", f'<g data-series="{escape(mark.series)}" id=', 1)
-        before, *points = re.split(r"(?=<use\b)", part)
-        titled = (_titled(*each) for each in zip_longest(points, mark.texts[: len(points)], fillvalue=""))
+        drawn = "use" if "<use" in part else "path"
+        before, *points = re.split(rf"(?=<{drawn}\b)", part)
+        titled = (_titled(*each, drawn) for each in zip_longest(points, mark.texts[: len(points)], fillvalue=""))
         parts[at] = before + "".join(titled)
     return "".join(parts)
 
 
-def _titled(point: str, text: str) -> str:
-    return point.replace("/>", f"><title>{escape(text)}</title></use>", 1) if text else point
+def _titled(point: str, text: str, drawn: str) -> str:
+    return point.replace("/>", f"><title>{escape(text)}</title></{drawn}>", 1) if text else point
 
 
 def _labelled(panel: Axes) -> Iterator[Artist]:
-    for artist in (*panel.lines, *panel.collections):
+    for artist in (*panel.lines, *panel.collections, *panel.patches):
         if str(artist.get_label())[:1] not in ("", "_"):  # matplotlib's own labels begin so
             yield artist
 
 
 def _texts(panel: Axes, artist: Artist) -> Iterator[str]:
-    """Of a curve with markers: its series, where, the value, and the interval if there is a band."""
+    """Of a curve with markers: where each is, the value, and the interval if there is a band."""
     if not isinstance(artist, Line2D) or not _pointed(artist):
         return
     x, y = (np.asarray(each(orig=False), float) for each in (artist.get_xdata, artist.get_ydata))  # names are places
-    places = panel.xaxis.get_major_formatter()
     ends = _ends(panel, artist, len(x))
     axis = next((f"{name} " for each in _columns(panel) if (name := each.get_xlabel())), "")
     for at in np.flatnonzero(np.isfinite(y)):
         interval = f" [{ends[0][at]:.3g}, {ends[1][at]:.3g}]" if ends and ends[0][at] < ends[1][at] else ""
-        yield f"{artist.get_label()}, {_place(places, x[at], axis)}: {y[at]:.3g}{interval}"
+        yield f", {_place(panel, x[at], axis)}: {y[at]:.3g}{interval}"
 
 
-def _place(places: Formatter, x: float, axis: str) -> str:
+def _place(panel: Axes, x: float, axis: str) -> str:
     """Where a point is on the horizontal axis: the name that it stands at or beside, or what the axis is of."""
+    places, ticks = panel.xaxis.get_major_formatter(), panel.get_xticks()
     if isinstance(places, StrCategoryFormatter):
         return axis + places.format_data(x)
-    name = " ".join(places(round(x)).split()) if isinstance(places, FuncFormatter) else ""
-    return name if any(letter.isalpha() for letter in name) else f"{axis}{x:g}"
+    if not isinstance(places, FuncFormatter) or list(ticks) != [*range(len(ticks))]:
+        return f"{axis}{x:g}"
+    name = " ".join(places(round(x)).split())
+    return name if any(letter.isalpha() for letter in name) else f"{axis}{name or format(x, 'g')}"
 
 
 def _pointed(curve: Line2D) -> bool:

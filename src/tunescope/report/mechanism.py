@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -28,6 +29,7 @@ from tunescope.report.draw import (
     model_legend,
     series_legend,
 )
+from tunescope.report.marks import tell
 from tunescope.report.select import HISTOGRAM, behaviour_rows, final_rows, inside_rows, of_course, unchanged
 from tunescope.report.style import CLASSES, NEUTRAL, Model, drawn_as, first_rates, protocol_label, rate_labels, rates_of
 
@@ -179,8 +181,11 @@ def distributions(rows: pd.DataFrame, models: list[Model]) -> Figure:
         for kind, (colour, _) in CLASSES.items():
             of_kind = here[here["kind"] == kind].sort_values("index")
             at, share = np.exp(of_kind["index"].to_numpy(float)), 100 * of_kind["value"].to_numpy(float)
-            panel.fill_between(at, share, step="mid", color=colour, alpha=0.35, lw=0)
-            panel.step(at, share, where="mid", color=colour, lw=0.9)
+            area = panel.fill_between(at, share, step="mid", color=colour, alpha=0.35, lw=0)
+            panel.step(at, share, where="mid", color=colour, lw=0.9, label=f"{kind} prompts")
+            tell(
+                area, f"{kind} prompts", f": median of {HISTOGRAMS[metric]} {_median(at, share):.3g}" if len(at) else ""
+            )
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
@@ -191,6 +196,11 @@ def distributions(rows: pd.DataFrame, models: list[Model]) -> Figure:
     labels = {model.name: f"{model.title} (%)" for model in shown}
     look: Look = {"share": ("col", False), "xlabel": titles, "legend": Legend(handles, 2)}
     return facet(draw, dict.fromkeys(titles, ""), labels, height=0.85, margin=0.8, **look)
+
+
+def _median(at: Float[np.ndarray, " bins"], share: Float[np.ndarray, " bins"]) -> float:
+    """The bin of a histogram in which the median is."""
+    return float(at[np.searchsorted(np.cumsum(share), np.sum(share) / 2)])
 
 
 def direction_rows(records: pd.DataFrame) -> pd.DataFrame:

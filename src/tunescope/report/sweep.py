@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from tunescope.evidence.claims import LADDER
 from tunescope.records.names import COMPLIANCE
 from tunescope.records.pool import pool
-from tunescope.report.draw import facet, model_legend
+from tunescope.report.draw import Look, facet, model_legend
 from tunescope.report.figures import save_figures
-from tunescope.report.html import drawing, write_page
+from tunescope.report.html import drawing, series_of, write_page
+from tunescope.report.marks import named
 from tunescope.report.select import headline_rows
 from tunescope.report.style import Model, models_of, style
 from tunescope.report.tables import DASH, EDGE, GLYPHS, TIMES
@@ -41,17 +42,25 @@ def render_sweep(
         effects: one row per point, claim, model and rung. behaviour: one per point, model and kind, as of `answered`.
         swept: the settings that differ between points. points: their names. failures: by run that has no tables, why.
     """
-    first = effects[effects["rung"] == RUNGS[0]] if len(effects) else effects
-    drawn = dose_responses(behaviour, swept, "behaviour", "Prompts answered (%)") if len(behaviour) else {}
-    drawn |= dose_responses(first, swept, "effects", "Effects") if len(effects) else {}
-    save_figures({key: made for key, (_, made) in drawn.items()}, folder / "figures")
+    parts = {"behaviour": ("Prompts answered (%)", behaviour)}
+    for rung in LADDER:
+        of_rung = effects[effects["rung"] == rung.name] if len(effects) else effects
+        parts[f"effects-{rung.name}"] = (f"Effects beyond {rung.beyond}", of_rung)
+    drawn = {what: dose_responses(rows, swept, name, what) for name, (what, rows) in parts.items() if len(rows)}
+    made = {name: figure for figures in drawn.values() for name, (_, figure) in figures.items()}
+    marks = {name: named(figure) for name, figure in made.items()}
+    save_figures(made, folder / "figures")
     page = {
         "title": f"tunescope: sweep {name}",
         "swept": swept,
         "points": points,
         "runs": int(effects["runs"].max()) if len(effects) else 0,
         "failures": failures,
-        "figures": [drawing(folder, key, title) for key, (title, _) in drawn.items()],
+        "figures": {
+            what: [drawing(folder, name, title, marks[name]) for name, (title, _) in figures.items()]
+            for what, figures in drawn.items()
+        },
+        "series": series_of(marks, models_of(pd.concat([behaviour, effects]))),
         "turns": turns(effects, swept) if len(effects) else [],
         "rows": table(effects, points) if len(effects) else [],
         "ladder": LADDER,
@@ -98,7 +107,7 @@ def dose_responses(rows: pd.DataFrame, swept: Sequence[str], of: str, what: str)
 
 
 def _dose_response(rows: pd.DataFrame, key: str, models: Sequence[Model]) -> Figure:
-    """A panel for each claim: the effect beyond chance of each model, its interval over runs, and each run as a dot."""
+    """A panel for each claim: the effect of each model, its interval over runs, and each run as a dot."""
     values = list(dict.fromkeys(rows[key]))
     places = {value: at for at, value in enumerate(values)}
     ratios = {claim: unit == "ratio" for claim, unit in zip(rows["claim"], rows["unit"], strict=True)}
@@ -114,9 +123,12 @@ def _dose_response(rows: pd.DataFrame, key: str, models: Sequence[Model]) -> Fig
                 (mine["estimate"] - mine["low"]).clip(0).fillna(0),
                 (mine["high"] - mine["estimate"]).clip(0).fillna(0),
             ]
-            panel.errorbar(at, mine["estimate"], ends, lw=1, elinewidth=1, ms=3, **_line(model))
+            drawn = panel.errorbar(at, mine["estimate"], ends, lw=1, elinewidth=1, ms=3, **_line(model))
+            for part in (drawn.lines[0], *drawn.lines[2]):
+                part.set_label(model.label)
             for x, each in zip(at, mine["per_run"], strict=True):
-                panel.scatter([x - 0.05] * len(each), each, s=7, color=model.colour, alpha=0.6, linewidths=0)
+                look: Look = {"s": 7, "color": model.colour, "alpha": 0.6, "linewidths": 0, "label": model.label}
+                panel.scatter([x - 0.05] * len(each), each, **look)
         panel.set(xlim=(-0.5, len(values) - 0.5))
         panel.set_xticks(range(len(values)), values)
 

@@ -15,21 +15,46 @@ document.addEventListener("click", (event) => {
 let folded = [];
 addEventListener("beforeprint", () => { folded = [...parts].filter((part) => !part.open); folded.forEach((part) => { part.open = true; }); });
 addEventListener("afterprint", () => folded.forEach((part) => { part.open = false; }));
-// The numbers behind a mark, for touch and for the keyboard, too.
-const told = document.getElementById("told");
-function tell(event) {
-  const mark = event.target.closest(".step[aria-label], td[title], [data-series] use:has(title)");
+// The numbers behind a mark, for touch and for the keyboard, too, and the prompts of the kind that they are of.
+const told = document.getElementById("told"), kinds = [...document.querySelectorAll("[data-kind]")];
+kinds.sort((a, b) => b.dataset.kind.length - a.dataset.kind.length);
+function say(mark) {
+  document.querySelectorAll(".at").forEach((each) => each.classList.remove("at"));
   told.hidden = !mark;
-  if (mark) told.textContent = mark.getAttribute("aria-label") || mark.title || mark.textContent;
+  if (!mark) return;
+  mark.classList.add("at");
+  told.textContent = mark.getAttribute("aria-label") || mark.getAttribute("title") || mark.textContent;
+  const kind = mark.closest("svg") && kinds.find((each) => ` ${told.textContent.replace(/[,:·]/g, " ")} `.includes(` ${each.dataset.kind.replace(/:/g, " ")} `));
+  if (kind) told.append(" ", Object.assign(document.createElement("a"), { href: `#${kind.id}`, textContent: `Examples: ${kind.dataset.kind}` }));
+}
+const marks = "[data-series] :is(use, path):has(> title)";
+function tell(event) {
+  if (!event.target.closest("#told")) say(event.target.closest(`.step[aria-label], td[title], ${marks}`));
 }
 document.addEventListener("click", tell);
 document.addEventListener("focusin", tell);
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") told.hidden = true; });
-// Curves can be hidden, in all figures at once.
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") say(null); });
+// Within a figure, arrows go from mark to mark.
+document.querySelectorAll("figure svg").forEach((svg) => {
+  if (!svg.querySelector(marks)) return;
+  svg.tabIndex = 0;
+  svg.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const shown = [...svg.querySelectorAll(marks)].filter((mark) => mark.getClientRects().length);
+    const at = shown.findIndex((mark) => mark.classList.contains("at"));
+    say(shown[(at < 0 && step < 0 ? 0 : at) + step] || shown[step > 0 ? 0 : shown.length - 1]);
+  });
+});
+// Curves and bars can be hidden, in all figures at once; the address says which, so that a link shows the same.
 const wanted = document.querySelectorAll(".series input");
 function choose() {
   const unwanted = new Set([...wanted].filter((box) => !box.checked).map((box) => box.value));
   document.querySelectorAll("[data-series]").forEach((curve) => { curve.style.display = unwanted.has(curve.dataset.series) ? "none" : ""; });
+  const hidden = new URLSearchParams([...unwanted].map((value) => ["hidden", value])).toString();
+  history.replaceState(null, "", location.pathname + (hidden && `?${hidden}`) + location.hash);
 }
-wanted.forEach((box) => box.addEventListener("change", choose));
+const hidden = new URLSearchParams(location.search).getAll("hidden");
+wanted.forEach((box) => { box.checked = !hidden.includes(box.value); box.addEventListener("change", choose); });
 choose();
