@@ -2,7 +2,7 @@
 
 python benchmarks/weights.py [--layers 1] [--device cpu]
 
-The pair is made here, layer by layer: normal weights in bfloat16, and a change of rank 8 in W_in, which must be found.
+The pair is made here, layer by layer: normal weights in bfloat16, and in each a change of rank 8, which must be found.
 Memory does not depend on the number of layers; 32, the whole model, takes 28 GB of disk.
 """
 
@@ -20,7 +20,7 @@ from transformers import LlamaConfig
 from tunescope.records.tables import read_records
 from tunescope.study.weights import compare_weights
 
-RANK, SIZE = 8, 0.02  # of the planted change; its norm as a share of W_in's
+RANK, SIZE = 8, 0.02  # of the planted changes; their norms as a share of the matrix's
 WIDTH, HIDDEN, KEYS = 4096, 14336, 1024
 SHAPES = {
     "self_attn.q_proj": (WIDTH, WIDTH),
@@ -51,10 +51,9 @@ def make(folder: Path, layers: int) -> None:
         file = f"model-{layer:05d}.safetensors"
         index |= dict.fromkeys(tensors, file)
         save_file(tensors, folder / "base" / file)
-        changed = f"model.layers.{layer}.mlp.up_proj.weight"
-        w = tensors[changed].float()
-        delta = torch.randn(HIDDEN, RANK) @ torch.randn(RANK, WIDTH)
-        tensors[changed] = (w + SIZE * w.norm() / delta.norm() * delta).bfloat16()
+        for name, each in tensors.items():
+            w, delta = each.float(), torch.randn(len(each), RANK) @ torch.randn(RANK, each.shape[1])
+            tensors[name] = (w + SIZE * w.norm() / delta.norm() * delta).bfloat16()
         save_file(tensors, folder / "tuned" / file)
     for name in ("base", "tuned"):
         (folder / name / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))

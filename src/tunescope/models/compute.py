@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tunescope.config import ComputeConfig
 from tunescope.errors import InputError, shown
-from tunescope.models.logps import token_logps
+from tunescope.models.logps import autocast, token_logps
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def fastest_dtype(device: torch.device, width: int = 96) -> Literal["float32", "
 
     def seconds(dtype: torch.dtype) -> float:
         begun = time.perf_counter()
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+        with autocast(device, dtype):
             torch.nn.functional.linear(x, w).float().sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize()

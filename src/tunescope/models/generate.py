@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from tunescope.models.checkpoint import quiet
 from tunescope.models.inputs import IGNORED, Answers, Inputs, left_padded
-from tunescope.models.logps import read_shared, sharing
+from tunescope.models.logps import autocast, read_shared, sharing
 from tunescope.progress import progress
 
 
@@ -22,7 +22,7 @@ def generate(
 
     Args:
         length: tokens to generate at most.
-        dtype: autocast type; float32 means without.
+        dtype: of the forward passes, see `autocast`.
         rows: prompts per forward pass.
     """
     told, ends, pad = model.generation_config, _ends(model), model.config.pad_token_id
@@ -39,7 +39,7 @@ def generate(
             given: dict[str, Any] = part.arguments()
             given.pop("position_ids", None)  # generation counts them from the mask
             given.setdefault("attention_mask", torch.ones(part.sequence.shape[:2], dtype=torch.long, device=out.device))
-            with quiet(), torch.autocast(out.device.type, dtype, enabled=dtype is not torch.float32):
+            with quiet(), autocast(out.device, dtype):
                 given |= read_shared(model, part)
                 full = model.generate(**given, generation_config=config)
             # Of embeddings, only what is new comes back.

@@ -14,6 +14,11 @@ from tunescope.models.inputs import IGNORED, Answers, Inputs, says
 from tunescope.models.weights import in_memory
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Forward passes in this type; float32 means as they are."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+
 def keys_and_values(model: PreTrainedModel) -> dict[str, DynamicCache]:
     """An empty cache as the keyword argument of a forward pass, which transformers 5.24 renamed."""
     name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
@@ -88,7 +93,7 @@ def token_logps(
     """log p(token i + 1 | tokens 0 .. i), in nats, float32; 0 where the token is `IGNORED`.
 
     Args:
-        dtype: the forward pass runs under autocast to this type; float32 means without autocast.
+        dtype: of the forward pass, see `autocast`.
         last: of so many tokens at the end alone; None: of all but the first.
         positions, mask, shared: see `Inputs`.
     """
@@ -99,7 +104,7 @@ def token_logps(
         None if mask is None else mask[:, :-1],
         shared,
     )
-    with torch.autocast(tokens.device.type, dtype, enabled=dtype is not torch.float32):
+    with autocast(tokens.device, dtype):
         logits = read(model, given, last)
     return gathered_logps(logits, tokens[:, -last:])
 
@@ -164,7 +169,7 @@ def which_follows(
     for start in range(0, len(prompts), rows):
         part = sharing(model, prompts[start : start + rows])
         said = torch.stack([each[start : start + rows] for each in answers])
-        with torch.autocast(said.device.type, dtype, enabled=dtype is not torch.float32):
+        with autocast(said.device, dtype):
             kept = keys_and_values(model)
             first = read_into(model, part, kept)[:, -1].argmax(-1)
             which, row = (said[..., 0] == first).nonzero(as_tuple=True)

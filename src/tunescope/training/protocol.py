@@ -14,6 +14,7 @@ from tunescope.config import Base, Config, NoSettings
 from tunescope.models.compute import Compute
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import IGNORED, Answers, Inputs, same_length
+from tunescope.models.logps import autocast
 from tunescope.models.sites import Site
 from tunescope.registry import Registry
 from tunescope.rng import Stream
@@ -201,8 +202,7 @@ class Step:
         return ours, theirs, learnt
 
     def _autocast(self) -> torch.autocast:
-        dtype = self._compute.dtype
-        return torch.autocast(self.safe.device.type, dtype, enabled=dtype is not torch.float32)
+        return autocast(self.safe.device, self._compute.dtype)
 
     @cached_property
     def _policy(self) -> Answered:
