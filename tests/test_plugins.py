@@ -229,6 +229,8 @@ def test_a_plugin_that_gives_something_else_is_named(
     plugin = write(tmp_path, "mine.py", PLUGIN.replace(good, bad))
     asked = ["tunes=[loud-eta_m]" if "protocol loud" in says else "tunes=[]", "base.pretrain.steps=1"]
     refused([*small_study, *asked, "--plugin", plugin, "--out", str(tmp_path / "run")], *says)
+    # A loss is tried before anything is trained.
+    assert (tmp_path / "run").exists() == ("protocol loud" not in says)
 
 
 def test_a_plugin_that_is_no_file(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from tunescope.errors import InputError
 from tunescope.files import write_text
 from tunescope.models.compute import deterministic, device_of, fastest_dtype, resolve
 from tunescope.progress import say
+from tunescope.registry import plugins_blamed
 from tunescope.report.html import render
 from tunescope.report.together import check_joint, gather
 from tunescope.settings import read_study
-from tunescope.study import trackers
+from tunescope.study import steps, trackers
 from tunescope.study.environment import environment
 from tunescope.study.executors import Where
 from tunescope.study.folders import CONFIG, ENVIRONMENT, check, claimed, note_environment
@@ -73,6 +74,13 @@ class OneRun:
         check(folder, self.study, update)  # before models are looked at, which may have to be fetched
         self.graph = graph_of(self.study, folder, skip)
         self.stages = self.graph.measured(skip)
+        for stage in self.stages:
+            given, base = stage.inputs, self.study.base
+            if not isinstance(given, steps.TuneModel) or not isinstance(base, Built):
+                continue
+            if given.code and not is_done(stage, folder):
+                with plugins_blamed(f"stage {stage.name}"):
+                    steps.rehearse(given, base, folder)
         self.work = [Work(stage, folder, tuple(skip)) for stage in self.stages]
         self.done = 0
 

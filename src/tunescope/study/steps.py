@@ -34,6 +34,7 @@ from tunescope.files import atomic_path, remove, write_text
 from tunescope.interventions.base import INTERVENTIONS, Bench, Intervention, measure_interventions
 from tunescope.models.build import build_model
 from tunescope.models.checkpoint import load_tokenizer, save_model
+from tunescope.models.compute import Compute
 from tunescope.models.generate import Greedy, generate, until_end
 from tunescope.models.logps import mean_kl, mean_nll
 from tunescope.models.pair import matches
@@ -55,6 +56,7 @@ from tunescope.records.tables import (
     write_records,
     write_scores,
 )
+from tunescope.rng import Stream
 from tunescope.study.context import ANSWERS, FOLLOWED, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place
@@ -62,13 +64,14 @@ from tunescope.tasks.base import Answered, Batch, Capable, InForms, Kind, Task, 
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
-from tunescope.training.tuning import Lookup, equally_spaced, reference_logps, tune
+from tunescope.training.tuning import Lookup, equally_spaced, losses_of, reference_logps, tune
 
 T = TypeVar("T")
 STEP = "step-"  # begins the names of checkpoints
 READ = 64  # prompts per forward pass at most where a model from elsewhere is read without gradients
 COSTS = 100  # safe prompts on which it is measured what fine-tuning costs
 FIT, ROWS = 100, 16  # prompts of a class that examples are set against, at most; and prompts per forward pass
+REHEARSED = 8  # prompts
 COURSE = (SAFE, UNSAFE)  # kinds that models saved during fine-tuning are given
 
 
@@ -82,16 +85,7 @@ class Pretrain(Common):
 def pretrain_base(given: Pretrain, at: Place) -> None:
     this, config = Context(given, at.folder), given.built
     task, stream = this.task(), this.stream("pretraining")
-    model = build_model(
-        config,
-        len(task.tokenizer),
-        task.sequence_length,  # type: ignore[attr-defined]
-        stream("init"),
-        this.compute.device,
-        eos=task.tokenizer.eos_token_id,
-        pad=task.tokenizer.pad_token_id,
-    )
-    model.set_attn_implementation(this.compute.attention)
+    model = _untrained(config, task, this.compute, stream)
     curve = pretrain(model, task, config.pretrain, this.compute, stream, at.unfinished)  # type: ignore[arg-type]
     if (reached := curve[-1][HELD_OUT]) < config.pretrain.target:
         say(
@@ -100,6 +94,20 @@ def pretrain_base(given: Pretrain, at: Place) -> None:
         )
     _keep(given, model, task.tokenizer, at.folder / given.model.folder, task)
     write_records(_curve(given, curve), at.folder / "parts/pretrain.parquet")
+
+
+def _untrained(config: Built, task: Task, compute: Compute, stream: Stream) -> PreTrainedModel:
+    model = build_model(
+        config,
+        len(task.tokenizer),
+        task.sequence_length,  # type: ignore[attr-defined]
+        stream("init"),
+        compute.device,
+        eos=task.tokenizer.eos_token_id,
+        pad=task.tokenizer.pad_token_id,
+    )
+    model.set_attn_implementation(compute.attention)
+    return model
 
 
 class Answer(Common):
@@ -228,6 +236,24 @@ def tune_model(given: TuneModel, at: Place) -> None:
     )
     _keep(given, policy, tokenizer, at.folder / given.model.folder, task)
     write_records(_curve(given, curve), at.folder / f"parts/tune-{name}.parquet")
+
+
+def rehearse(given: TuneModel, built: Built, folder: Path) -> None:
+    """Takes one small step's losses with an untrained model, so that a protocol whose loss cannot be taken fails before
+    any long work.
+
+    Raises:
+        InputError: see `losses_of`.
+    """
+    this, protocol = Context(given, folder), PROTOCOLS[given.protocol]
+    task, stream = this.task(), this.stream("rehearsal")
+    if not task.knows_answers:
+        return
+    model = _untrained(built, task, this.compute, stream)
+    settings = settings_of(protocol.settings, {given.protocol: given.settings}, given.protocol, "tune")
+    few = given.tune.model_copy(update={"batch": min(given.tune.batch, REHEARSED)})
+    for loss in losses_of(0, model, model, protocol, settings, task, few, this.compute, stream):
+        loss.backward()
 
 
 def _keep(given: Common, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, task: Task) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -65,18 +66,7 @@ def tune(
     adapted = _adapted(policy, lora, stream("adapters")) if lora else None
 
     def losses(step: int) -> Iterator[Tensor]:
-        sizes = config.batch, protocol.unsafe_of(config.batch, config.unsafe_share)
-        batch = _batch(step, task, *sizes, stream)
-        for number, part in enumerate(_parts(batch, protocol, compute)):
-            known = _known(reference, step, number)
-            view = Step(policy, known, part, protocol, compute, stream, step / config.steps, batch)
-            loss = protocol.loss(view, settings)
-            if not isinstance(loss, Tensor) or loss.shape != part.safe.shape:
-                got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
-                raise InputError(
-                    f"protocol {protocol.name}: one loss per prompt is wanted, [{len(part.safe)}]; got {got}"
-                )
-            yield loss.sum() / config.batch
+        return losses_of(step, policy, reference, protocol, settings, task, config, compute, stream)
 
     def measure(step: int) -> Row:
         if step in due and step < config.steps:
@@ -98,6 +88,33 @@ def tune(
             adapted.merge_and_unload()
     save(config.steps, policy)
     return curve
+
+
+def losses_of(
+    step: int,
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | Lookup | None,
+    protocol: Protocol,
+    settings: Config,
+    task: Task,
+    config: TuneConfig,
+    compute: Compute,
+    stream: Stream,
+) -> Iterator[Float[Tensor, ""]]:
+    """Losses of one step of `tune`, part by part.
+
+    Raises:
+        InputError: the protocol gives anything but one number per prompt.
+    """
+    batch = _batch(step, task, config.batch, protocol.unsafe_of(config.batch, config.unsafe_share), stream)
+    for number, part in enumerate(_parts(batch, protocol, compute)):
+        known = _known(reference, step, number)
+        view = Step(policy, known, part, protocol, compute, stream, step / config.steps, batch)
+        loss = protocol.loss(view, settings)
+        if not isinstance(loss, Tensor) or loss.shape != part.safe.shape:
+            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
+            raise InputError(f"protocol {protocol.name}: one loss per prompt is wanted, [{len(part.safe)}]; got {got}")
+        yield loss.sum() / config.batch
 
 
 def equally_spaced(config: TuneConfig) -> set[int]:
