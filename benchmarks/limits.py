@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 import tunescope as ts
 from tunescope.models.checkpoint import load_model
@@ -82,7 +83,7 @@ def named(stage: Stage) -> str:
 
 def products(module: Any, inputs: tuple[Any, ...], y: Any) -> Counter[Product]:
     """What a linear layer asks for, forward and, if there will be gradients, back."""
-    if type(module).__name__ not in ("Linear", "Conv1D"):
+    if not isinstance(module, nn.Linear | Conv1D):
         return Counter()
     x: Tensor = inputs[0]
     rows, into, out = x.shape[:-1].numel(), x.shape[-1], y.shape[-1]

@@ -13,6 +13,7 @@ import tunescope as ts
 from tunescope import cli
 from tunescope.config import Sweep, checked
 from tunescope.errors import InputError
+from tunescope.report.sweep import render_sweep
 from tunescope.study.sweeps import points_of, run_sweep
 
 pytestmark = pytest.mark.usefixtures("plugged")
@@ -205,3 +206,9 @@ def test_nothing_is_begun_where_the_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown key"):
         run_sweep(of(grid={"base.widht": [16]}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_of_which_every_run_failed_has_a_page(tmp_path: Path) -> None:
+    nothing = pd.DataFrame()
+    page = render_sweep(tmp_path, "none", nothing, nothing, ["tune.steps"], ["a", "b"], {"a-seed0": "no room"})
+    assert "a-seed0 is missing: no room" in page.read_text()

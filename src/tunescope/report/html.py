@@ -29,7 +29,7 @@ from tunescope.report.marks import Mark, marked, named
 from tunescope.report.mechanism import HISTOGRAMS
 from tunescope.report.reading import Entry, Stage, read_file
 from tunescope.report.select import histogram_rows, vector_rows
-from tunescope.report.style import KINDS, OWN, Model, models_of, spaced
+from tunescope.report.style import OWN, Model, kind_label, models_of, spaced
 
 
 @plugins_blamed("report")
@@ -100,7 +100,7 @@ def write_page(folder: Path, template: str, page: Mapping[str, Any]) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"spaced": spaced, "duration": tables.duration}
+    environment.filters |= {"spaced": spaced, "duration": tables.duration, "kind_label": kind_label}
     write_text(folder / "report.html", environment.get_template(template).render(page))
     return folder / "report.html"
 
@@ -197,7 +197,6 @@ def _told(
         "pooled": records["seed"].nunique() > 1,
         "sure": tables.SURE,
         "rare": tables.RARE,
-        "kinds": {name: kind.label for name, kind in KINDS.items()},
         "examples": tables.examples(read_file(folder / "examples.json", list[Entry], []), models),
         "environment": tables.flat(read_file(folder / "environment.json", dict[str, Any], {})),
         "stages": stages,

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.category import StrCategoryFormatter
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
@@ -51,15 +52,19 @@ def _where(figure: Figure, panel: Axes) -> str:
     place = panel.get_subplotspec()
     if place is None:
         return ""
-    columns = (each.get_title() for each in figure.axes if _same(each, place.colspan, "colspan"))
-    lines = (each.get_ylabel() for each in figure.axes if _same(each, place.rowspan, "rowspan"))
+    beside = [
+        each for each in figure.axes if (at := each.get_subplotspec()) and at.get_gridspec() is place.get_gridspec()
+    ]
+    columns = (each.get_title() for each in beside if _place_of(each).colspan == place.colspan)
+    lines = (each.get_ylabel() for each in beside if _place_of(each).rowspan == place.rowspan)
     said = (panel.get_title() or next(filter(None, columns), ""), panel.get_ylabel() or next(filter(None, lines), ""))
     return "".join(f"{' '.join(each.split())} · " for each in said if each)
 
 
-def _same(panel: Axes, span: range, name: str) -> bool:
+def _place_of(panel: Axes) -> SubplotSpec:
     place = panel.get_subplotspec()
-    return place is not None and getattr(place, name) == span
+    assert place is not None
+    return place
 
 
 def marked(svg: str, prefix: str, marks: Mapping[str, Mark]) -> str:

@@ -47,6 +47,8 @@ def render_sweep(
         of_rung = effects[effects["rung"] == rung.name] if len(effects) else effects
         parts[f"effects-{rung.name}"] = (f"Effects beyond {rung.beyond}", of_rung)
     drawn = {what: dose_responses(rows, swept, name, what) for name, (what, rows) in parts.items() if len(rows)}
+    drawn = {what: figures for what, figures in drawn.items() if figures}
+    there = [rows for rows in (behaviour, effects) if len(rows)]
     made = {name: figure for figures in drawn.values() for name, (_, figure) in figures.items()}
     marks = {name: named(figure) for name, figure in made.items()}
     save_figures(made, folder / "figures")
@@ -60,7 +62,7 @@ def render_sweep(
             what: [drawing(folder, name, title, marks[name]) for name, (title, _) in figures.items()]
             for what, figures in drawn.items()
         },
-        "series": series_of(marks, models_of(pd.concat([behaviour, effects]))),
+        "series": series_of(marks, models_of(pd.concat(there)) if there else []),
         "turns": turns(effects, swept) if len(effects) else [],
         "rows": table(effects, points) if len(effects) else [],
         "ladder": LADDER,

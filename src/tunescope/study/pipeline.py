@@ -21,6 +21,7 @@ from tunescope.study.folders import CONFIG, ENVIRONMENT, check, claimed, note_en
 from tunescope.study.graph import graph_of, with_names
 from tunescope.study.stages import Done, is_done, run_stage, tell, times
 from tunescope.study.work import Failed, Work, shared
+from tunescope.training.protocol import PROTOCOLS
 
 HERE = Where()
 
@@ -78,8 +79,8 @@ class OneRun:
             given, base = stage.inputs, self.study.base
             if not isinstance(given, steps.TuneModel) or not isinstance(base, Built):
                 continue
-            if given.code and not is_done(stage, folder):
-                with plugins_blamed(f"stage {stage.name}"):
+            if PROTOCOLS.code(given.protocol) and not is_done(stage, folder):
+                with plugins_blamed(f"stage {stage.name}"), deterministic(device_of(given.compute)):
                     steps.rehearse(given, base, folder)
         self.work = [Work(stage, folder, tuple(skip)) for stage in self.stages]
         self.done = 0

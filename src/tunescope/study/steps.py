@@ -5,6 +5,7 @@ A function is given its inputs and the place where it runs; whatever decides its
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from math import exp
 from pathlib import Path
@@ -71,7 +72,6 @@ STEP = "step-"  # begins the names of checkpoints
 READ = 64  # prompts per forward pass at most where a model from elsewhere is read without gradients
 COSTS = 100  # safe prompts on which it is measured what fine-tuning costs
 FIT, ROWS = 100, 16  # prompts of a class that examples are set against, at most; and prompts per forward pass
-REHEARSED = 8  # prompts
 COURSE = (SAFE, UNSAFE)  # kinds that models saved during fine-tuning are given
 
 
@@ -239,21 +239,27 @@ def tune_model(given: TuneModel, at: Place) -> None:
 
 
 def rehearse(given: TuneModel, built: Built, folder: Path) -> None:
-    """Takes one small step's losses with an untrained model, so that a protocol whose loss cannot be taken fails before
-    any long work.
+    """Takes the loss of a part of a step with an untrained model, so that a protocol whose loss cannot be taken fails
+    before any long work.
 
     Raises:
         InputError: see `losses_of`.
     """
-    this, protocol = Context(given, folder), PROTOCOLS[given.protocol]
+    given = given.model_copy(update={"compute": given.compute.model_copy(update={"compile": "off"})})
+    this, protocol, config = Context(given, folder), PROTOCOLS[given.protocol], given.tune
     task, stream = this.task(), this.stream("rehearsal")
     if not task.knows_answers:
         return
-    model = _untrained(built, task, this.compute, stream)
+    policy = _untrained(built, task, this.compute, stream).eval()
     settings = settings_of(protocol.settings, {given.protocol: given.settings}, given.protocol, "tune")
-    few = given.tune.model_copy(update={"batch": min(given.tune.batch, REHEARSED)})
-    for loss in losses_of(0, model, model, protocol, settings, task, few, this.compute, stream):
-        loss.backward()
+    reference: PreTrainedModel | Lookup | None = None
+    if protocol.reference:
+        reference = deepcopy(policy).requires_grad_(False)
+    if protocol.reference == "logps":
+        sizes = config.batch, protocol.unsafe_of(config.batch, config.unsafe_share)
+        kept = reference_logps(reference, protocol, task, 1, *sizes, this.compute, stream)
+        reference = kept.__getitem__
+    next(losses_of(0, policy, reference, protocol, settings, task, config, this.compute, stream)).backward()
 
 
 def _keep(given: Common, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, task: Task) -> None:

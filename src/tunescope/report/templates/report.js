@@ -34,11 +34,26 @@ function tell(event) {
 document.addEventListener("click", tell);
 document.addEventListener("focusin", tell);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") say(null); });
-// Within a figure, arrows go from mark to mark.
+// Curves and bars can be hidden, in all figures at once; the address says which, so that a link shows the same.
+const wanted = document.querySelectorAll(".series input");
+function choose() {
+  const unwanted = new Set([...wanted].filter((box) => !box.checked).map((box) => box.value));
+  document.querySelectorAll("[data-series]").forEach((curve) => { curve.style.display = unwanted.has(curve.dataset.series) ? "none" : ""; });
+  const address = new URL(location.href);
+  address.searchParams.delete("hidden");
+  unwanted.forEach((value) => address.searchParams.append("hidden", value));
+  if (address.href !== location.href) history.replaceState(null, "", address);
+}
+const hidden = new URLSearchParams(location.search).getAll("hidden");
+wanted.forEach((box) => { box.checked = !hidden.includes(box.value); box.addEventListener("change", choose); });
+choose();
+// Within a figure, arrows go from mark to mark, and Enter to the examples that a mark links to.
 document.querySelectorAll("figure svg").forEach((svg) => {
   if (!svg.querySelector(marks)) return;
   svg.tabIndex = 0;
   svg.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.key === "Enter") told.querySelector("a")?.click();
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
@@ -47,14 +62,3 @@ document.querySelectorAll("figure svg").forEach((svg) => {
     say(shown[(at < 0 && step < 0 ? 0 : at) + step] || shown[step > 0 ? 0 : shown.length - 1]);
   });
 });
-// Curves and bars can be hidden, in all figures at once; the address says which, so that a link shows the same.
-const wanted = document.querySelectorAll(".series input");
-function choose() {
-  const unwanted = new Set([...wanted].filter((box) => !box.checked).map((box) => box.value));
-  document.querySelectorAll("[data-series]").forEach((curve) => { curve.style.display = unwanted.has(curve.dataset.series) ? "none" : ""; });
-  const hidden = new URLSearchParams([...unwanted].map((value) => ["hidden", value])).toString();
-  history.replaceState(null, "", location.pathname + (hidden && `?${hidden}`) + location.hash);
-}
-const hidden = new URLSearchParams(location.search).getAll("hidden");
-wanted.forEach((box) => { box.checked = !hidden.includes(box.value); box.addEventListener("change", choose); });
-choose();
