@@ -43,7 +43,9 @@ def test_what_the_hub_does_not_give_is_told(error: Exception, monkeypatch: pytes
 @pytest.mark.parametrize(
     "name", ["", "a\x00b", "x" * 5000, "a\nb/c", "../x", "owner/..", "a/b/c", "o/n@../../x", "\ud800"]
 )
-def test_what_is_no_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # beside it there is no ../x
     monkeypatch.setattr(hub, "snapshot_download", None)
     monkeypatch.setattr(hub, "hf_hub_download", None)
     for fetch in (
