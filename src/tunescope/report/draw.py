@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from tunescope.errors import InputError, shown
 from tunescope.records.names import BASE
 from tunescope.registry import Registry
+from tunescope.report.marks import name_points
 from tunescope.report.select import prompts_text
 from tunescope.report.style import NEUTRAL, WIDTH, Model
 
@@ -226,8 +227,7 @@ def dots(panel: Axes, rows: pd.DataFrame, x: str, places: Mapping[str, str], by:
         ends = [found["value"] - found["low"], found["high"] - found["value"]]
         errors, middle = np.nan_to_num(np.array(ends, float)).clip(min=0), found["value"].to_numpy(float)
         drawn = panel.errorbar(at.to_numpy(float), middle, errors, ls="", lw=1, ms=4, color=colour, marker=marker)
-        for part in (drawn.lines[0], *drawn.lines[2]):  # by which a page tells the numbers of points, and hides them
-            part.set_label(label)
+        name_points(drawn, label)
     panel.set(xlim=(-0.6, len(places) - 0.4))
     panel.set_xticks(range(len(places)), places.values())
     panel.grid(axis="x", visible=False)

@@ -34,6 +34,12 @@ def tell(artist: Artist, series: str, text: str = "") -> None:
         _TOLD[artist] = text
 
 
+def name_points(drawn: ErrorbarContainer, series: str) -> None:
+    """Says of what series points and their bars are."""
+    for part in (drawn.lines[0], *drawn.lines[2]):
+        part.set_label(series)
+
+
 def named(figure: Figure) -> Mapping[str, Mark]:
     """Gives each curve, band and bar with a label an id, by which it is found in the SVG; returns them by id."""
     found = {}

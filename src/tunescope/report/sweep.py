@@ -15,7 +15,7 @@ from tunescope.records.pool import pool
 from tunescope.report.draw import Look, facet, model_legend
 from tunescope.report.figures import save_figures
 from tunescope.report.html import drawing, series_of, write_page
-from tunescope.report.marks import named
+from tunescope.report.marks import name_points, named
 from tunescope.report.select import headline_rows
 from tunescope.report.style import Model, models_of, style
 from tunescope.report.tables import DASH, EDGE, GLYPHS, TIMES
@@ -126,8 +126,7 @@ def _dose_response(rows: pd.DataFrame, key: str, models: Sequence[Model]) -> Fig
                 (mine["high"] - mine["estimate"]).clip(0).fillna(0),
             ]
             drawn = panel.errorbar(at, mine["estimate"], ends, lw=1, elinewidth=1, ms=3, **_line(model))
-            for part in (drawn.lines[0], *drawn.lines[2]):
-                part.set_label(model.label)
+            name_points(drawn, model.label)
             for x, each in zip(at, mine["per_run"], strict=True):
                 look: Look = {"s": 7, "color": model.colour, "alpha": 0.6, "linewidths": 0, "label": model.label}
                 panel.scatter([x - 0.05] * len(each), each, **look)
