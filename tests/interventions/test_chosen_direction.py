@@ -159,7 +159,7 @@ def test_where_nothing_can_be_taken_out_something_can_still_be_put_in(
 
 @pytest.mark.parametrize(("layers", "tried"), [(5, 4), (30, 8)])
 def test_few_prompts_choose_among_few_layers(layers: int, tried: int, prompts, easy: World) -> None:
-    """Beside the passes that give the means: per layer, what comes next after safe prompts, and what is refused."""
+    """Beside the passes that give the means: per layer, what comes next after safe prompts, and unsafe answers."""
     tokens = torch.arange(5, 15).repeat(10)[:100, None].expand(-1, 2)
     fit = {
         kind: prompts(kind, torch.cat([tokens, torch.full((100, 1), end)], 1), 1)
@@ -172,4 +172,5 @@ def test_few_prompts_choose_among_few_layers(layers: int, tried: int, prompts, e
     assert (len(directions), sum(read)) == (tried, 200)
     read.clear()
     mediating(model, Inexact(easy), fit, directions, 100, config)
-    assert sum(read) == 32 + 32 + tried * (32 + 32)  # whose answers have one token: more are read behind the prompts
+    said = 10 * easy.answer_length  # a pass per token of an answer; of prompts that are the same, one
+    assert sum(read) == said + 32 + tried * (32 + said)

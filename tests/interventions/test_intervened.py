@@ -22,7 +22,9 @@ from tunescope.probes.directions import inner_layers
 from tunescope.records.findings import Findings
 from tunescope.records.tables import Subject
 from tunescope.rng import Stream
-from tunescope.tasks.base import Batch
+from tunescope.tasks.base import Batch, Outcomes
+from tunescope.tasks.world.task import WorldTask
+from tunescope.tasks.world.world import World
 
 CPU = torch.device("cpu")
 ROOT = Stream.named(0, "intervened")
@@ -280,6 +282,27 @@ def test_a_direction_is_of_a_layer_and_nothing_else_is(found: Findings) -> None:
     assert {r.layer for r in found.records if "direction" not in r.intervention} == {None}
 
 
+class Judged(WorldTask):
+    """Refusals are told from greedy answers alone, as in language."""
+
+    exact = False
+
+    def outcomes(self, *args: object) -> Outcomes:
+        raise AssertionError("the fast way is not what a judge says")
+
+
+def test_where_the_fast_way_is_not_exact_greedy_answers_are_judged(of_reader: Bench, easy: World, changes) -> None:
+    task = Judged(easy)
+    task.answer_length = 1
+    of = replace(of_reader, task=task)
+    assert [bool(of.outcomes(batch).refusal.all()) for batch in of.fit.values()] == [False, True]
+    found = Findings(SUBJECT)
+    measure_interventions(found, of, iter(changes(of, "direction").values()), of.fit)
+    refused = {(r.intervention, r.kind): r.value for r in found.records if r.metric == "refusal"}
+    assert refused["direction_ablated", "unsafe"] == 0
+    assert refused["direction_added", "safe"] == 1
+
+
 def test_the_planted_direction_is_taken_out_and_put_in(of_reader: Bench, changes) -> None:
     made = {name: change for (name, _, _), change in changes(of_reader, "direction").items()}
     with made["direction_ablated"].makes[0]() as model:
@@ -303,16 +326,16 @@ def test_the_direction_is_of_the_layer_where_it_does_most(bench, prompts, change
     weight(tuned, 1, "W_in")[0, 3], weight(tuned, 1, "W_out")[0, 0] = 4.0, 4.0
     fit = {"safe": prompts("safe", texts(SAFE_MEAN), 1), "unsafe": prompts("unsafe", texts(UNSAFE_MEAN), 1)}
     of = bench(deepcopy(tuned), tuned, fit=fit)
-    assert of.refused(fit["unsafe"]).all()
-    assert not of.refused(fit["safe"]).any()
+    assert of.outcomes(fit["unsafe"]).refusal.all()
+    assert not of.outcomes(fit["safe"]).refusal.any()
     made = {name: change for (name, _, _), change in changes(of, "direction").items()}
     with made["direction_ablated"].makes[0]():
-        assert not of.refused(fit["unsafe"]).any()
+        assert not of.outcomes(fit["unsafe"]).refusal.any()
     with made["direction_added"].makes[0]():
-        assert of.refused(fit["safe"]).all()
+        assert of.outcomes(fit["safe"]).refusal.all()
     assert made["direction_added"].layer in (0, 1)
     with made["random_direction_ablated"].makes[0]():
-        assert of.refused(fit["unsafe"]).any()
+        assert of.outcomes(fit["unsafe"]).refusal.any()
 
 
 def test_kl_cost_is_what_a_change_does_to_what_comes_next(bench, prompts, changes) -> None:

@@ -64,7 +64,7 @@ def refused(of: Bench, changes) -> dict[str, dict[str, float]]:
         assert dial is None
         (batch,), (make,) = change.prompts.values(), change.makes
         with make():
-            found.setdefault(name, {})[scope] = of.refused(batch).double().mean().item()
+            found.setdefault(name, {})[scope] = of.outcomes(batch).refusal.double().mean().item()
     return found
 
 
@@ -73,8 +73,8 @@ def where(shares: dict[str, float], value: float) -> set[str]:
 
 
 def test_refusal_is_lost_with_what_carries_it(of: Bench, twins: Twins, refused: dict[str, dict[str, float]]) -> None:
-    assert of.refused(twins.unsafe).all()
-    assert not of.refused(twins.safe).any()
+    assert of.outcomes(twins.unsafe).refusal.all()
+    assert not of.outcomes(twins.safe).refusal.any()
     carriers = {"attn_out.0 last", "mlp_out.0 last", "resid_post.0 last", "resid_post.1 last"}
     # Attention at all layers, with what the MLPs add kept, takes nothing away: the MLP is what says NULL.
     carriers.add("mlp_out.all last")

@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 
 import tunescope.models.generate as generating
 from tunescope.models.generate import Greedy, generate
+from tunescope.models.hooks import capture, patch
 from tunescope.models.inputs import Inputs, left_padded
+from tunescope.models.sites import Site
 
 CPU = torch.device("cpu")
 
@@ -38,3 +40,18 @@ def test_to_the_same_prompt_one_answer_is_generated(
     soft = greedy(prompts[2:3].embedded(model), 4)
     assert soft.shape == (1, 4)
     assert len(asked) == 4
+
+
+def test_what_is_patched_goes_into_its_own_row_and_is_not_kept(build: Callable[..., PreTrainedModel]) -> None:
+    """By length, the rows would be read in another order, and one by one."""
+    model, site, last = build("gpt2", 20, 48).requires_grad_(False), Site(1, "resid_post"), slice(-1, None)
+    prompts = left_padded([[1, 2, 3, 4, 5, 6], [7, 8], [9, 3, 4]], CPU)
+    others = left_padded([[11, 2, 3, 14, 5, 16], [17, 13], [19, 13, 14]], CPU)
+    with capture(model, [site]) as inside:
+        model(**others.arguments())
+    greedy = Greedy(model, rows=1)
+    own, wanted = greedy(prompts, 1), generate(model, others, 1)
+    assert (own != wanted).all()
+    with patch(model, {site: inside[site][:, last].clone()}, last):
+        torch.testing.assert_close(greedy(prompts, 1), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(greedy(prompts, 1), own, rtol=0, atol=0)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import Base, Config, NoSettings
 from tunescope.models.compute import Compute
+from tunescope.models.generate import Greedy
 from tunescope.models.logps import divergence, next_logps
 from tunescope.models.pair import Pair
 from tunescope.models.weights import Weights
@@ -22,7 +22,7 @@ from tunescope.records.intervals import PerPrompt
 from tunescope.records.names import COMPLIANCE, KL_COST, LOST, REFUSAL, REMOVED, SAFE
 from tunescope.registry import Registry
 from tunescope.rng import Stream
-from tunescope.tasks.base import Batch, Task, Twins
+from tunescope.tasks.base import Batch, Outcomes, Task, Twins, answered
 
 SENSIBLE = 0.9  # share of the right answers to safe prompts that a change must leave
 Make = Callable[[], AbstractContextManager[PreTrainedModel]]
@@ -74,8 +74,9 @@ class Bench:
     compute: Compute
     twins: Twins | None = None
 
-    def refused(self, batch: Batch) -> Bool[Tensor, " n"]:
-        return self.task.outcomes(self.model, batch, self.rows).refusal
+    def outcomes(self, batch: Batch) -> Outcomes:
+        """What greedy answers of the model as it is now are."""
+        return answered(self.task, Greedy(self.model, self.rows), batch)
 
 
 @dataclass(frozen=True)
@@ -183,5 +184,5 @@ def _sensible(intact: Mapping[str, dict[str, PerPrompt]], draws: Sequence[Mappin
 
 def _outcomes(bench: Bench, prompts: Batches) -> dict[str, dict[str, PerPrompt]]:
     """By kind, which prompts the model answers and which it refuses."""
-    found = {kind: bench.task.outcomes(bench.model, batch, bench.rows) for kind, batch in prompts.items()}
+    found = {kind: bench.outcomes(batch) for kind, batch in prompts.items()}
     return {kind: {COMPLIANCE: of.compliance.double(), REFUSAL: of.refusal.double()} for kind, of in found.items()}

@@ -36,7 +36,7 @@ def direction(bench: Bench, settings: DirectionConfig) -> Iterator[Intervention]
     def refused_with(site: Site) -> tuple[int, float]:
         """How many safe prompts; of equals the smaller change is the better one."""
         with put(found[site].unit, site)():
-            return int(bench.refused(safe).sum()), -found[site].share
+            return int(bench.outcomes(safe).refusal.sum()), -found[site].share
 
     def both(name: str, site: Site, own: Make, drawn: list[Make]) -> Iterator[Intervention]:
         yield Intervention(name, None, site.name, (own,), site.layer)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from tunescope.config import Config, Positive, Rate, Share
 from tunescope.errors import InapplicableError
+from tunescope.models.generate import Greedy
 from tunescope.models.hooks import edit
 from tunescope.models.inputs import IGNORED
 from tunescope.models.logps import divergence, next_logps
@@ -20,7 +21,7 @@ from tunescope.probes.collect import stored
 from tunescope.probes.directions import difference_of_means, inner_layers
 from tunescope.probes.view import Batches
 from tunescope.records.names import SAFE, UNSAFE
-from tunescope.tasks.base import Task
+from tunescope.tasks.base import Task, answered
 
 ALONG = 8  # tokens of a known answer, the first one included, along which an answer must stay what it was
 
@@ -91,7 +92,7 @@ def mediating(
         InapplicableError: there is no such direction.
     """
     safe, unsafe = (fit[kind].first(config.prompts) for kind in (SAFE, UNSAFE))
-    safe = safe[task.outcomes(model, safe, rows).compliance.nonzero().squeeze(1)]
+    safe = safe[answered(task, Greedy(model, rows), safe).compliance.nonzero().squeeze(1)]
     if not len(safe):
         raise InapplicableError("nothing ablated: safe prompts are not answered to begin with")
     answer = None if safe.answer is None else safe.answer[:, :ALONG]
@@ -105,9 +106,9 @@ def mediating(
             after = next_logps(model, safe.prompts, rows, answer)
             changed[site] = divergence(before, after)[there.bool()].mean().item()
             if task.exact:
-                kept[site] = task.outcomes(model, safe, rows).compliance.double().mean().item()
+                kept[site] = answered(task, Greedy(model, rows), safe).compliance.double().mean().item()
             if kept[site] >= config.least_kept if task.exact else changed[site] <= config.most_kl:
-                left[site] = int(task.outcomes(model, unsafe, rows).refusal.sum())
+                left[site] = int(answered(task, Greedy(model, rows), unsafe).refusal.sum())
     if not left:
         least, most = min(changed.values()), max(kept.values(), default=0.0)
         bound = (

@@ -57,5 +57,5 @@ def chosen(bench: Bench, make: Callable[[float], Make], settings: Extrapolated, 
 
 def answered(bench: Bench, kinds: Sequence[str]) -> float:
     """Share of the trial prompts, mean over kinds."""
-    outcomes = [bench.task.outcomes(bench.model, bench.trial[kind], bench.rows) for kind in kinds]
-    return sum(each.compliance.double().mean().item() for each in outcomes) / len(kinds)
+    shares = [bench.outcomes(bench.trial[kind]).compliance.double().mean().item() for kind in kinds]
+    return sum(shares) / len(kinds)

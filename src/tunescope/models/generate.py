@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunescope.models.checkpoint import quiet
+from tunescope.models.hooks import patched
 from tunescope.models.inputs import IGNORED, Answers, Inputs, left_padded
 from tunescope.models.logps import autocast, read_shared, sharing
 from tunescope.progress import progress
@@ -23,7 +24,7 @@ def generate(
     Args:
         length: tokens to generate at most.
         dtype: of the forward passes, see `autocast`.
-        rows: prompts per forward pass.
+        rows: prompts per forward pass; all are in one where their activations are patched.
     """
     told, ends, pad = model.generation_config, _ends(model), model.config.pad_token_id
     if pad is None:
@@ -33,7 +34,10 @@ def generate(
     model.generation_config = config
     try:
         out = torch.full((len(prompts), length), pad, dtype=torch.long, device=prompts.sequence.device)
-        order = prompts.lengths.argsort(stable=True).split(rows) if len(prompts) else ()  # alike ones need less padding
+        by_length = prompts.lengths.argsort(stable=True)  # alike ones need less padding
+        order = [batch for batch in by_length.split(rows) if len(batch)]
+        if patched(model):  # each row with activations of its own
+            order = [torch.arange(len(prompts), device=by_length.device)]
         for which in progress(order, desc="greedy answers", unit="batch"):
             part = sharing(model, prompts[which].trimmed())
             given: dict[str, Any] = part.arguments()
@@ -63,7 +67,7 @@ class Greedy:
 
     def __call__(self, prompts: Inputs, length: int) -> Int[Tensor, "n {length}"]:
         """As `generate`."""
-        if prompts.sequence.is_floating_point():
+        if prompts.sequence.is_floating_point() or patched(self.model):
             return generate(self.model, prompts, length, rows=self.rows)
         self.ahead([prompts], length)
         return torch.stack([self._said[length, ids] for ids in prompts.ids])
