@@ -159,11 +159,15 @@ def language() -> Study:
             searched=20,
         ),
         intervene=InterveneConfig(
-            interventions=("scaled", "spaces", "direction"),
+            interventions=("scaled", "truncated", "spaces", "matrices", "direction"),
             prompts=20,
             kinds=(),
             draws=2,
-            settings={"scaled": {"alphas": (0.0, 0.5, 1.0, 1.5), "layers": 0}, "direction": CHOSEN_ON},
+            settings={
+                "scaled": {"alphas": (0.0, 0.5, 1.0, 1.5), "layers": 0},
+                "truncated": {"ranks": (1, 8)},
+                "direction": CHOSEN_ON,
+            },
         ),
         # Memory goes with it: at 8 sequences a pass a stage of 135 M parameters took up to 3.9 GB.
         compute=ComputeConfig(rows=8),
