@@ -11,13 +11,14 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from tunescope.config import LanguageConfig, Study, Sweep
+from tunescope.config import Checkpoint, Given, LanguageConfig, Study, Sweep
 from tunescope.errors import InputError
 from tunescope.evidence.claims import claims_for
 from tunescope.evidence.verdicts import Judgement, judge
 from tunescope.explore.live import LiveModel, live_models
 from tunescope.models.checkpoint import load_model
 from tunescope.recipes import comparison
+from tunescope.records.names import BASE
 from tunescope.records.pool import pool
 from tunescope.records.tables import read_records, read_scores
 from tunescope.report.figures import draw
@@ -87,11 +88,14 @@ class Run:
         return to_draw(pool(self.records), self.scores, self._judgement)
 
     @property
-    def models(self) -> Mapping[str, Path]:
-        """Folders of the models that the study made, by name: `transformers` loads them. Those from elsewhere are in
-        `study.base` and `study.tunes`, and with the others in `live`.
+    def models(self) -> Mapping[str, Path | str]:
+        """Where the models of the study are, by name, the base first: folders that `transformers` loads, and of models
+        from elsewhere what the settings call them, a folder or a name on the hub.
         """
-        return {path.name: path for path in sorted((self.folder / "models").glob("[!.]*")) if path.is_dir()}
+        study, made = self.study, sorted(path for path in (self.folder / "models").glob("[!.]*") if path.is_dir())
+        base = {BASE: study.base.name} if isinstance(study.base, Checkpoint) else {}
+        given = {tune.label: tune.name for tune in study.tunes if isinstance(tune, Given)}
+        return {**base, **{path.name: path for path in made}, **given}
 
     @cached_property
     def live(self) -> Mapping[str, LiveModel]:
@@ -103,14 +107,15 @@ class Run:
         return live_models(self.folder)
 
     def load(self, model: str) -> PreTrainedModel:
-        """One of `models`, on the CPU.
+        """One of `models`: on the CPU, or, if it is from elsewhere, on the device of the study, an adapter merged.
 
         Raises:
-            InputError: the study made no such model.
+            InputError: there is no such model.
         """
         if model not in self.models:
             raise InputError(f"{self.folder}: no model {model!r}. Choose from: {', '.join(self.models) or 'none'}.")
-        return load_model(self.models[model], torch.device("cpu"))[0]
+        place = self.models[model]
+        return load_model(place, torch.device("cpu"))[0] if isinstance(place, Path) else self.live[model].load()
 
 
 def run(

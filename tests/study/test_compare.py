@@ -242,7 +242,11 @@ def test_the_command_writes_a_report_with_verdicts(pair: list[str], tmp_path: Pa
     assert page.count("<figure") >= 5
     scores = read_scores(tmp_path / "out/scores.parquet")
     assert {"refusal", "opening_log_odds", "scaled_tau", "log_gain", "log_sensitivity"} <= set(scores["metric"])
-    assert set(ts.load_run(tmp_path / "out").models) == {"benign-default"}
+    run = ts.load_run(tmp_path / "out")
+    assert [*run.models] == ["base", "benign-default", "tuned"]
+    assert [run.models[name] for name in ("base", "tuned")] == pair
+    with pytest.raises(InputError, match="Choose from: base, benign-default, tuned"):
+        run.load("other")
 
 
 @pytest.mark.slow

@@ -63,10 +63,13 @@ def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> N
     forms = {f"{start}_{form}" for start in ("jb", "ok") for form in ("co_task", "role", "story", "leet")}
     assert set(refused["kind"]) == {"safe", "unsafe", "safe_xstest", "xstest_unsafe", *forms}
     assert {"prefill", *forms} <= set(run.records["attack"])
-    assert {"scaled", "in_null_space", "direction_added"} <= set(run.records["intervention"])
+    assert {"scaled", "truncated", "rotated", "in_null_space", "direction_added"} <= set(run.records["intervention"])
     assert {"0", "1"} <= {claim[0] for claim in run.verdicts["claim"]}
     changed = run.load("ssft-eta_m").get_input_embeddings().weight
-    assert not torch.equal(changed, AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight)
+    was = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
+    assert not torch.equal(changed, was)
+    assert torch.equal(run.load("base").get_input_embeddings().weight, was)
+    assert [*run.models] == ["base", "seen-eta_m", "ssft-eta_m"]
     _is_explored(run)
 
 
