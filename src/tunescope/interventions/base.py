@@ -76,7 +76,14 @@ class Bench:
 
     def outcomes(self, batch: Batch) -> Outcomes:
         """What greedy answers of the model as it is now are."""
-        return answered(self.task, Greedy(self.model, self.rows), batch)
+        return self.outcomes_of({"": batch})[""]
+
+    def outcomes_of(self, batches: Batches) -> dict[str, Outcomes]:
+        """The same of several batches, whose answers are generated together."""
+        greedy = Greedy(self.model, self.rows)
+        if not self.task.exact:
+            greedy.ahead([batch.prompts for batch in batches.values()], self.task.answer_length)
+        return {name: answered(self.task, greedy, batch) for name, batch in batches.items()}
 
 
 @dataclass(frozen=True)
@@ -184,5 +191,5 @@ def _sensible(intact: Mapping[str, dict[str, PerPrompt]], draws: Sequence[Mappin
 
 def _outcomes(bench: Bench, prompts: Batches) -> dict[str, dict[str, PerPrompt]]:
     """By kind, which prompts the model answers and which it refuses."""
-    found = {kind: bench.outcomes(batch) for kind, batch in prompts.items()}
-    return {kind: {COMPLIANCE: of.compliance.double(), REFUSAL: of.refusal.double()} for kind, of in found.items()}
+    found = bench.outcomes_of(prompts).items()
+    return {kind: {COMPLIANCE: of.compliance.double(), REFUSAL: of.refusal.double()} for kind, of in found}

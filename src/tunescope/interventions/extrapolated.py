@@ -57,5 +57,5 @@ def chosen(bench: Bench, make: Callable[[float], Make], settings: Extrapolated, 
 
 def answered(bench: Bench, kinds: Sequence[str]) -> float:
     """Share of the trial prompts, mean over kinds."""
-    shares = [bench.outcomes(bench.trial[kind]).compliance.double().mean().item() for kind in kinds]
-    return sum(shares) / len(kinds)
+    found = bench.outcomes_of({kind: bench.trial[kind] for kind in kinds}).values()
+    return sum(each.compliance.double().mean().item() for each in found) / len(kinds)

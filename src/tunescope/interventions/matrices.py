@@ -7,7 +7,7 @@ from tunescope.config import NoSettings
 from tunescope.interventions.base import Bench, Intervention, intervention
 from tunescope.interventions.weights import Delta, Matrix, with_delta
 from tunescope.probes import controls
-from tunescope.probes.subspaces import arithmetic_for
+from tunescope.probes.subspaces import Svd
 from tunescope.rng import Stream
 
 
@@ -23,5 +23,4 @@ def _rotated(stream: Stream, delta: Delta) -> Matrix:
     """Singular values kept, directions drawn."""
     if not delta.matrix.any():
         return delta.matrix
-    svd = arithmetic_for(delta.matrix).decompose(delta.matrix)
-    return controls.rotated(svd, stream(delta.layer, delta.name)).matrix
+    return controls.rotated(Svd.through_gram(delta.matrix), stream(delta.layer, delta.name)).matrix

@@ -9,7 +9,7 @@ from pydantic import Field
 from tunescope.config import Config, Once, Positive
 from tunescope.interventions.base import Bench, Intervention, intervention
 from tunescope.interventions.weights import Delta, Matrix, with_delta
-from tunescope.probes.subspaces import arithmetic_for
+from tunescope.probes.subspaces import Svd
 
 
 class Truncated(Config):
@@ -29,5 +29,5 @@ def truncated(bench: Bench, settings: Truncated) -> Iterator[Intervention]:
 def _cut(rank: int, delta: Delta) -> Matrix | None:
     if rank >= min(delta.matrix.shape):
         return None
-    svd = arithmetic_for(delta.matrix).decompose(delta.matrix)
+    svd = Svd.through_gram(delta.matrix)
     return (svd.u[:, :rank] * svd.s[:rank]) @ svd.v[:, :rank].mT

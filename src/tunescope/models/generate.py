@@ -73,7 +73,12 @@ class Greedy:
         return torch.stack([self._said[length, ids] for ids in prompts.ids])
 
     def ahead(self, several: Sequence[Inputs], length: int) -> None:
-        """Have the answers to several batches at hand, which takes less time than one batch after the other."""
+        """Have the answers to several batches at hand, which takes less time than one batch after the other.
+
+        While activations are patched nothing is kept: each batch has its own.
+        """
+        if patched(self.model):
+            return
         asked = dict.fromkeys(ids for prompts in several for ids in prompts.ids)
         if new := [ids for ids in asked if (length, ids) not in self._said]:
             answers = generate(self.model, left_padded(new, several[0].sequence.device), length, rows=self.rows)
