@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from tunescope.config import Checkpoint, Given, LanguageConfig, Study, Sweep
+from tunescope.config import LanguageConfig, Study, Sweep
 from tunescope.errors import InputError
 from tunescope.evidence.claims import claims_for
 from tunescope.evidence.verdicts import Judgement, judge
@@ -24,7 +24,7 @@ from tunescope.records.tables import read_records, read_scores
 from tunescope.report.figures import draw
 from tunescope.report.html import to_draw
 from tunescope.report.select import finished
-from tunescope.settings import read_study
+from tunescope.settings import read_study, read_yaml
 from tunescope.study import pipeline
 from tunescope.study.executors import Where
 from tunescope.study.sources import task_of
@@ -89,13 +89,16 @@ class Run:
 
     @property
     def models(self) -> Mapping[str, Path | str]:
-        """Where the models of the study are, by name, the base first: folders that `transformers` loads, and of models
-        from elsewhere what the settings call them, a folder or a name on the hub.
+        """Where the models of the study are, by name, the base first: of those made here the folders, which
+        `transformers` loads; of those from elsewhere their folder, or their name on the hub (`owner/name[@revision]`).
         """
-        study, made = self.study, sorted(path for path in (self.folder / "models").glob("[!.]*") if path.is_dir())
-        base = {BASE: study.base.name} if isinstance(study.base, Checkpoint) else {}
-        given = {tune.label: tune.name for tune in study.tunes if isinstance(tune, Given)}
-        return {**base, **{path.name: path for path in made}, **given}
+        config = self.folder / "config.yaml"
+        found = read_yaml(config) if config.is_file() else {}  # plug-ins that it names need not be loaded
+        told = [{"label": BASE, **found["base"]}, *found["tunes"]] if found else []
+        named = [(of["label"], of["name"]) for of in told if of["type"] in ("checkpoint", "given")]
+        made = {path.name: path for path in sorted((self.folder / "models").glob("[!.]*")) if path.is_dir()}
+        models = made | {label: Path(name).resolve() if Path(name).is_dir() else name for label, name in named}
+        return dict(sorted(models.items(), key=lambda item: item[0] != BASE))
 
     @cached_property
     def live(self) -> Mapping[str, LiveModel]:
@@ -107,15 +110,15 @@ class Run:
         return live_models(self.folder)
 
     def load(self, model: str) -> PreTrainedModel:
-        """One of `models`: on the CPU, or, if it is from elsewhere, on the device of the study, an adapter merged.
+        """One of the models that the study made, on the CPU.
 
         Raises:
-            InputError: there is no such model.
+            InputError: it made no such model.
         """
-        if model not in self.models:
-            raise InputError(f"{self.folder}: no model {model!r}. Choose from: {', '.join(self.models) or 'none'}.")
-        place = self.models[model]
-        return load_model(place, torch.device("cpu"))[0] if isinstance(place, Path) else self.live[model].load()
+        made = {name: path for name, path in self.models.items() if path == self.folder / "models" / name}
+        if model not in made:
+            raise InputError(f"{self.folder}: no model {model!r} made here. Choose from: {', '.join(made) or 'none'}.")
+        return load_model(made[model], torch.device("cpu"))[0]
 
 
 def run(

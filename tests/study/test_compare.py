@@ -244,9 +244,9 @@ def test_the_command_writes_a_report_with_verdicts(pair: list[str], tmp_path: Pa
     assert {"refusal", "opening_log_odds", "scaled_tau", "log_gain", "log_sensitivity"} <= set(scores["metric"])
     run = ts.load_run(tmp_path / "out")
     assert [*run.models] == ["base", "benign-default", "tuned"]
-    assert [run.models[name] for name in ("base", "tuned")] == pair
-    with pytest.raises(InputError, match="Choose from: base, benign-default, tuned"):
-        run.load("other")
+    assert [str(run.models[name]) for name in ("base", "tuned")] == pair
+    with pytest.raises(InputError, match="made here"):
+        run.load("tuned")
 
 
 @pytest.mark.slow

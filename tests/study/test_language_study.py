@@ -68,8 +68,7 @@ def test_a_model_is_made_to_refuse_and_measured(base: Path, tmp_path: Path) -> N
     changed = run.load("ssft-eta_m").get_input_embeddings().weight
     was = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
     assert not torch.equal(changed, was)
-    assert torch.equal(run.load("base").get_input_embeddings().weight, was)
-    assert [*run.models] == ["base", "seen-eta_m", "ssft-eta_m"]
+    assert run.models == {"base": base, **{name: run.folder / "models" / name for name in ("seen-eta_m", "ssft-eta_m")}}
     _is_explored(run)
 
 

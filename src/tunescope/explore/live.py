@@ -122,10 +122,6 @@ class LiveModel:
         self.named = {"protocol": ref.protocol, "learning_rate": ref.learning_rate}
         self._pools: dict[tuple[str, float], Batch] = {}
 
-    def load(self) -> PreTrainedModel:
-        """Anew, apart from the one that is asked."""
-        return self._context.load(self._ref)
-
     def ask(self, kind: str, number: int, strength: float = 0.0) -> Asked:
         """A prompt of a kind, the same for all models, and at any strength the same but for what this changes.
 

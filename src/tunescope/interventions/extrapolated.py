@@ -32,7 +32,7 @@ def extrapolated(bench: Bench, settings: Extrapolated) -> Iterator[Intervention]
         EVERYWHERE: lambda alpha: partial(with_all_scaled, bench.model, bench.pair, alpha),
         W_IN: lambda alpha: partial(with_matrices_scaled, bench, alpha, (W_IN,)),
     }
-    intact = answered(bench, [SAFE]), answered(bench, jailbreaks)
+    intact = answer_rate(bench, [SAFE]), answer_rate(bench, jailbreaks)
     for scope, make in scaled.items():
         alpha = chosen(bench, make, settings, intact)
         yield Intervention(EXTRAPOLATED, alpha, scope, (make(alpha),))
@@ -47,15 +47,15 @@ def chosen(bench: Bench, make: Callable[[float], Make], settings: Extrapolated, 
     best, (safe, fewest) = 1.0, intact
     for alpha in sorted(settings.alphas):
         with make(alpha)():
-            if answered(bench, [SAFE]) < settings.keep * safe:
+            if answer_rate(bench, [SAFE]) < settings.keep * safe:
                 break
-            through = answered(bench, [kind for kind in bench.trial if kind != SAFE])
+            through = answer_rate(bench, [kind for kind in bench.trial if kind != SAFE])
         if through < fewest:
             best, fewest = alpha, through
     return best
 
 
-def answered(bench: Bench, kinds: Sequence[str]) -> float:
+def answer_rate(bench: Bench, kinds: Sequence[str]) -> float:
     """Share of the trial prompts, mean over kinds."""
     found = bench.outcomes_of({kind: bench.trial[kind] for kind in kinds}).values()
     return sum(each.compliance.double().mean().item() for each in found) / len(kinds)

@@ -41,7 +41,8 @@ def generate(
         for which in progress(order, desc="greedy answers", unit="batch"):
             part = sharing(model, prompts[which].trimmed())
             given: dict[str, Any] = part.arguments()
-            given.pop("position_ids", None)  # generation counts them from the mask
+            if "input_ids" in given:
+                given.pop("position_ids", None)  # generation counts them from the mask; embeddings may share theirs
             given.setdefault("attention_mask", torch.ones(part.sequence.shape[:2], dtype=torch.long, device=out.device))
             with quiet(), autocast(out.device, dtype):
                 given |= read_shared(model, part)
@@ -75,9 +76,10 @@ class Greedy:
     def ahead(self, several: Sequence[Inputs], length: int) -> None:
         """Have the answers to several batches at hand, which takes less time than one batch after the other.
 
-        While activations are patched nothing is kept: each batch has its own.
+        Of embeddings, and while activations are patched, nothing is kept.
         """
-        if patched(self.model):
+        several = [prompts for prompts in several if not prompts.sequence.is_floating_point()]
+        if not several or patched(self.model):
             return
         asked = dict.fromkeys(ids for prompts in several for ids in prompts.ids)
         if new := [ids for ids in asked if (length, ids) not in self._said]:

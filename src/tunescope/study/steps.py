@@ -517,7 +517,7 @@ def intervene(given: Intervening, at: Place) -> None:
     trial = {n: drawn(n, kind, given.probe.few_prompts, "trial") for n, kind in kinds.items() if kind.dial or n == SAFE}
     fit = _first(this.sample(task, given.probe)[0], given.probe.few_prompts)
     others = {name: this.weights(ref) for name, ref in given.others.items()}
-    rows = _rows(given, model, prompts.values(), given.probe.rows)
+    rows = _rows(given, model, [*prompts.values(), *trial.values(), *fit.values()], given.probe.rows)
     stream = this.stream("interventions")
     twins = task.twins(min(config.prompts, rows), stream("twins")) if isinstance(task, Twinned) else None
     bench = Bench(model, pair, task, fit, trial, others, config.draws, rows, stream, this.compute, twins)
