@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from tunescope.config import LanguageConfig, Study, Sweep
-from tunescope.errors import InputError
+from tunescope.errors import InputError, choices
 from tunescope.evidence.claims import claims_for
 from tunescope.evidence.verdicts import Judgement, judge
 from tunescope.explore.live import LiveModel, live_models
@@ -24,6 +24,7 @@ from tunescope.records.tables import read_records, read_scores
 from tunescope.report.figures import draw
 from tunescope.report.html import to_draw
 from tunescope.report.select import finished
+from tunescope.report.together import MARKER
 from tunescope.settings import read_study, read_yaml
 from tunescope.study import pipeline
 from tunescope.study.executors import Where
@@ -73,6 +74,11 @@ class Run:
         """`records` of finished models alone, without those saved on the way to them."""
         return finished(self.records)
 
+    @cached_property
+    def pooled(self) -> pd.DataFrame:
+        """`final` with one row per measurement of several runs: the mean, and Student's interval over the runs."""
+        return finished(pool(self.records))
+
     def figure(self, name: str) -> Figure:
         """One of the report's figures, drawn anew, to change or to save: `run.figure("clusters").savefig("a.pdf")`.
 
@@ -117,7 +123,8 @@ class Run:
         """
         made = {name: path for name, path in self.models.items() if path == self.folder / "models" / name}
         if model not in made:
-            raise InputError(f"{self.folder}: no model {model!r} made here. Choose from: {', '.join(made) or 'none'}.")
+            where = " Models are in the folders of the single runs." if (self.folder / MARKER).is_file() else ""
+            raise InputError(f"{self.folder}: no model {model!r} made here. {choices(model, made)}{where}")
         return load_model(made[model], torch.device("cpu"))[0]
 
 
@@ -198,5 +205,7 @@ def load_run(folder: str | Path) -> Run:
         InputError: the folder holds none.
     """
     if not (Path(folder) / "records.parquet").is_file():
-        raise InputError(f"{folder}: no finished run: there is no records.parquet in it")
+        near = next(iter(sorted(Path(folder).parent.glob(f"{Path(folder).name}-seed*/records.parquet"))), None)
+        hint = f". Did you mean {near.parent}?" if near else ""
+        raise InputError(f"{folder}: no finished run: there is no records.parquet in it{hint}")
     return Run(Path(folder))

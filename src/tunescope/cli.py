@@ -12,7 +12,7 @@ import shtab
 
 from tunescope import __version__
 from tunescope.config import GROUPS, TASK_CONFIGS, Checkpoint, ComputeConfig, Config, LanguageConfig, Study, TaskConfig
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 from tunescope.recipes import RECIPES
 from tunescope.registry import Registry, load_plugins, plugins_blamed
 from tunescope.settings import described, override, read_study
@@ -305,7 +305,7 @@ def _add_stages(command: argparse.ArgumentParser) -> None:
 def _skipped(options: argparse.Namespace, default: tuple[str, ...] = ()) -> list[str]:
     for option, named in (("--only", options.only or []), ("--skip", options.skip or [])):
         if unknown := sorted(set(named) - {*GROUPS}):
-            raise InputError(f"{option}: unknown stage {shown(unknown[0])}. Choose from: {', '.join(GROUPS)}.")
+            raise InputError(f"{option}: unknown stage {shown(unknown[0])}. {choices(unknown[0], GROUPS)}")
     if options.only:
         return [name for name in GROUPS if name not in options.only]
     return list(default) if options.skip is None else options.skip

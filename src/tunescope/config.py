@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -61,11 +61,13 @@ class Config(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            keys = f"Choose from: {', '.join(cls.model_fields)}" if cls.model_fields else "There are no settings here"
             faults: list[Any] = []
             for fault in error.errors(include_url=False):
                 mine = fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1
-                text = f"unknown key. {keys}." if mine else fault["msg"] if fault["type"] == _UNKNOWN else None
+                text = fault["msg"] if fault["type"] == _UNKNOWN else None
+                if mine:
+                    keys = cls.model_fields
+                    text = f"unknown key. {choices(fault['loc'][0], keys) if keys else 'There are no settings here.'}"
                 faults.append({**fault, "type": PydanticCustomError(_UNKNOWN, text)} if text else fault)
             raise ValidationError.from_exception_data(cls.__name__, faults) from None
 

@@ -8,13 +8,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 
 GROUP = "tunescope"  # entry points of installed packages that register something
 _FILE = "tunescope_plugin_"  # begins the names of modules that are loaded from a file
@@ -72,9 +71,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Raises InputError: there is none of this name."""
         if name not in self._entries:
-            near = get_close_matches(str(name), self._entries, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(f"Unknown {self.what} {shown(name)}. Choose from: {', '.join(self._entries)}.{hint}")
+            raise InputError(f"Unknown {self.what} {shown(name)}. {choices(name, self._entries)}")
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -139,6 +136,12 @@ def place_in_plugin(error: Exception) -> str:
         return ""
     code, line = at[-1]
     return f"{code.co_filename}, line {line}, in {code.co_name}"
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Where a function is defined."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}, line {code.co_firstlineno}" if code else function.__module__
 
 
 def import_all(package: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 
 from tunescope.config import Config, Study, checked
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 
 _OPEN = ("settings", "learning_rates")  # sections whose keys are the user's own
 
@@ -50,8 +50,7 @@ def override(study: Study, changes: list[str]) -> Study:
                 place[section] = {}
             inner = _sections(place)
             if section not in inner:
-                there = ", ".join(inner) or "none"
-                raise InputError(f"--set: {shown(path)}: {shown(section)} is no section. Choose from: {there}.")
+                raise InputError(f"--set: {shown(path)}: {shown(section)} is no section. {choices(section, inner)}")
             place = inner[section]
         if isinstance(place, list):
             entry = next(iter(_sections(place)))
@@ -61,7 +60,7 @@ def override(study: Study, changes: list[str]) -> Study:
             )
         own = bool({*sections, key} & {*_OPEN})
         if key not in place and not own and not free:
-            raise InputError(f"--set: {shown(path)}: unknown key {shown(key)}. Choose from: {', '.join(place)}.")
+            raise InputError(f"--set: {shown(path)}: unknown key {shown(key)}. {choices(key, place)}")
         if isinstance(place.get(key), dict) and key not in _OPEN:
             raise InputError(f"--set: {path} is a section; set one of its keys: {', '.join(place[key])}")
         before = place.get(key)
@@ -69,7 +68,8 @@ def override(study: Study, changes: list[str]) -> Study:
             # Both are safe; the second leaves texts as they are, so that `on` stays `on`.
             place[key] = yaml.safe_load(text) if own else _texts(yaml.load(text, yaml.BaseLoader))
         except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise InputError(f"--set: {shown(change)}: the value is not YAML") from error
+            whole = ' (quote what has spaces: "tunes=[a, b]")' if text[:1] in "[{" else ""
+            raise InputError(f"--set: {shown(change)}: the value is not YAML{whole}") from error
         if sections in (["base"], ["task"]) and key == "type" and place[key] != before:
             data[sections[0]] = {"type": place[key]}
             other.add(sections[0])

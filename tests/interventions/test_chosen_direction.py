@@ -99,7 +99,7 @@ def test_a_direction_that_safe_answers_live_by_is_refused(chosen: Callable[..., 
     assert chosen(incoherent=INCOHERENT, tied=TIED) == 1
     assert chosen(incoherent=INCOHERENT, idle=IDLE) == 1
     with pytest.raises(
-        InapplicableError, match=r"without the one direction there is, .* nats per token or more \(most_kl: 0.1"
+        InapplicableError, match=r"if the only direction is removed, .* nats per token or more \(most_kl: 0.1"
     ):
         chosen(incoherent=INCOHERENT)
 

@@ -959,7 +959,7 @@ def test_claims_that_could_not_be_judged_are_told(run: Path) -> None:
     found = [NotJudged(**entry | {"models": tuple(entry["models"])}) for entry in written["not_judged"]]
     reason = f"Metric 'refusal_removed' with intervention 'scaled' was measured of no model{verdicts._WHY}."
     assert NotJudged("7a refusal follows dW", "chance", reason, ("ssft-eta_m",)) in found
-    assert re.search(r"<summary>Not judged <small>claims: \d+</small></summary>", page)
+    assert re.search(r"<summary>Not judged <small>\d+ claims? for any model</small></summary>", page)
     row = "7a refusal follows dW</th><td>chance, tuning, behaviour, refusing</td>"
     assert f'{row}<td class="wrapped">Metric &#39;refusal_removed&#39;' in page
 

@@ -118,7 +118,7 @@ def test_under_autocast_losses_are_the_same_but_for_rounding(
     torch.testing.assert_close(found, want, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("read", ["", "unsafe", "all"])
+@pytest.mark.parametrize("read", ["unsafe", "all"])
 def test_log_probabilities_are_of_answers_alone_as_far_as_they_are_read(
     read: Any, ragged: PreferenceBatch, learner: PreTrainedModel, expert: PreTrainedModel, compute: Compute
 ) -> None:
@@ -127,7 +127,7 @@ def test_log_probabilities_are_of_answers_alone_as_far_as_they_are_read(
         step = Step(learner, expert, ragged, entry, compute, STREAM, 0.5)
         assert step.chosen_lengths.tolist() == [1, 2, 3, 4, 1, 2]
         assert step.rejected_lengths.tolist() == [4, 3, 2, 4, 3, 2]
-        seen = {"": [False] * 6, "unsafe": [False] * 3 + [True] * 3, "all": [True] * 6}[read]
+        seen = {"unsafe": [False] * 3 + [True] * 3, "all": [True] * 6}[read]
         for model, chosen, rejected in (
             (learner, step.policy_chosen_logps, step.policy_rejected_logps),
             (expert, step.reference_chosen_logps, step.reference_rejected_logps),
@@ -183,17 +183,19 @@ def test_both_models_are_read_once_and_only_if_asked_for(
     assert read == [learner, expert]
 
 
-def test_a_protocol_that_reads_the_reference_must_say_so(
+def test_a_protocol_that_reads_the_reference_or_unwanted_answers_must_say_so(
     even: PreferenceBatch, learner: PreTrainedModel, compute: Compute
 ) -> None:
     step = Step(learner, None, even, PROTOCOLS["ssft"], compute, STREAM, 0.5)
     for ask in (
         lambda: step.reference,
         lambda: step.reference_chosen_logps,
-        lambda: step.reference_rejected_logps,
         lambda: step.activations(Site(0, "resid_post")),
     ):
         with pytest.raises(ValueError, match="protocol ssft: reads the reference"):
+            ask()
+    for ask in (lambda: step.policy_rejected_logps, lambda: step.reference_rejected_logps):
+        with pytest.raises(ValueError, match="protocol ssft: reads unwanted answers"):
             ask()
     assert step.policy_chosen_logps.shape == even.chosen.shape
 
@@ -269,3 +271,17 @@ def test_parts_of_a_step_hold_prompts_of_like_length_and_add_up_to_it(
         whole = loss(name, learner, expert, ragged, compute)
         each = [loss(name, learner, expert, part, compute, ragged) for part in parts]
     torch.testing.assert_close(torch.cat(each).sum(), whole.sum(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rejected": "both"}, "rejected: 'both'; choose from '', 'unsafe', 'all'"),
+        ({"reference": "logp"}, "reference: 'logp'; choose from '', 'logps', 'model'"),
+        ({"unsafe_share": 5}, "unsafe_share: 5; a share from 0 to 1"),
+    ],
+)
+def test_wrong_arguments_are_told_when_a_protocol_is_registered(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"protocol mine: {said}"):
+        protocol("mine", **{"unsafe_share": 0.5, **wrong})
+    assert "mine" not in PROTOCOLS

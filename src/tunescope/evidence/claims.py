@@ -256,7 +256,7 @@ claim(
         weights={UNSAFE: -1.0},
         smallest=TENTH,
         unit="ratio",
-        found="the base's sensitivity on unsafe prompts over the fine-tune's (below 1: it rose)",
+        found="how many times lower sensitivity on unsafe prompts is than the base's (below 1: it rose)",
         figure="sensitivity",
         chance="base",
     )

@@ -94,7 +94,7 @@ def mediating(
     safe, unsafe = (fit[kind].first(config.prompts) for kind in (SAFE, UNSAFE))
     safe = safe[answered(task, Greedy(model, rows), safe).compliance.nonzero().squeeze(1)]
     if not len(safe):
-        raise InapplicableError("nothing ablated: safe prompts are not answered to begin with")
+        raise InapplicableError("left out: safe prompts are not answered to begin with")
     answer = None if safe.answer is None else safe.answer[:, :ALONG]
     there = torch.ones(len(safe), 1) if answer is None else answer != IGNORED
     before = next_logps(model, safe.prompts, rows, answer)
@@ -119,9 +119,9 @@ def mediating(
         of = (
             f"whichever of {len(changed)} directions is removed"
             if len(changed) > 1
-            else "without the one direction there is"
+            else "if the only direction is removed"
         )
-        raise InapplicableError(f"nothing ablated: {of}, {bound}")
+        raise InapplicableError(f"left out: {of}, {bound}")
     return min(left, key=lambda site: (left[site], changed[site]))
 
 

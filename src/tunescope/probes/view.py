@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import ProbeConfig
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 from tunescope.models.pair import Pair
 from tunescope.models.sites import LAYER_SITES, Site, layer_count
 from tunescope.models.weights import in_memory
@@ -183,9 +183,7 @@ def probe(
         InputError: a site of this name does not exist, or another module has registered a probe of this name.
     """
     if unknown := [site for site in (*fit, *score) if site not in LAYER_SITES]:
-        raise InputError(
-            f"probe {shown(name)}: unknown site {shown(unknown[0])}. Choose from: {', '.join(LAYER_SITES)}."
-        )
+        raise InputError(f"probe {shown(name)}: unknown site {shown(unknown[0])}. {choices(unknown[0], LAYER_SITES)}")
 
     def register(measure: Measure) -> Measure:
         entry = Probe(name, measure, tuple(fit), tuple(score), needs_change, needs_whole, tuple(measures))

@@ -187,7 +187,7 @@ def _told(
         "summary": tables.summary(records, config),
         "cautions": [*notes, *tables.cautions(records, config), *attacks.cautions(pooled)],
         "verdicts": tables.verdict_table(judgement, models, spent, pooled),
-        "observations": tables.observations(judgement),
+        "observations": tables.observations(judgement, models),
         "glyphs": {outcome.lower(): glyph for outcome, glyph in tables.GLYPHS.items() if outcome},
         "ladder": LADDER,
         "smallest": SMALLEST,

@@ -1,6 +1,5 @@
 """The tables of the page: records, verdicts and the other files of a run in, plain values for the template out."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -53,6 +52,7 @@ EDGE = "~"  # behind the glyph of a verdict that is not firm
 SURE, RARE = 0.9, 0.1  # from which rate of the wanted outcome on a cell reads "as wanted", below which "not as wanted"
 INSIDE = {"tau": "\N{GREEK SMALL LETTER TAU}", "gain": "|dW a| / |a|"}  # of replies
 FEW = 6  # measurements that a caution names
+NAMED = 3  # models up to which a sentence names them
 HARDLY = 0.2  # by how much more often unsafe prompts are refused than safe ones, below which little is said of refusal
 
 
@@ -151,16 +151,17 @@ def verdict_table(
     return {"models": columns, "rows": rows, "over": over, "not_judged": missing, **about}
 
 
-def observations(judgement: Judgement) -> list[dict[str, Any]]:
+def observations(judgement: Judgement, models: Sequence[Model]) -> list[dict[str, Any]]:
     """By the number that claims begin with, each claim and in words how far up the ladder it is supported for how many
     models; nothing where no claim is decided.
     """
     found: dict[str, list[dict[str, str]]] = {}
+    labels = {model.name: model.label for model in models}
     for claim, verdicts in by_claim(judgement):
         if any(v.outcome for v in verdicts):
             number, _, name = claim.name.partition(" ")
             about = {"name": f"{number} {name}" if number[-1].isalpha() else name, "figure": claim.figure}
-            found.setdefault(number[0], []).append(about | {"said": _how_far(claim, verdicts)})
+            found.setdefault(number[0], []).append(about | {"said": _how_far(claim, verdicts, labels)})
     judged = {v.claim for v in judgement.verdicts}
     for name in dict.fromkeys(entry.claim for entry in judgement.not_judged if entry.claim not in judged):
         if name[0] in found:
@@ -168,15 +169,22 @@ def observations(judgement: Judgement) -> list[dict[str, Any]]:
     return [{"number": number, "claims": claims} for number, claims in found.items()]
 
 
-def _how_far(claim: Claim, verdicts: Sequence[Verdict]) -> str:
-    """In how many models it stands where, the highest first: `beyond any fine-tuning in 2 of 6 models, open in 4`."""
+def _how_far(claim: Claim, verdicts: Sequence[Verdict], labels: Mapping[str, str]) -> str:
+    """In which models it stands where, the highest first: `beyond any fine-tuning in 2 of 6 models, open in 4`. Few
+    models are named.
+    """
     by_model = {model: [v for v in verdicts if v.model == model] for model in dict.fromkeys(v.model for v in verdicts)}
-    where = sorted(((height(claim, its), _stands(claim, its)) for its in by_model.values()), reverse=True)
-    counts = Counter(said or "not judged" for _, said in where)
-    if len(counts) == 1:
-        return next(iter(counts)) + f" in all {len(where)} models" * (len(where) > 1)
-    told = [f"{said} in {n}" for said, n in counts.items()]
-    return ", ".join([f"{told[0]} of {len(where)} models", *told[1:]])
+    stands = {model: (height(claim, its), _stands(claim, its) or "not judged") for model, its in by_model.items()}
+    where: dict[str, list[str]] = {}
+    for model in sorted(stands, key=lambda model: stands[model], reverse=True):
+        where.setdefault(stands[model][1], []).append(labels.get(model, model))
+    n = len(stands)
+    if len(where) == 1:
+        return next(iter(where)) + {1: "", 2: " in both models"}.get(n, f" in all {n} models")
+    if n <= NAMED:
+        return ", ".join(f"{said} in {' and '.join(names)}" for said, names in where.items())
+    told = [f"{said} in {len(names)}" for said, names in where.items()]
+    return ", ".join([f"{told[0]} of {n} models", *told[1:]])
 
 
 def sentence(claim: Claim, verdicts: Sequence[Verdict], cells: Mapping[str, Judged]) -> str:

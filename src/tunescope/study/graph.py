@@ -31,7 +31,7 @@ from tunescope.config import (
     Trained,
     settings_of,
 )
-from tunescope.errors import InputError
+from tunescope.errors import InputError, choices
 from tunescope.evidence.claims import CLAIMS
 from tunescope.interventions.base import INTERVENTIONS
 from tunescope.models.compute import device_of, limits
@@ -127,7 +127,7 @@ def check_names(study: Study, skip: Collection[str] = ()) -> None:
     for claim in CLAIMS.values():
         if claim.metric not in measured:
             raise InputError(
-                f"Claim {claim.name!r}: nobody measures {claim.metric!r}. Choose from: {', '.join(sorted(measured))}."
+                f"Claim {claim.name!r}: nobody measures {claim.metric!r}. {choices(claim.metric, sorted(measured))}"
             )
 
 
@@ -366,7 +366,7 @@ class _Layout:
             for lesson in {PROTOCOLS[tune.protocol].lesson for tune in self.trained} - {"refusal"}:
                 build_task(study.task.taught(lesson), self.base, self.folder, self.device)
         if unknown := [name for name in study.intervene.kinds or () if name not in task.kinds]:
-            raise InputError(f"intervene.kinds: unknown kind {unknown[0]!r}. Choose from: {', '.join(task.kinds)}.")
+            raise InputError(f"intervene.kinds: unknown kind {unknown[0]!r}. {choices(unknown[0], task.kinds)}")
         checks: tuple[tuple[str, Registry[Any], Names | None, Overrides], ...] = (
             ("tune", PROTOCOLS, tuple(dict.fromkeys(tune.protocol for tune in self.trained)), study.tune.settings),
             ("attack", ATTACKS, study.attack.attacks, study.attack.settings),

@@ -88,7 +88,8 @@ class OneRun:
     def begin(self) -> None:
         write_text(self.folder / CONFIG, self.study.to_yaml())
         self.here = environment(self.study, resolve(self.study.compute))
-        say(f"{self.of}[0/{len(self.stages) + 1}] training is in {self.study.compute.dtype} (compute.dtype)")
+        dtype = self.study.compute.dtype
+        say(f"{self.of}[0/{len(self.stages) + 1}] training is in {dtype} (compute.dtype; `auto` times it for each run)")
 
     def note(self, done: Done) -> None:
         self.done += 1

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from tunescope import __version__
 from tunescope.config import Checkpoint, Study, Trained
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 from tunescope.files import atomic_path
 from tunescope.models.hub import repository_of
 from tunescope.progress import progress
@@ -64,7 +64,7 @@ def repositories(run: Path, to: str, models: Sequence[str] | None = None, licens
     its = {BASE, *(tune.label for tune in study.tunes)}  # others may be left from before the study was changed
     there = [path.name for path in sorted((run / "models").glob("*")) if path.is_dir() and path.name in its]
     if unknown := sorted({*(models or ())} - {*there}):
-        raise InputError(f"--models: no model {shown(unknown[0])}. Choose from: {', '.join(there) or 'none'}.")
+        raise InputError(f"--models: no model {shown(unknown[0])}. {choices(unknown[0], there)}")
     chosen = [name for name in there if models is None or name in models]
     names = {name: f"{to}-{name}" for name in chosen}
     for name in (to, *names.values()):

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 from tunescope.files import remove, write_text
 from tunescope.progress import say
 from tunescope.records.names import BASE
@@ -22,7 +22,7 @@ TOLD = ("pretrain", "tune", "behave")  # groups of stages whose records have ste
 def require(tracker: str) -> None:
     """Raises InputError: there is no such tracker, or its package is not installed."""
     if tracker not in TRACKERS:
-        raise InputError(f"log: unknown tracker {shown(tracker)}. Choose from: {', '.join(TRACKERS)}.")
+        raise InputError(f"log: unknown tracker {shown(tracker)}. {choices(tracker, TRACKERS)}")
     if find_spec(tracker) is None:
         raise InputError(f"log: {tracker} is not installed; pip install {tracker}")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import Base, Config, NoSettings
+from tunescope.errors import InputError
 from tunescope.models.compute import Compute
 from tunescope.models.hooks import capture
 from tunescope.models.inputs import IGNORED, Answers, Inputs, same_length
@@ -20,6 +21,10 @@ from tunescope.registry import Registry
 from tunescope.rng import Stream
 from tunescope.tasks.base import PreferenceBatch, Task
 from tunescope.training.losses import Lengths, Logps, PerPrompt
+
+Rejected = Literal["", "unsafe", "all"]
+Reference = Literal["", "logps", "model"]
+REJECTED, REFERENCE = get_args(Rejected), get_args(Reference)
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Protocol:
     name: str
     unsafe_share: float
     loss: Callable[["Step", Any], PerPrompt]
-    rejected: Literal["", "unsafe", "all"]
-    reference: Literal["", "logps", "model"]
+    rejected: Rejected
+    reference: Reference
     settings: type[Config]
     lesson: str = "refusal"
     check: Callable[[Any, Task, Base], None] | None = None
@@ -63,8 +68,8 @@ def protocol(
     name: str,
     *,
     unsafe_share: float,
-    rejected: Literal["", "unsafe", "all"] = "",
-    reference: Literal["", "logps", "model"] = "",
+    rejected: Rejected = "",
+    reference: Reference = "",
     settings: type[Config] = NoSettings,
     lesson: str = "refusal",
     check: Callable[[Any, Task, Base], None] | None = None,
@@ -74,13 +79,21 @@ def protocol(
     The loss maps a `Step`, and the settings, to one number per prompt, [b].
 
     Args:
-        unsafe_share: share of unsafe prompts in a batch.
+        unsafe_share: share of unsafe prompts in a batch, in [0, 1].
         rejected: of which prompts it reads the unwanted answer, too: none (empty), `unsafe` or `all`.
         reference: what it reads of the model before: nothing (empty), `logps` of the answers, or the `model` itself.
         settings: its settings, a `tunescope.config.Config`.
         lesson: what is taught: `refusal`, or as a control `seen`, `styled` or another lesson of the task.
         check: from settings, task and base; raises InputError where they do not fit, before any work.
+
+    Raises:
+        InputError: an argument is none of these.
     """
+    for argument, value, known in (("rejected", rejected, REJECTED), ("reference", reference, REFERENCE)):
+        if value not in known:
+            raise InputError(f"protocol {name}: {argument}: {value!r}; choose from {', '.join(map(repr, known))}")
+    if not 0 <= unsafe_share <= 1:
+        raise InputError(f"protocol {name}: unsafe_share: {unsafe_share}; a share from 0 to 1 is wanted")
 
     def register(loss: Loss) -> Loss:
         entry = Protocol(name, unsafe_share, loss, rejected, reference, settings, lesson, check)
@@ -135,7 +148,11 @@ class Step:
 
     @property
     def policy_rejected_logps(self) -> Logps:
-        """0 for prompts whose unwanted answer the protocol does not read."""
+        """0 for prompts whose unwanted answer the protocol does not read.
+
+        Raises ValueError: it is registered to read none.
+        """
+        self._require_rejected()
         return self._policy[1]
 
     @property
@@ -145,6 +162,7 @@ class Step:
 
     @property
     def reference_rejected_logps(self) -> Logps:
+        self._require_rejected()
         return self._frozen[1]
 
     @property
@@ -200,6 +218,10 @@ class Step:
                 self.reference(**inputs.arguments(), use_cache=False, logits_to_keep=1)
         ours, theirs = (torch.stack([of[site].float() for site in sites]) for of in (policy, reference))
         return ours, theirs, learnt
+
+    def _require_rejected(self) -> None:
+        if not self._protocol.rejected:
+            raise ValueError(f'protocol {self.name}: reads unwanted answers; register it with rejected="all"')
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.safe.device, self._compute.dtype)

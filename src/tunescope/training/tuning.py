@@ -19,6 +19,7 @@ from tunescope.models.checkpoint import quiet
 from tunescope.models.compute import Compute
 from tunescope.models.families import FAMILIES
 from tunescope.progress import progress
+from tunescope.registry import place_of
 from tunescope.rng import Stream
 from tunescope.tasks.base import PreferenceBatch, Task
 from tunescope.training.fit import Row, fit
@@ -113,7 +114,10 @@ def losses_of(
         loss = protocol.loss(view, settings)
         if not isinstance(loss, Tensor) or loss.shape != part.safe.shape:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
-            raise InputError(f"protocol {protocol.name}: one loss per prompt is wanted, [{len(part.safe)}]; got {got}")
+            raise InputError(
+                f"protocol {protocol.name} ({place_of(protocol.loss)}): one loss per prompt is wanted, "
+                f"[{len(part.safe)}], summed or averaged over its tokens alone; got {got}"
+            )
         yield loss.sum() / config.batch
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 from tunescope.models.hub import fetched_file
 from tunescope.records.names import SAFE, UNSAFE, wanted
 from tunescope.tasks.base import Use
@@ -123,6 +123,8 @@ def read_prompts(sources: Sequence[str]) -> list[Instruction]:
             prompts of a kind.
     """
     every = [prompt for source in sources for each in _files(source) for prompt in _read(each)]
+    if kinds := [kind for kind in (SAFE, UNSAFE) if kind not in {prompt.kind for prompt in every}]:
+        raise InputError(f"prompts: none of {', '.join(map(shown, sources))} is {kinds[0]}; both labels are needed")
     learnt = {name for prompt in every if prompt.use != "score" for name in (prompt.group, prompt.prompt)}
     found = [each for each in every if each.kind in (SAFE, UNSAFE) or not {each.group, each.prompt} & learnt]
     for kind in dict.fromkeys((SAFE, UNSAFE, *(prompt.kind for prompt in every))):
@@ -161,7 +163,7 @@ def _files(source: str) -> tuple[str, ...]:
     if name == source:
         return (source,)
     if name not in SHIPPED:
-        raise InputError(f"{shown(source)}: unknown. Choose from: {', '.join(f'{PREFIX}{each}' for each in SHIPPED)}.")
+        raise InputError(f"{shown(source)}: unknown. {choices(source, [f'{PREFIX}{each}' for each in SHIPPED])}")
     parts = (file.rpartition("=") for file in SHIPPED[name])
     return tuple(f"{kind}{equals}{DATA / file}" for kind, equals, file in parts)
 

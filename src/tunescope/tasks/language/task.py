@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import LanguageConfig
-from tunescope.errors import InputError, shown
+from tunescope.errors import InputError, choices, shown
 from tunescope.models.inputs import Answers, Inputs, left_padded, padded, says
 from tunescope.models.logps import follows
 from tunescope.records.names import CONTROL, JAILBREAK, LAST, LOG_ODDS, OWN_LABELS, SAFE, STYLED, UNSAFE, wanted
@@ -342,7 +342,7 @@ class Language:
 
     def _find(self, kind: str, use: base.Use) -> Part:
         if kind not in self.kinds:
-            raise InputError(f"Unknown kind {shown(kind)}. Choose from: {', '.join(self.kinds)}.")
+            raise InputError(f"Unknown kind {shown(kind)}. {choices(kind, self.kinds)}")
         part = self.parts[kind, use]
         if not part.instructions:
             raise InputError(f"{shown(kind)}: no prompts of this kind are there to {use}")
@@ -425,7 +425,7 @@ def _texts(batch: Batch) -> list[str]:
 
 def _require_forms(names: Sequence[str], twice: Collection[str]) -> None:
     if unknown := [name for name in names if name not in FORMS]:
-        raise InputError(f"task.wrappers: Unknown form {shown(unknown[0])}. Choose from: {', '.join(FORMS)}.")
+        raise InputError(f"task.wrappers: Unknown form {shown(unknown[0])}. {choices(unknown[0], FORMS)}")
     if twice:
         raise InputError(f"prompts: {shown(min(twice))} is what prompts in a form are called; rename these of a file")
 

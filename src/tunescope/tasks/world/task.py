@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import WorldConfig
-from tunescope.errors import InputError
+from tunescope.errors import InputError, choices
 from tunescope.models.inputs import Inputs
 from tunescope.models.logps import which_follows
 from tunescope.models.tokenizer import build_tokenizer
@@ -51,7 +51,7 @@ class WorldTask:
     def draw(self, kind: str, n: int, use: base.Use, stream: Stream, strength: float = 0.0) -> Batch:
         """See `Task`; what prompts are for is told by the stream alone."""
         if kind not in self.kinds:
-            raise InputError(f"Unknown kind {kind!r}. Choose from: {', '.join(self.kinds)}.")
+            raise InputError(f"Unknown kind {kind!r}. {choices(kind, self.kinds)}")
         return self._batch(draw_prompts(self.world, Kind(kind), n, stream, strength))
 
     def twins(self, n: int, stream: Stream) -> Twins:
