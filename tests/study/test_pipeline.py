@@ -239,6 +239,8 @@ def test_a_run_gives_its_final_records_and_figures(tiny_run: Path) -> None:
     run = ts.load_run(tiny_run)
     assert run.final.groupby("model")["step"].nunique().eq(1).all()
     assert 0 < len(run.final) < len(run.records)  # there are checkpoints
+    pd.testing.assert_frame_equal(run.pooled, run.final)  # of one run
+    assert next(iter(run.models)) == "base"
     assert run.figure("distributions").axes[-1].get_xlabel() == "sensitivity (norm of the gradient)"
     with pytest.raises(ts.InputError, match=r"Unknown figure 'cluster'\. Choose from: .*clusters"):
         run.figure("cluster")

@@ -118,6 +118,26 @@ def test_a_sweep_from_the_command_line_to_its_tables(
     theirs = joint.verdicts.set_index(["claim", "model", "rung"])["estimate"]
     for row in mine.to_dict("records"):
         assert row["estimate"] == pytest.approx(theirs[row["claim"], row["model"], row["rung"]])
+    keys = [
+        "model",
+        "metric",
+        "kind",
+        "strength",
+        "layer",
+        "site",
+        "control",
+        "attack",
+        "intervention",
+        "dial",
+        "scope",
+    ]
+    assert not joint.pooled.duplicated([*keys, "outcome", "budget"]).any()
+    mean = joint.final.query("model == 'ssft-eta_m' and metric == 'refusal' and kind == 'unsafe'")["value"].mean()
+    assert joint.pooled.query("model == 'ssft-eta_m' and metric == 'refusal' and kind == 'unsafe'")[
+        "value"
+    ].item() == pytest.approx(mean)
+    with pytest.raises(InputError, match=r"no model 'base' made here.*folders of the single runs"):
+        joint.load("base")
     page = (out / "report.html").read_text()
     assert "Effects against tune.steps" in page
     assert "1 clusters" in page
