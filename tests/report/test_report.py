@@ -880,7 +880,22 @@ def test_in_a_browser_marks_are_read_by_keys_and_what_is_hidden_is_in_the_addres
     assert page.get_by_role("checkbox", name="SSFT ηₘ", exact=True).is_checked()
     assert not page.get_by_role("checkbox", name="base", exact=True).is_checked()
     assert not figure.locator("[data-series='base']").first.is_visible()
+    assert not page.locator("#layer").is_visible()  # no curve by layer is there
     assert failures == []
+
+
+@pytest.mark.slow
+def test_in_a_browser_a_layer_can_be_chosen(run: Path, browser) -> None:
+    write_records([*study(), *inside()], run / "records.parquet")
+    page = browser.new_page()
+    page.goto(f"file://{render(run)}#figures")
+    layer, marks = page.get_by_role("combobox", name="layer"), page.locator("#figure-separation use:has(> title)")
+    layer.select_option("1", timeout=5000)
+    assert "layer=1" in page.url
+    page.reload()
+    assert layer.input_value() == "1"
+    seen = {(" layer 1:" in mark.text_content(), "aside" in mark.get_attribute("class")) for mark in marks.all()}
+    assert seen == {(False, True), (True, False)}
 
 
 def test_answers_are_marked_against_what_was_wanted(rendered: Path) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -210,8 +211,10 @@ def curves(panel: Axes, rows: pd.DataFrame, x: str, models: Sequence[Model], sca
         if of_model.empty:
             continue
         at, value, low, high = (of_model[name].to_numpy(float) for name in (x, "value", "low", "high"))
-        look = model.look | ({"marker": "", "lw": 1.1} if len(at) > 12 else {})
         window = len(at) // 25
+        look = model.look | ({"marker": "" if window > 1 else "o", "lw": 1.1} if len(at) > 12 else {})
+        if len(at) > 12:  # none is seen, and all say their numbers in the page
+            look |= {"markerfacecolor": (*to_rgb(model.colour), 0.0), "markeredgecolor": (0, 0, 0, 0)}
         if window > 1:
             panel.plot(at, scale * value, color=model.colour, alpha=0.3, lw=0.5, label=model.label)
             value = pd.Series(value).rolling(window, center=True, min_periods=1).mean().to_numpy()

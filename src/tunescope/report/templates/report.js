@@ -34,19 +34,43 @@ function tell(event) {
 document.addEventListener("click", tell);
 document.addEventListener("focusin", tell);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") say(null); });
-// Curves and bars can be hidden, in all figures at once; the address says which, so that a link shows the same.
+// Curves and bars can be hidden, and a layer chosen, in all figures at once; the address says which, so that a link shows the same.
+function address(name, values) {
+  const here = new URL(location.href);
+  here.searchParams.delete(name);
+  values.forEach((value) => here.searchParams.append(name, value));
+  if (here.href !== location.href) history.replaceState(null, "", here);
+}
 const wanted = document.querySelectorAll(".series input");
 function choose() {
   const unwanted = new Set([...wanted].filter((box) => !box.checked).map((box) => box.value));
   document.querySelectorAll("[data-series]").forEach((curve) => { curve.style.display = unwanted.has(curve.dataset.series) ? "none" : ""; });
-  const address = new URL(location.href);
-  address.searchParams.delete("hidden");
-  unwanted.forEach((value) => address.searchParams.append("hidden", value));
-  if (address.href !== location.href) history.replaceState(null, "", address);
+  address("hidden", unwanted);
 }
 const hidden = new URLSearchParams(location.search).getAll("hidden");
 wanted.forEach((box) => { box.checked = !hidden.includes(box.value); box.addEventListener("change", choose); });
 choose();
+const layer = document.getElementById("layer"), layered = [];
+document.querySelectorAll(marks).forEach((mark) => {
+  const at = / layer (\d+):/.exec(mark.textContent);
+  if (at) layered.push([mark, at[1]]);
+});
+function pick() {
+  layered.forEach(([mark, at]) => {
+    mark.classList.toggle("aside", layer.value !== "" && at !== layer.value);
+    mark.classList.toggle("picked", at === layer.value);
+  });
+  document.querySelectorAll(".strip").forEach((strip) => [...strip.children].forEach((at, n) => at.classList.toggle("picked", `${n}` === layer.value)));
+  address("layer", layer.value === "" ? [] : [layer.value]);
+}
+const layers = [...new Set(layered.map(([, at]) => at))].sort((a, b) => a - b);
+if (layer && layers.length > 1) {
+  layers.forEach((at) => layer.add(new Option(at)));
+  layer.closest("fieldset").hidden = false;
+  layer.value = new URLSearchParams(location.search).get("layer") || "";
+  layer.addEventListener("change", pick);
+  pick();
+}
 // Within a figure, arrows go from mark to mark, and Enter to the examples that a mark links to.
 document.querySelectorAll("figure svg").forEach((svg) => {
   if (!svg.querySelector(marks)) return;
