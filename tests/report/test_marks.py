@@ -18,17 +18,23 @@ NAMES = {"one": r"one & all \d", "two": 'the "other"'}
 
 
 def drawn() -> Figure:
-    """Two curves of three points in one panel, the first without an interval; and one too long for marks."""
+    """Two curves of three points in one panel, the first without an interval; one of many, and one too long for any."""
     rows = [
         {"model": model, "layer": layer, "value": sign * (layer + 0.5), "low": low, "high": sign * layer + 2.0}
         for model, sign, low in (("one", 1.0, float("nan")), ("two", -1.0, -4.0))
         for layer in range(3)
     ]
-    rows += [{"model": "long", "layer": at, "value": 0.0, "low": 0.0, "high": 0.0} for at in range(30)]
+    for name, n in (("many", 30), ("long", 50)):
+        rows += [{"model": name, "layer": at, "value": 0.0, "low": 0.0, "high": 0.0} for at in range(n)]
     models = [drawn_as("one", "red", "o", NAMES["one"]), drawn_as("two", "blue", "s", NAMES["two"])]
     figure = Figure()
     panel = figure.subplots()
-    curves(panel, pd.DataFrame(rows), "layer", [*models, drawn_as("long", "green", "^")])
+    curves(
+        panel,
+        pd.DataFrame(rows),
+        "layer",
+        [*models, drawn_as("many", "#008000", "^"), drawn_as("long", "#008000", "^")],
+    )
     panel.set_xlabel("layer")
     return figure
 
@@ -49,6 +55,8 @@ def test_every_mark_says_its_series_and_its_numbers(tmp_path: Path) -> None:
         'the "other", layer 1: -1.5 [-4, 1]',
         'the "other", layer 2: -2.5 [-4, 0]',
     ]
+    assert of["many"] == [f"many, layer {at}: 0" for at in range(30)]
+    assert "fill: #008000; fill-opacity: 0; " in svg  # none of them is seen
     assert of["long"] == []
     assert "<script" not in svg
 

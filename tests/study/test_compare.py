@@ -381,7 +381,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(pair: list[str], ref
     other = save(build("llama"), tmp_path / "other", [*WORDS[:4], "yes", "no", *WORDS[6:]])
     refused(["compare", base, other, *out], "two tokenizers: 'no' is token 4 in one, 5 in the other")
     refused(["compare", base, str(tmp_path), *out], "holds no model")
-    refused(["compare", *pair, *out, "--prompts", task["prompts"][0]], "0 unsafe")
+    refused(["compare", *pair, *out, "--prompts", task["prompts"][0]], "is unsafe; both labels are needed")
     refused(["compare", *pair, *out], "cannot read")  # the shipped ones, in words that are none of its own
     refused(["compare", *pair, *out, *prompts, "--memory", "much"], "--memory", "cpu=SIZE")
     refused(["compare", *pair, *out, *prompts, "--memory", "77=2GiB"], "--memory", "no such GPU")
