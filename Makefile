@@ -1,5 +1,5 @@
 # make study   the laptop study: three runs, runs/laptop-seed0 to 2, and one report on all: runs/laptop/report.html
-# make tiny    a first look: a small world, one run, some two minutes
+# make tiny    a first look: a small world, one run, some three minutes
 # make test    lint, types and tests; make test-all: the slow ones, too, of clusters and killed processes, with all shapes checked
 # make english the study of a small Llama that reads English: runs/english/report.html
 # make smollm  the study of SmolLM2-135M-Instruct, made to refuse: runs/smollm2-135m-seed0/report.html; fetches 93 MB once
