@@ -37,7 +37,7 @@ def recipe(function: Callable[[], Study]) -> Callable[[], Study]:
 
 @recipe
 def tiny() -> Study:
-    """Some two minutes: for tests and for a first look. Its numbers are not results."""
+    """Some three minutes: for tests and for a first look. Its numbers are not results."""
     return Study(
         name="tiny",
         task=WorldConfig(
