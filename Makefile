@@ -66,8 +66,8 @@ bench: .venv/ready
 docs: .venv/ready
 	rm -rf build/docs && mkdir -p build && cp -r docs build/docs
 	mkdir build/docs/results && cp results/laptop-*.md build/docs/results
-	sed 's#](docs/#](#g; s#\](examples/[^)]*)#]#g' README.md > build/docs/index.md
-	sed -i.before 's#(\.\./README.md#(index.md#g; s#(\.\./results/laptop#(results/laptop#g; s#\](\.\./results/[^)]*)#]#g' build/docs/*.md
+	sed 's#](docs/#](#g; s#\[\([^]]*\)\](examples/[^)]*)#\1#g' README.md > build/docs/index.md
+	sed -i.before 's#(\.\./README.md#(index.md#g; s#(\.\./results/laptop#(results/laptop#g; s#\[\([^]]*\)\](\.\./results/[^)]*)#\1#g' build/docs/*.md
 	sed -i.before 's#(\.\./docs/#(../#g' build/docs/results/*.md && rm build/docs/*.before build/docs/results/*.before
 	$(BIN)/zensical build --clean --strict
 
