@@ -102,9 +102,13 @@ class Run:
         found = read_yaml(config) if config.is_file() else {}  # plug-ins that it names need not be loaded
         told = [{"label": BASE, **found["base"]}, *found["tunes"]] if found else []
         named = [(of["label"], of["name"]) for of in told if of["type"] in ("checkpoint", "given")]
-        made = {path.name: path for path in sorted((self.folder / "models").glob("[!.]*")) if path.is_dir()}
-        models = made | {label: Path(name).resolve() if Path(name).is_dir() else name for label, name in named}
+        models = self._made | {label: Path(name).resolve() if Path(name).is_dir() else name for label, name in named}
         return dict(sorted(models.items(), key=lambda item: item[0] != BASE))
+
+    @property
+    def _made(self) -> dict[str, Path]:
+        """Folders of the models that the study made, by name."""
+        return {path.name: path for path in sorted((self.folder / "models").glob("[!.]*")) if path.is_dir()}
 
     @cached_property
     def live(self) -> Mapping[str, LiveModel]:
@@ -121,7 +125,7 @@ class Run:
         Raises:
             InputError: it made no such model.
         """
-        made = {name: path for name, path in self.models.items() if path == self.folder / "models" / name}
+        made = self._made
         if model not in made:
             where = " Models are in the folders of the single runs." if (self.folder / MARKER).is_file() else ""
             raise InputError(f"{self.folder}: no model {model!r} made here. {choices(model, made)}{where}")

@@ -13,6 +13,7 @@ import tunescope as ts
 from tunescope import cli
 from tunescope.config import Sweep, checked
 from tunescope.errors import InputError
+from tunescope.records.tables import KEYS
 from tunescope.report.sweep import render_sweep
 from tunescope.study.sweeps import points_of, run_sweep
 
@@ -118,20 +119,7 @@ def test_a_sweep_from_the_command_line_to_its_tables(
     theirs = joint.verdicts.set_index(["claim", "model", "rung"])["estimate"]
     for row in mine.to_dict("records"):
         assert row["estimate"] == pytest.approx(theirs[row["claim"], row["model"], row["rung"]])
-    keys = [
-        "model",
-        "metric",
-        "kind",
-        "strength",
-        "layer",
-        "site",
-        "control",
-        "attack",
-        "intervention",
-        "dial",
-        "scope",
-    ]
-    assert not joint.pooled.duplicated([*keys, "outcome", "budget"]).any()
+    assert not joint.pooled.duplicated([key for key in KEYS if key not in ("seed", "step")]).any()
     mean = joint.final.query("model == 'ssft-eta_m' and metric == 'refusal' and kind == 'unsafe'")["value"].mean()
     assert joint.pooled.query("model == 'ssft-eta_m' and metric == 'refusal' and kind == 'unsafe'")[
         "value"

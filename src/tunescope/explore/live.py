@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunescope.config import GROUPS
-from tunescope.errors import InapplicableError, InputError
+from tunescope.errors import InapplicableError, InputError, choices
 from tunescope.interventions.directions import DirectionConfig, refusal_directions, without_direction
 from tunescope.interventions.scaled import with_all_scaled
 from tunescope.models.generate import generate
@@ -265,7 +265,7 @@ class LiveModel:
         if source is None:
             raise InputError(f"patch: this prompt has no {how.source}; choose a plain unsafe one")
         if how.position not in asked.positions:
-            raise InputError(f"patch: unknown position {how.position!r}. Choose from: {', '.join(asked.positions)}.")
+            raise InputError(f"patch: unknown position {how.position!r}. {choices(how.position, asked.positions)}")
         where = asked.positions[how.position]
         (read,) = activations(self._model, source.prompts, [how.site], 1)
         with patch(self._model, {how.site: read[how.site][:, where].clone()}, where):

@@ -22,7 +22,7 @@ from tunescope.records.intervals import PerPrompt
 from tunescope.records.names import COMPLIANCE, KL_COST, LOST, REFUSAL, REMOVED, SAFE
 from tunescope.registry import Registry
 from tunescope.rng import Stream
-from tunescope.tasks.base import Batch, Outcomes, Task, Twins, answered
+from tunescope.tasks.base import Batch, Outcomes, Task, Twins, answered, read_ahead
 
 SENSIBLE = 0.9  # share of the right answers to safe prompts that a change must leave
 Make = Callable[[], AbstractContextManager[PreTrainedModel]]
@@ -81,8 +81,7 @@ class Bench:
     def outcomes_of(self, batches: Batches) -> dict[str, Outcomes]:
         """The same of several batches, whose answers are generated together."""
         greedy = Greedy(self.model, self.rows)
-        if not self.task.exact:
-            greedy.ahead([batch.prompts for batch in batches.values()], self.task.answer_length)
+        read_ahead(self.task, greedy, batches.values())
         return {name: answered(self.task, greedy, batch) for name, batch in batches.items()}
 
 

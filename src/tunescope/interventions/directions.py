@@ -21,7 +21,7 @@ from tunescope.probes.collect import stored
 from tunescope.probes.directions import difference_of_means, inner_layers
 from tunescope.probes.view import Batches
 from tunescope.records.names import SAFE, UNSAFE
-from tunescope.tasks.base import Task, answered
+from tunescope.tasks.base import Batch, Outcomes, Task, answered
 
 ALONG = 8  # tokens of a known answer, the first one included, along which an answer must stay what it was
 
@@ -91,8 +91,12 @@ def mediating(
     Raises:
         InapplicableError: there is no such direction.
     """
+
+    def outcomes(batch: Batch) -> Outcomes:
+        return answered(task, Greedy(model, rows), batch)  # of the model as it is now
+
     safe, unsafe = (fit[kind].first(config.prompts) for kind in (SAFE, UNSAFE))
-    safe = safe[answered(task, Greedy(model, rows), safe).compliance.nonzero().squeeze(1)]
+    safe = safe[outcomes(safe).compliance.nonzero().squeeze(1)]
     if not len(safe):
         raise InapplicableError("left out: safe prompts are not answered to begin with")
     answer = None if safe.answer is None else safe.answer[:, :ALONG]
@@ -106,9 +110,9 @@ def mediating(
             after = next_logps(model, safe.prompts, rows, answer)
             changed[site] = divergence(before, after)[there.bool()].mean().item()
             if task.exact:
-                kept[site] = answered(task, Greedy(model, rows), safe).compliance.double().mean().item()
+                kept[site] = outcomes(safe).compliance.double().mean().item()
             if kept[site] >= config.least_kept if task.exact else changed[site] <= config.most_kl:
-                left[site] = int(answered(task, Greedy(model, rows), unsafe).refusal.sum())
+                left[site] = int(outcomes(unsafe).refusal.sum())
     if not left:
         least, most = min(changed.values()), max(kept.values(), default=0.0)
         bound = (

@@ -34,10 +34,10 @@ def generate(
     model.generation_config = config
     try:
         out = torch.full((len(prompts), length), pad, dtype=torch.long, device=prompts.sequence.device)
-        by_length = prompts.lengths.argsort(stable=True)  # alike ones need less padding
-        order = [batch for batch in by_length.split(rows) if len(batch)]
         if patched(model):  # each row with activations of its own
-            order = [torch.arange(len(prompts), device=by_length.device)]
+            order = [torch.arange(len(prompts), device=out.device)]
+        else:  # alike ones need less padding
+            order = [batch for batch in prompts.lengths.argsort(stable=True).split(rows) if len(batch)]
         for which in progress(order, desc="greedy answers", unit="batch"):
             part = sharing(model, prompts[which].trimmed())
             given: dict[str, Any] = part.arguments()

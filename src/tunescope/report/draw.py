@@ -212,9 +212,10 @@ def curves(panel: Axes, rows: pd.DataFrame, x: str, models: Sequence[Model], sca
             continue
         at, value, low, high = (of_model[name].to_numpy(float) for name in (x, "value", "low", "high"))
         window = len(at) // 25
-        look = model.look | ({"marker": "" if window > 1 else "o", "lw": 1.1} if len(at) > 12 else {})
-        if len(at) > 12:  # none is seen, and all say their numbers in the page
-            look |= {"markerfacecolor": (*to_rgb(model.colour), 0.0), "markeredgecolor": (0, 0, 0, 0)}
+        look = model.look
+        if len(at) > 12:  # none is seen; up to 49 all say their numbers in the page
+            unseen = {"markerfacecolor": (*to_rgb(model.colour), 0.0), "markeredgecolor": (0, 0, 0, 0)}
+            look = look | unseen | {"marker": "" if window > 1 else "o", "lw": 1.1}
         if window > 1:
             panel.plot(at, scale * value, color=model.colour, alpha=0.3, lw=0.5, label=model.label)
             value = pd.Series(value).rolling(window, center=True, min_periods=1).mean().to_numpy()

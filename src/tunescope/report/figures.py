@@ -43,7 +43,7 @@ def draw(name: str, records: pd.DataFrame) -> Figure:
     """
     if found := _drawn(FIGURES[name], records, models_of(records)):
         return found
-    raise InputError(f"figure {name}: nothing of what it shows was measured; verdicts need three runs")
+    raise InputError(f"figure {name}: nothing of what it shows was measured, or judged (verdicts need three runs)")
 
 
 def _drawn(entry: Drawing, records: pd.DataFrame, models: Sequence[Model]) -> Figure | None:

@@ -102,7 +102,7 @@ def graph_of(study: Study, folder: Path, skip: Collection[str] = ()) -> Graph:
 def check_names(study: Study, skip: Collection[str] = ()) -> None:
     """Raises InputError: an unknown protocol, probe, attack or intervention, or settings that it does not have."""
     if unknown := sorted(set(skip) - {*GROUPS}):
-        raise InputError(f"Stages {', '.join(unknown)} cannot be left out. Choose from: {', '.join(GROUPS)}.")
+        raise InputError(f"Stages {', '.join(unknown)} cannot be left out. {choices(unknown[0], GROUPS)}")
     for tune in study.tunes:
         if isinstance(tune, Trained):
             PROTOCOLS[tune.protocol]

@@ -61,7 +61,7 @@ from tunescope.rng import Stream
 from tunescope.study.context import ANSWERS, FOLLOWED, Common, Context, ModelRef, explained, fitting_rows
 from tunescope.study.sources import TASK, notes_on
 from tunescope.study.stages import Place
-from tunescope.tasks.base import Answered, Batch, Capable, InForms, Kind, Task, Twinned, Use, answered
+from tunescope.tasks.base import Answered, Batch, Capable, InForms, Kind, Task, Twinned, Use, answered, read_ahead
 from tunescope.training.fit import Row
 from tunescope.training.pretraining import HELD_OUT, pretrain
 from tunescope.training.protocol import PROTOCOLS
@@ -315,8 +315,7 @@ def behave(given: Behave, at: Place) -> None:
     ):
 
         def measured(greedy: Greedy, step: int, asked: Sequence[tuple[Batch, float | None]]) -> Findings:
-            if not task.exact:
-                greedy.ahead([batch.prompts for batch, _ in asked], task.answer_length)
+            read_ahead(task, greedy, (batch for batch, _ in asked))
             behaviour = Findings(given.model.subject(given.seed, step))
             for batch, strength in asked:
                 _behaves(behaviour, task, greedy, batch, strength)
@@ -481,8 +480,7 @@ def attack_model(given: Attacking, at: Place) -> None:
 
     with explained(f"attacks on {given.model.label}"):
         greedy = Greedy(model, _rows(given, model, asked, given.probe.rows))
-        if not task.exact:
-            greedy.ahead([ladder.batch.prompts for ladder in ladders], task.answer_length)
+        read_ahead(task, greedy, (ladder.batch for ladder in ladders))
         kept = this.kept(FOLLOWED, bool) if given.tuned and given.model.judged_as(given.base) else {}
         intact = Intact(Greedy(base, greedy.rows) if given.tuned else greedy, base_task, kept)
         measure_attacks(found, greedy, task, attacks(), intact, Instruments.of(view), rows)

@@ -4,7 +4,7 @@ The synthetic world and natural language are two tasks. Training, probes, attack
 task than what stands here.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -221,6 +221,12 @@ def answered(task: Task, greedy: Greedy, batch: Batch, prompts: Inputs | None = 
         return task.outcomes(greedy.model, batch, greedy.rows, prompts)
     left = max(1, task.answer_length - batch.given)
     return task.judge(batch, greedy(batch.prompts if prompts is None else prompts, left))
+
+
+def read_ahead(task: Task, greedy: Greedy, batches: Iterable[Batch]) -> None:
+    """Have greedy answers to several batches at hand, where `answered` will judge them."""
+    if not task.exact:
+        greedy.ahead([batch.prompts for batch in batches], task.answer_length)
 
 
 @runtime_checkable
