@@ -276,9 +276,11 @@ def cells(
     return image
 
 
-def model_axis(panel: Axes, models: Sequence[Model]) -> None:
-    """A horizontal axis with a place for each model; names of many are turned, or they would overlap."""
-    many = len(models) > 10
+def model_axis(panel: Axes, models: Sequence[Model], across: int = 1) -> None:
+    """A horizontal axis with a place for each model, of so many panels beside each other; names of many are turned, or
+    they would overlap.
+    """
+    many = across * len(models) > 10
     panel.set_xticks(range(len(models)), [model.label if many else model.label.replace(" ", "\n") for model in models])
     panel.tick_params(axis="x", rotation=60 if many else 0)
 

@@ -136,7 +136,7 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
     points: the runs. Large ones: their mean with its 95 % interval over runs, or of one run over what varies within it.
     Grey band: smaller than the smallest effect of interest, either way. Over runs, long intervals are cut off.
     """
-    claims = list(dict.fromkeys(rows["kind"]))
+    claims, across = list(dict.fromkeys(rows["kind"])), 3
     there, single = set(rows["scope"]), int(rows["index"].max() < 1)
     looks = {rung.name: (f"beyond {rung.beyond}", *RUNGS[rung.name]) for rung in LADDER if rung.name in there}
 
@@ -166,10 +166,14 @@ def effects(rows: pd.DataFrame, models: list[Model]) -> Figure:
             panel.minorticks_off()
         panel.set_ylim(*panel.get_ylim())  # of the runs
         dots(panel, its[its["index"].isna()], "model", dict.fromkeys(places, ""), "scope", looks)
-        model_axis(panel, models)
+        model_axis(panel, models, across)
 
     titles = dict(zip(claims, _short(claims, 36), strict=True))
-    share: Look = {"across": 3, "share": (True, False), "legend": look_legend(looks)._replace(columns=2, above=False)}
+    share: Look = {
+        "across": across,
+        "share": (True, False),
+        "legend": look_legend(looks)._replace(columns=2, above=False),
+    }
     return facet(draw, titles, height=1.1, margin=1.0, xlabel="model", **share)
 
 
